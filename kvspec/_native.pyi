@@ -1,0 +1,133 @@
+"""Typed surface of the Rust extension. Checked against the built module by mypy's stubtest."""
+
+from typing import Literal, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Key = tuple[int, int]
+Ranges = list[tuple[int, int]]
+
+__version__: str
+
+def schema(name: Literal["spec"]) -> str: ...
+def philox(counter: tuple[int, int, int, int], key: Key) -> tuple[int, int, int, int]: ...
+def derive_keys(seed: int, experiment: int, trial: int, fault: int) -> tuple[Key, Key]: ...
+def read_key(master: Key, request: int, step: int) -> Key: ...
+def thresholds(units: int, probability: float) -> NDArray[np.uint64]: ...
+def format_bits(format: str) -> int: ...
+def format_mask(format: str, bits: str) -> int: ...
+def encode(format: str, values: NDArray[np.float32]) -> NDArray[np.uint32]: ...
+def decode(format: str, codes: NDArray[np.uint32]) -> NDArray[np.float32]: ...
+@final
+class Sampler:
+    def __new__(
+        cls,
+        *,
+        head_size: int,
+        bits: int,
+        heads: int,
+        planes: int = 2,
+        first_plane: int = 0,
+        rate: float,
+        per: Literal["bit", "element", "row"] = "bit",
+        mask: int,
+        burst_len: int = 1,
+        page_tokens: int = 0,
+        page_rate: float = 1.0,
+    ) -> Sampler: ...
+    @property
+    def level(self) -> Literal["token", "head", "dense"]: ...
+    @property
+    def thresholds(self) -> NDArray[np.uint64]: ...
+    @property
+    def page_threshold(self) -> int | None: ...
+    @property
+    def eligible_bits_per_row(self) -> int: ...
+    @property
+    def expected_flips_per_row(self) -> float: ...
+    def enumerate(
+        self,
+        *,
+        key: Key,
+        request: int,
+        layers: tuple[int, int],
+        tokens: tuple[int, int],
+        prompt_len: int = 0,
+        selector: Selector | None = None,
+    ) -> dict[str, NDArray[np.generic]]: ...
+    def count(
+        self,
+        *,
+        key: Key,
+        request: int,
+        layers: tuple[int, int],
+        tokens: tuple[int, int],
+        prompt_len: int = 0,
+        selector: Selector | None = None,
+    ) -> int: ...
+
+@final
+class Selector:
+    def __new__(
+        cls,
+        *,
+        layers: Ranges | None = None,
+        heads: Ranges | None = None,
+        planes: tuple[bool, bool] = (True, True),
+        phase: Literal["all", "prompt", "decode"] = "all",
+        tokens: Ranges | None = None,
+    ) -> Selector: ...
+
+@final
+class TrialTable:
+    def __new__(
+        cls,
+        *,
+        layers: int,
+        samplers: list[Sampler],
+        selectors: list[Selector],
+        sampler: NDArray[np.uint32],
+        selector: NDArray[np.uint32],
+        write_key: NDArray[np.uint32],
+        request: NDArray[np.uint32],
+        prompt_len: NDArray[np.uint32],
+    ) -> TrialTable: ...
+    def __len__(self) -> int: ...
+    def write_step(
+        self,
+        *,
+        entry: NDArray[np.uint32],
+        row: NDArray[np.uint32],
+        start: NDArray[np.uint32],
+        count: NDArray[np.uint32],
+    ) -> StepFaults: ...
+
+@final
+class StepFaults:
+    def __len__(self) -> int: ...
+    def layer_len(self, layer: int) -> int: ...
+    def inject(
+        self,
+        layer: int,
+        words: NDArray[np.uint32],
+        *,
+        block_table: NDArray[np.int32],
+        offsets: NDArray[np.int64],
+        block_stride: int,
+        format: str,
+    ) -> None: ...
+    @property
+    def landed(self) -> NDArray[np.uint64]: ...
+    def columns(self, layer: int) -> dict[str, NDArray[np.generic]]: ...
+
+def score_tokens(
+    golden_values: NDArray[np.uint32],
+    golden_offsets: NDArray[np.int64],
+    values: NDArray[np.uint32],
+    offsets: NDArray[np.int64],
+    golden_index: NDArray[np.uint32],
+) -> dict[str, NDArray[np.generic]]: ...
+def score_texts(
+    golden: list[str], texts: list[str], golden_index: NDArray[np.uint32]
+) -> dict[str, NDArray[np.generic]]: ...

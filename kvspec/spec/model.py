@@ -1,0 +1,180 @@
+"""The resolved spec as immutable values: what a lab declared, with every default filled in.
+
+These classes mirror `schemas/spec.schema.json` one to one. They are built by `kvspec.spec.load_spec`, which has
+validated everything; they hold no logic beyond the conversion from and to plain data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+SITES = ("KV_WRITE", "KV_READ", "BOTH")
+FAULT_MODELS = ("random", "burst", "msb_biased", "page_local")
+MSB_POLICIES = ("BYTE_TOPBITS", "FP16_EXPONENT", "INT4_NIBBLE")
+RATE_UNITS = ("per_bit", "per_element", "per_row", "per_token", "per_page", "fit")
+STORAGE_FORMATS = ("bf16", "fp16")
+METRICS = (
+    "exact_match",
+    "char_drift",
+    "token_drift",
+    "first_divergence",
+    "token_edit_distance",
+    "char_edit_distance",
+    "outcome",
+)
+
+Range = tuple[int, int | None]
+"""Half-open `[start, stop)`; `None` as stop means open-ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Which model runs, and what its cache holds."""
+
+    id: str
+    """`bundled:smollm2`, a hub id such as `gpt2`, or a local folder."""
+    revision: str | None = None
+    """Commit of the hub repository; `None` takes the default branch and is recorded."""
+    dtype: str = "auto"
+    """Compute type: auto, float32, bfloat16 or float16. `auto` is float32 on a CPU without bf16 units."""
+    kv_cache_dtype: str = "auto"
+    """Storage format whose bits flip: auto, bf16, fp16. `auto` is bf16."""
+    max_model_len: int | None = None
+    """Longest request in tokens; `None` takes the model's own limit."""
+
+    @property
+    def storage_format(self) -> str:
+        """The storage format that `kv_cache_dtype` stands for."""
+        return "bf16" if self.kv_cache_dtype == "auto" else self.kv_cache_dtype
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSpec:
+    """The requests of the campaign, in order. The index of a prompt is its `request` coordinate."""
+
+    texts: tuple[str, ...]
+    """All prompts, `inline` and `file` read and `repeat` applied."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationSpec:
+    """Decoding parameters, the same for golden and faulty requests."""
+
+    max_tokens: int = 50
+    temperature: float = 0.0
+    ignore_eos: bool = True
+    seed: int | None = None
+    """Sampling seed when temperature is above 0; `None` takes the seed of the spec."""
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """The sites at which faults are shown. Narrowing it leaves all other flips unchanged."""
+
+    layers: tuple[Range, ...] | None = None
+    """Global layer indices; `None` is all."""
+    heads: tuple[Range, ...] | None = None
+    """Global KV heads; `None` is all."""
+    cache: tuple[Literal["K", "V"], ...] = ("K", "V")
+    tokens: Literal["all", "prompt", "decode"] | tuple[Range, ...] = "all"
+    """Logical positions: all, those of the prompt, those generated, or explicit ranges."""
+    steps: Literal["all", "prefill", "decode"] | tuple[Range, ...] = "all"
+    """KV_READ only: read events. 0 is the prefill, i the i-th decode forward."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """One dose with its unit."""
+
+    unit: str
+    """One of `RATE_UNITS`."""
+    value: float
+    """Probability per unit; for `fit` the raw failures in time per Mbit (2^20 bits)."""
+    residency_hours: float | None = None
+    """`fit` only: how long a value rests in the cache before it is used."""
+
+    def __str__(self) -> str:
+        return f"{self.value:g} {self.unit}"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault model at one dose and one site: the concrete fault of a cell, all sweeps expanded."""
+
+    name: str
+    """Name of the entry in the spec."""
+    index: int
+    """Index of the entry in the spec's fault list: the `fault` word of the counter."""
+    site: str
+    model: str
+    rate: Rate
+    burst_len: int = 1
+    """Consecutive eligible bits of a burst; 1 unless `model` is burst."""
+    msb_policy: str | None = None
+    bits: tuple[int, ...] | Literal["all", "sign", "exponent", "mantissa"] = "all"
+    """Eligible bits of every element, 0 the least significant."""
+    page_tokens: int = 16
+    """page_local only: consecutive logical tokens of a page."""
+    page_density: float = 1.0e-3
+    """page_local only: flip probability per eligible bit inside a hit page."""
+    where: Selector = field(default_factory=Selector)
+
+
+@dataclass(frozen=True, slots=True)
+class Controls:
+    """Trials without faults that measure the golden floor."""
+
+    null_trials: int = 1
+    """Per prompt: requests that run through the armed injector at rate 0."""
+    golden_repeats: int = 2
+    """Per prompt: repetitions of the fault-free request, spread over the campaign."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialSpec:
+    """How many trials each cell gets."""
+
+    per_prompt: int
+    """Trials per prompt and cell; the n of a cell is this times the number of prompts."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """How the engine runs. Never changes which faults are injected, hence not part of the plan digest."""
+
+    max_num_seqs: int = 256
+    """Requests that decode together."""
+    block_size: int | None = None
+    """Tokens per cache block; `None` takes the backend's."""
+    max_num_batched_tokens: int | None = None
+    """Tokens per scheduler step; smaller values chunk the prefill."""
+    kv_cache_gib: float | None = None
+    """Memory of the cache in GiB; `None` sizes it so that no request is preempted, up to 2."""
+    submission_seed: int | None = None
+    """Shuffles the order in which requests are submitted; `None` keeps the order of the plan."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A validated spec with every default resolved and every sweep still in `faults` expanded to cells."""
+
+    name: str
+    model: ModelSpec
+    prompts: PromptSpec
+    generation: GenerationSpec
+    faults: tuple[Fault, ...]
+    """One per cell, in the order of the file; within an entry the sweep order is site, burst_len, msb_policy, where, rate."""
+    controls: Controls
+    trials: TrialSpec
+    seed: int
+    metrics: tuple[str, ...]
+    engine: EngineSpec = field(default_factory=EngineSpec)
+    description: str = ""
+    source: str = ""
+    """Path of the file it came from; not part of the plan digest."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, the canonical resolved form written beside every run."""
+        return asdict(self)

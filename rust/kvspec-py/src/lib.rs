@@ -1,0 +1,5 @@
+//! `kvspec._native`.
+use pyo3::prelude::*;
+
+#[pymodule]
+mod _native {}
