@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 CODES: dict[str, str] = {
     # 1xx: the YAML text
@@ -135,7 +135,7 @@ class KvspecError(Exception):
         path: str | None = None,
         expected: str | None = None,
         hint: str | None = None,
-    ) -> KvspecError:
+    ) -> Self:
         """Build the error from a single diagnostic."""
         return cls(Diagnostic(code, message, mark, path, expected, hint))
 

@@ -1,1 +1,31 @@
-//! kvspec core.
+//! The core of kvspec: sampling of faults, fault maps, storage formats.
+//!
+//! The definition is `sampling.md`, version 2. A fault has a logical site (request, layer, plane, head, token,
+//! element, bit), and each flip is a pure function of a key and its site: no state, no order, no batch.
+//!
+//! - [`derive_keys`] turns (seed, experiment, trial, fault entry) into the keys of a trial.
+//! - A [`Sampler`] is a [`FaultModel`] bound to the [`Geometry`] of a layer. It enumerates into a [`FaultMap`].
+//! - A [`TrialTable`] holds the trials of a campaign and samples what one engine step writes: [`StepFaults`].
+//! - A [`Selector`] hides flips and never moves one.
+//! - A [`Format`] encodes and decodes the stored elements.
+
+mod error;
+mod fault;
+mod format;
+mod inject;
+mod map;
+mod philox;
+mod sample;
+mod select;
+mod step;
+mod thresholds;
+
+pub use error::Error;
+pub use fault::{FaultModel, Geometry, Level, Page, Per, Sampler};
+pub use format::Format;
+pub use inject::{CacheTables, StepFaults};
+pub use map::{Columns, FaultMap, Grid, Layout, MAX_FLIPS, Op, Word};
+pub use philox::{Block, Key, LANES, Lanes, derive_keys, philox, philox_lanes, read_key};
+pub use select::{Indices, Phase, Selector};
+pub use step::{StepRows, TrialTable, Trials};
+pub use thresholds::thresholds;

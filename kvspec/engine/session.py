@@ -1,0 +1,202 @@
+"""One vLLM engine with the hook installed: start, submit, step, ask the workers. The only file that drives vLLM."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+from kvspec.errors import EngineError, KvspecError, PrerequisiteError
+from kvspec.models import Geometry
+from kvspec.spec.model import EngineSpec, GenerationSpec, ModelSpec
+
+WORKER = "kvspec.engine.vllm.worker.KvspecWorker"
+BLOCK_TOKENS = 32
+"""Default tokens per cache block on the CPU: the smallest that its attention supports, so that short requests
+waste, and scrubbing clears, as little as possible."""
+DEFAULT_CACHE_GIB = 2.0
+CPU_DTYPES = ("auto", "float32")
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A request that ended."""
+
+    entry: int
+    token_ids: list[int]
+    """As sampled; never re-tokenized."""
+    text: str
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the engine must be able to hold."""
+
+    longest: int
+    """Longest request, prompt and generated tokens."""
+    requests: int
+    """Requests of the campaign."""
+    geometry: Geometry | None
+
+
+def require_vllm() -> None:
+    """Raise `PrerequisiteError` (KVS901) where torch or vLLM is missing, before anything else is done."""
+    for package in ("torch", "vllm"):
+        if importlib.util.find_spec(package) is None:
+            raise PrerequisiteError.one(
+                "KVS901",
+                f"the engine needs the package `{package}`, which is not installed",
+                hint="run with the `cpu` extra: `uv run --extra cpu kvspec ...`",
+            )
+
+
+def prepare_environment() -> None:
+    """Settings that vLLM and its libraries read from the environment, before their first import."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for bars in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(bars, "1")  # the campaign shows a progress bar of its own
+    # One process: Ctrl-C stops between two steps, and nothing has to be sent through pipes.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the notices of model loading off the terminal; errors still arrive as exceptions."""
+    with warnings.catch_warnings(), open(os.devnull, "w", encoding="utf-8") as null, redirect_stdout(null):
+        warnings.simplefilter("ignore")
+        yield
+
+
+class Session:
+    """A running engine. Raises `EngineError` for everything that vLLM refuses, with vLLM's own words in it."""
+
+    def __init__(
+        self, model: ModelSpec, source: str, engine: EngineSpec, storage_format: str, shape: Shape
+    ) -> None:
+        require_vllm()
+        prepare_environment()
+        if model.dtype not in CPU_DTYPES:
+            raise EngineError.one(
+                "KVS408",
+                f"compute type `{model.dtype}` is not supported on this CPU engine",
+                path="$.model.dtype",
+                expected="auto or float32",
+                hint="the cache format is declared apart from it, by kv_cache_dtype",
+            )
+        from vllm import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        block = engine.block_size or BLOCK_TOKENS
+        sequences = max(1, min(engine.max_num_seqs, shape.requests))
+        self.settings: dict[str, Any] = {
+            "model": source,
+            "revision": model.revision,
+            "dtype": "float32",
+            "enforce_eager": True,
+            "seed": 0,
+            "max_model_len": shape.longest,
+            "max_num_seqs": sequences,
+            "max_num_batched_tokens": engine.max_num_batched_tokens,
+            "block_size": block,
+            "kv_cache_memory_bytes": _cache_bytes(engine, shape, sequences, block),
+            "enable_prefix_caching": False,
+            "disable_log_stats": True,
+            "worker_cls": WORKER,
+            "additional_config": {"kvspec": {"storage_format": storage_format}},
+        }
+        try:
+            with quiet():
+                self._engine = LLMEngine.from_engine_args(EngineArgs(**self.settings))
+        except KvspecError:
+            raise
+        except Exception as error:
+            raise EngineError.one("KVS406", f"vLLM did not start: {_words(error)}", hint=_start_hint(error)) from error
+
+    def rpc(self, method: str, *args: Any) -> Any:
+        """Call a method of every worker; the answer of the first one."""
+        return self._engine.collective_rpc(method, args=args)[0]
+
+    @property
+    def geometry(self) -> Geometry:
+        """Geometry of the loaded model."""
+        return Geometry(*self.rpc("kvspec_geometry"))
+
+    def submit(self, entry: int, prompt: list[int], generation: GenerationSpec, seed: int) -> None:
+        """Queue one request; its faults are those of `entry` in the loaded table."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            temperature=generation.temperature,
+            max_tokens=generation.max_tokens,
+            ignore_eos=generation.ignore_eos,
+            stop=list(generation.stop),
+            seed=seed if generation.temperature > 0 else None,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args={"kvspec": entry},
+        )
+        self._engine.add_request(str(entry), {"prompt_token_ids": prompt}, params)
+
+    @property
+    def pending(self) -> int:
+        """Requests that are queued or running."""
+        return int(self._engine.get_num_unfinished_requests())
+
+    def step(self) -> list[Finished]:
+        """Run one scheduler step; the requests that ended in it."""
+        try:
+            outputs = self._engine.step()
+        except KvspecError:
+            raise
+        except Exception as error:
+            raise EngineError.one("KVS406", f"the engine failed in a step: {_words(error)}") from error
+        return [
+            Finished(
+                int(output.request_id),
+                list(output.outputs[0].token_ids),
+                output.outputs[0].text,
+                output.outputs[0].finish_reason or "",
+            )
+            for output in outputs
+            if output.finished
+        ]
+
+    def generate(self, prompts: list[list[int]], generation: GenerationSpec, seed: int) -> list[Finished]:
+        """Submit entries 0 .. n - 1 and run them to the end, in order of entry."""
+        for entry, prompt in enumerate(prompts):
+            self.submit(entry, prompt, generation, seed)
+        done: list[Finished] = []
+        while self.pending:
+            done += self.step()
+        return sorted(done, key=lambda f: f.entry)
+
+
+def _cache_bytes(engine: EngineSpec, shape: Shape, sequences: int, block: int) -> int:
+    """Memory for the cache: enough that no request is ever preempted, within the limit of the spec."""
+    limit = int((engine.kv_cache_gib or DEFAULT_CACHE_GIB) * 2**30)
+    if shape.geometry is None or engine.kv_cache_gib is not None:
+        return limit
+    blocks = sequences * -(-shape.longest // block) + 8  # and a few for the null block and look-ahead
+    return min(limit, blocks * block * shape.geometry.bits_per_token(32) // 8)
+
+
+def _words(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:300] + " ..."
+
+
+def _start_hint(error: Exception) -> str | None:
+    text = str(error).lower()
+    if "memory" in text:
+        return "lower engine.kv_cache_gib or engine.max_num_seqs, or free memory"
+    if "max_model_len" in text or "max seq len" in text:
+        return "shorten the prompts or generation.max_tokens, or raise engine.kv_cache_gib"
+    return "KVSPEC_TRACEBACK=1 shows where it failed"

@@ -1,0 +1,171 @@
+"""The injector of one worker: from the trial table and the steps of the scheduler to flipped bits in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kvspec import _native
+from kvspec.engine.table import TableData
+from kvspec.engine.vllm.canary import CanaryWatch
+from kvspec.engine.vllm.layers import AttentionLayer, Unwrapped, geometry, wrap_write
+from kvspec.engine.vllm.layout import Layout, probe, words_of
+from kvspec.engine.vllm.runner import RunnerV1
+from kvspec.engine.vllm.step import Requests, Step
+from kvspec.engine.vllm.taint import Taint
+
+
+class Tally:
+    """What happened to each table entry, counted where it happened."""
+
+    def __init__(self, entries: int) -> None:
+        self.landed = np.zeros(entries, dtype=np.uint64)
+        """Bits that differ between the stored code before the injection and the code read back after it."""
+        self.written = np.zeros(entries, dtype=np.uint32)
+        """Token positions written to the cache."""
+        self.preemptions = np.zeros(entries, dtype=np.uint32)
+        self.nonfinite_at = np.full(entries, -1, dtype=np.int32)
+        """First generated token whose logits were not finite, -1 if all were."""
+
+    def begin(self, step: Step) -> None:
+        """Count the positions of a step. A request that starts over was preempted: its faults land anew."""
+        again = step.entry[(step.start == 0) & (self.written[step.entry] > 0)]
+        self.preemptions[again] += 1
+        self.landed[again] = 0
+        self.nonfinite_at[again] = -1
+        self.written[step.entry] = step.start + step.count
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The cache of all layers, as the injector addresses it."""
+
+    layouts: list[Layout]
+    words: list[NDArray[np.uint32]]
+    tensors: list[torch.Tensor]
+
+
+class Injector:
+    """Hooks a runner and its attention layers, and applies the faults of the loaded trial table.
+
+    Without a table it only rounds the cache to its storage format and injects nothing.
+    """
+
+    def __init__(self, runner: RunnerV1, layers: list[AttentionLayer], storage_format: str) -> None:
+        self.runner = runner
+        self.layers = layers
+        self._format = storage_format
+        self.geometry = geometry(layers)
+        self._requests = Requests()
+        self._taint = Taint()
+        self._data: TableData | None = None
+        self._table: _native.TrialTable | None = None
+        self._cache: Cache | None = None
+        self.canary: CanaryWatch | None = None
+        self._step: Step | None = None
+        self._faults: _native.StepFaults | None = None
+        self._armed: Step | None = None
+        self._blocks: NDArray[np.int32] | None = None
+        self.scrubbed_blocks = 0
+        runner.hook(self._begin_step, self._end_step, self._observe_logits)
+        for attention in layers:
+            wrap_write(attention, storage_format, self._after_write)
+
+    def load(self, data: TableData) -> None:
+        """Take a trial table. The cache exists by now, so its layout is probed here."""
+        self._end_step()
+        if self._cache is None:
+            self._cache = self._probe()
+        self._data = data
+        self._table = data.build(self.geometry)
+        self._faulty = np.append(data.faulty, False)
+        self.tally = Tally(len(data))
+
+    def watch(self, watch: CanaryWatch | None) -> None:
+        """Compare every cache write of one entry with an independent expectation (the canary), or stop doing so."""
+        self.canary = watch
+
+    @property
+    def cache(self) -> Cache:
+        """The probed cache; valid after the first `load`."""
+        assert self._cache is not None
+        return self._cache
+
+    def settle(self) -> None:
+        """Bring the tally up to date with the last step."""
+        self._end_step()
+
+    def _probe(self) -> Cache:
+        self.runner.check_cache()
+        layouts, words, tensors = [], [], []
+        for attention in self.layers:
+            cache = attention.kv_cache
+            # CPU_ATTN: [blocks, heads, tokens, 2 * head_size]; the probe fails if the guess of T is wrong.
+            tokens = cache[0].numel() // (2 * attention.layer.num_kv_heads * attention.layer.head_size)
+            if layouts and cache.shape == tensors[0].shape and cache.stride() == tensors[0].stride():
+                layouts.append(layouts[0])
+            else:
+                layouts.append(probe(Unwrapped(attention.layer.impl), attention.layer, cache, tokens))
+            words.append(words_of(cache))
+            tensors.append(cache)
+        return Cache(layouts, words, tensors)
+
+    def _begin_step(self, scheduled: Any, order: Sequence[str]) -> None:
+        self._end_step()
+        grants = self._requests.observe(scheduled)
+        if self._table is None or self._data is None:
+            return
+        self.scrubbed_blocks += self._taint.hand_out(grants, self._faulty, self.cache.tensors)
+        step = self._requests.step(scheduled, order)
+        self.tally.begin(step)
+        self._step = step
+        armed = self._data.armed[step.entry]
+        self._armed = Step(*(np.ascontiguousarray(c[armed]) for c in (step.row, step.entry, step.start, step.count)))
+        self._faults = self._table.write_step(
+            entry=self._armed.entry, row=self._armed.row, start=self._armed.start, count=self._armed.count
+        )
+        if len(self._faults) or self.canary is not None:
+            self._blocks = self.runner.block_table(len(order))
+
+    def _after_write(self, layer: int, key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor) -> None:
+        if self._faults is None:
+            return
+        if self._faults.layer_len(layer):
+            assert self._blocks is not None
+            layout = self.cache.layouts[layer]
+            self._faults.inject(
+                layer,
+                self.cache.words[layer],
+                block_table=self._blocks,
+                offsets=layout.offsets,
+                block_stride=layout.block_stride,
+                format=self._format,
+            )
+        if self.canary is not None:
+            assert self._step is not None and self._blocks is not None
+            self.canary.check(layer, self._step, key, value, kv_cache, self._blocks, self.cache.layouts[layer])
+
+    def _observe_logits(self, logits: torch.Tensor) -> None:
+        step = self._step
+        if step is None or self._data is None or len(step.row) == 0 or logits.shape[0] <= int(step.row.max()):
+            return
+        low, high = torch.aminmax(logits, dim=-1)
+        finite = (torch.isfinite(low) & torch.isfinite(high)).numpy()
+        if finite.all():
+            return
+        bad = ~finite[step.row]
+        entry = step.entry[bad]
+        # Row i predicts the token after its last position; rows inside a chunked prompt predict nothing.
+        token = (step.start[bad] + step.count[bad]).astype(np.int64) - self._data.prompt_len[entry]
+        first = (token >= 0) & (self.tally.nonfinite_at[entry] < 0)
+        self.tally.nonfinite_at[entry[first]] = token[first]
+
+    def _end_step(self) -> None:
+        if self._faults is not None and self._armed is not None and len(self._armed.entry):
+            np.add.at(self.tally.landed, self._armed.entry, self._faults.landed)
+        self._step = self._faults = self._armed = self._blocks = None

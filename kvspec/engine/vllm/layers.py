@@ -1,0 +1,120 @@
+"""The attention layers of a loaded model: which ones there are, and the seam where faults enter each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kvspec.errors import EngineError
+from kvspec.models import Geometry
+
+SUPPORTED = ("CPU_ATTN",)
+
+STORAGE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionLayer:
+    """One attention layer of the model."""
+
+    index: int
+    """Global layer index."""
+    layer: Any
+    """`vllm.model_executor.layers.attention.Attention`."""
+
+    @property
+    def kv_cache(self) -> torch.Tensor:
+        """The cache of this layer, `[blocks, ...]`; allocated after the model is loaded."""
+        cache = self.layer.kv_cache
+        return cache[0] if isinstance(cache, list) else cache
+
+
+class Unwrapped:
+    """An attention implementation with its class's own `do_kv_cache_update`, whatever was wrapped on the instance."""
+
+    def __init__(self, impl: Any) -> None:
+        self._impl = impl
+
+    def do_kv_cache_update(self, *args: Any) -> None:
+        """The backend's write, without injection."""
+        type(self._impl).do_kv_cache_update(self._impl, *args)
+
+
+def attention_layers(forward_context: dict[str, Any]) -> list[AttentionLayer]:
+    """All attention layers in layer order. Raises `EngineError` (KVS402) for anything that could be mis-addressed."""
+    from vllm.model_executor.layers.attention import Attention
+    from vllm.model_executor.models.utils import extract_layer_index
+
+    layers = []
+    for name, layer in forward_context.items():
+        if not isinstance(layer, Attention):
+            raise EngineError.one(
+                "KVS402",
+                f"layer `{name}` is a {type(layer).__name__}",
+                expected="only full attention layers with a paged KV cache",
+            )
+        _check(name, layer)
+        layers.append(AttentionLayer(extract_layer_index(name), layer))
+    layers.sort(key=lambda a: a.index)
+    if not layers or [a.index for a in layers] != list(range(len(layers))):
+        raise EngineError.one(
+            "KVS402",
+            f"the model has attention layers {[a.index for a in layers]}",
+            expected="layers 0, 1, 2, ... with one attention each",
+        )
+    return layers
+
+
+def _check(name: str, layer: Any) -> None:
+    backend = layer.attn_backend.get_name()
+    if backend not in SUPPORTED:
+        raise EngineError.one(
+            "KVS402",
+            f"attention backend `{backend}` of layer `{name}` is not supported",
+            expected=" or ".join(SUPPORTED),
+        )
+    for condition, what in (
+        (getattr(layer.attn_backend, "forward_includes_kv_cache_update", False), "writes its cache inside forward"),
+        (getattr(layer, "kv_sharing_target_layer_name", None) is not None, "shares the cache of another layer"),
+        (getattr(layer, "sliding_window", None) is not None, "uses a sliding window"),
+    ):
+        if condition:
+            raise EngineError.one("KVS402", f"layer `{name}` {what}", expected="plain full attention")
+
+
+def geometry(layers: list[AttentionLayer]) -> Geometry:
+    """The geometry that all layers share. Raises `EngineError` (KVS402) if they differ."""
+    shapes = {(a.layer.num_kv_heads, a.layer.head_size) for a in layers}
+    if len(shapes) != 1:
+        raise EngineError.one(
+            "KVS402", f"layers differ in (KV heads, head size): {sorted(shapes)}", expected="one shape for all layers"
+        )
+    ((heads, dim),) = shapes
+    return Geometry(len(layers), heads, dim)
+
+
+AfterWrite = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None]
+"""Called with (layer, key as stored `[tokens, heads, dim]`, value as stored, cache)."""
+
+
+def wrap_write(attention: AttentionLayer, storage_format: str, after_write: AfterWrite) -> None:
+    """Round K and V to the declared storage format, let the backend store them, then call `after_write`.
+
+    The cache is a float32 container here: rounding before the write makes its contents exactly those of a cache of
+    the declared format, and a fault then flips bits of the stored code.
+    """
+    impl = attention.layer.impl
+    write = impl.do_kv_cache_update
+    dtype = STORAGE_DTYPES[storage_format]
+
+    def do_kv_cache_update(
+        layer: Any, key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor, slots: torch.Tensor
+    ) -> None:
+        key, value = key.to(dtype).to(key.dtype), value.to(dtype).to(value.dtype)
+        write(layer, key, value, kv_cache, slots)
+        after_write(attention.index, key, value, kv_cache)
+
+    impl.do_kv_cache_update = do_kv_cache_update

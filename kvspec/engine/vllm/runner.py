@@ -1,0 +1,78 @@
+"""The only file that knows vLLM's model runners: how to learn the rows of a step, and where its block table is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kvspec.errors import EngineError
+
+OnStep = Callable[[Any, Sequence[str]], None]
+OnLogits = Callable[[torch.Tensor], None]
+
+
+class RunnerV1:
+    """vLLM's V1 model runner (`GPUModelRunner` and its CPU subclass). Methods are wrapped on the instance."""
+
+    def __init__(self, runner: Any) -> None:
+        self._runner = runner
+
+    @property
+    def name(self) -> str:
+        """Class of the runner, for the fingerprint."""
+        return f"{type(self._runner).__module__}.{type(self._runner).__name__}"
+
+    def check_cache(self) -> None:
+        """Refuse caches with several groups of layers (KVS402): a block table then belongs to some layers only."""
+        groups = self._runner.kv_cache_config.kv_cache_groups
+        if len(groups) != 1:
+            raise EngineError.one(
+                "KVS402", f"the cache has {len(groups)} groups of layers", expected="one group: plain full attention"
+            )
+
+    def block_table(self, rows: int) -> NDArray[np.int32]:
+        """Block ids of the current step, `[rows, blocks]`, KV-cache group 0."""
+        table = self._runner.input_batch.block_table[0].get_device_tensor(rows)
+        return np.ascontiguousarray(table.numpy(), dtype=np.int32)
+
+    def hook(self, on_step: OnStep, on_dummy: Callable[[], None], on_logits: OnLogits) -> None:
+        """Call `on_step(scheduler_output, request ids in row order)` before every forward, `on_dummy` before
+        profiling and padding runs, and `on_logits` with the logits of a step, one row per request."""
+        runner = self._runner
+        prepare, dummy, logits = runner._prepare_inputs, runner._dummy_run, runner.model.compute_logits
+
+        def prepare_inputs(scheduled: Any, *args: Any, **kwargs: Any) -> Any:
+            result = prepare(scheduled, *args, **kwargs)
+            on_step(scheduled, runner.input_batch.req_ids)
+            return result
+
+        def dummy_run(*args: Any, **kwargs: Any) -> Any:
+            on_dummy()
+            return dummy(*args, **kwargs)
+
+        def compute_logits(*args: Any, **kwargs: Any) -> Any:
+            result = logits(*args, **kwargs)
+            if result is not None:
+                on_logits(result)
+            return result
+
+        runner._prepare_inputs = prepare_inputs
+        runner._dummy_run = dummy_run
+        runner.model.compute_logits = compute_logits
+
+
+def adapter(runner: Any) -> RunnerV1:
+    """The adapter of a model runner. Raises `EngineError` (KVS402) for one that is not known."""
+    if hasattr(runner, "_prepare_inputs") and hasattr(runner, "input_batch"):
+        return RunnerV1(runner)
+    kind = type(runner)
+    raise EngineError.one(
+        "KVS402",
+        f"the model runner `{kind.__module__}.{kind.__name__}` is not supported",
+        expected="vLLM's V1 model runner",
+        hint="set VLLM_USE_V2_MODEL_RUNNER=0",
+    )

@@ -1,0 +1,73 @@
+"""The hook: vLLM's own worker, with an injector attached once the model is loaded.
+
+Installed by `LLM(worker_cls="kvspec.engine.vllm.worker.KvspecWorker")`. No class of vLLM is patched and nothing is
+active in processes that do not ask for it. `load_model` is the right moment: the attention layers exist, the cache
+does not yet.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+from kvspec.engine.table import TableData
+from kvspec.engine.vllm.canary import CanaryWatch
+from kvspec.engine.vllm.injector import Injector
+from kvspec.engine.vllm.layers import attention_layers
+from kvspec.engine.vllm.runner import adapter
+
+CONFIG_KEY = "kvspec"
+"""Key in vLLM's `additional_config` under which the engine tells its workers what the cache stores."""
+
+
+class KvspecWorker(CPUWorker):  # type: ignore[misc]
+    """A CPU worker that injects the faults of the loaded trial table. Methods are called by `collective_rpc`."""
+
+    injector: Injector
+
+    def load_model(self, *args: Any, **kwargs: Any) -> Any:
+        """Load the model, then hook its runner and attention layers."""
+        result = super().load_model(*args, **kwargs)
+        layers = attention_layers(self.vllm_config.compilation_config.static_forward_context)
+        storage_format = self.vllm_config.additional_config[CONFIG_KEY]["storage_format"]
+        self.injector = Injector(adapter(self.model_runner), layers, storage_format)
+        return result
+
+    def kvspec_geometry(self) -> tuple[int, int, int]:
+        """(layers, KV heads, head size) of the loaded model."""
+        shape = self.injector.geometry
+        return shape.layers, shape.kv_heads, shape.head_size
+
+    def kvspec_load(self, data: TableData) -> None:
+        """Load a trial table; entries are numbered from 0."""
+        self.injector.load(data)
+
+    def kvspec_watch(self, watch: CanaryWatch | None) -> None:
+        """Start or stop the canary."""
+        self.injector.watch(watch)
+
+    def kvspec_canary(self) -> dict[str, Any]:
+        """What the canary saw."""
+        watch = self.injector.canary
+        return {} if watch is None else watch.result()
+
+    def kvspec_tally(self, entries: list[int]) -> dict[str, list[int]]:
+        """Counts of finished entries."""
+        self.injector.settle()
+        tally = self.injector.tally
+        return {
+            name: getattr(tally, name)[entries].tolist()
+            for name in ("landed", "written", "preemptions", "nonfinite_at")
+        }
+
+    def kvspec_facts(self) -> dict[str, Any]:
+        """What this worker is, for the fingerprint."""
+        cache = self.injector.cache
+        return {
+            "runner": self.injector.runner.name,
+            "backend": self.injector.layers[0].layer.attn_backend.get_name(),
+            "block_tokens": cache.layouts[0].block_tokens,
+            "cache_shape": list(cache.tensors[0].shape),
+            "layout": cache.layouts[0].digest,
+        }

@@ -1,0 +1,154 @@
+"""Doses: from a declared rate to the sampler's parameters, and from there to every unit people think in."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from kvspec import _native
+from kvspec.errors import PlanError
+from kvspec.models import Geometry
+from kvspec.spec.model import Fault, Rate
+
+MBIT = 2**20
+FIT_HOURS = 1e9
+"""FIT counts failures per 10^9 device-hours."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerParameters:
+    """A fault in the words of `_native.Sampler` (sampling.md, sections 4 to 6)."""
+
+    per: str
+    """Unit of the draw: bit, element or row."""
+    rate: float
+    """Probability per unit."""
+    mask: int
+    """Eligible bits of every element."""
+    burst_len: int
+    page_tokens: int
+    """0: no page model."""
+    page_rate: float
+
+    def sampler(self, geometry: Geometry, bits: int) -> _native.Sampler:
+        """Bind to the geometry of a layer whose elements have `bits` bits."""
+        return _native.Sampler(
+            head_size=geometry.head_size,
+            bits=bits,
+            heads=geometry.kv_heads,
+            planes=geometry.planes,
+            rate=self.rate,
+            per=self.per,  # type: ignore[arg-type]
+            mask=self.mask,
+            burst_len=self.burst_len,
+            page_tokens=self.page_tokens,
+            page_rate=self.page_rate,
+        )
+
+
+def fit_probability(raw_fit_per_mbit: float, residency_hours: float) -> float:
+    """Probability that one bit has flipped after resting for some hours: 1 - exp(-FIT/Mbit * h / (1e9 * 2^20))."""
+    return -math.expm1(-raw_fit_per_mbit * residency_hours / (FIT_HOURS * MBIT))
+
+
+def eligible_mask(fault: Fault, storage_format: str) -> int:
+    """Bits of an element that the fault may touch. Raises `PlanError` (KVS304)."""
+    if isinstance(fault.bits, tuple):
+        width = _native.format_bits(storage_format)
+        if wrong := [bit for bit in fault.bits if bit >= width]:
+            raise PlanError.one(
+                "KVS304",
+                f"bit `{wrong[0]}` does not exist in {storage_format}",
+                path=f"$.faults[{fault.index}].bits",
+                expected=f"bits 0 to {width - 1}",
+            )
+        return sum(1 << bit for bit in set(fault.bits))
+    word = fault.msb_policy or fault.bits
+    try:
+        return _native.format_mask(storage_format, word)
+    except ValueError as error:
+        raise PlanError.one(
+            "KVS304",
+            f"`{word}` is not defined for {storage_format}: {error}",
+            path=f"$.faults[{fault.index}]",
+        ) from error
+
+
+def sampler_parameters(fault: Fault, storage_format: str, geometry: Geometry) -> SamplerParameters:
+    """Convert a declared fault for one geometry. Raises `PlanError` (KVS303, KVS304)."""
+    mask = eligible_mask(fault, storage_format)
+    if fault.model == "page_local":
+        return SamplerParameters(
+            per="bit",
+            rate=fault.page_density,
+            mask=mask,
+            burst_len=fault.burst_len,
+            page_tokens=fault.page_tokens,
+            page_rate=_page_rate(fault, mask, geometry),
+        )
+    per, rate = _unit_and_probability(fault.rate, geometry)
+    return SamplerParameters(per, _checked(fault, rate), mask, fault.burst_len, page_tokens=0, page_rate=1.0)
+
+
+def _unit_and_probability(rate: Rate, geometry: Geometry) -> tuple[str, float]:
+    match rate.unit:
+        case "per_bit" | "per_element" | "per_row":
+            return rate.unit.removeprefix("per_"), rate.value
+        case "per_token":
+            # Expected faults per token and layer, spread evenly over its (K|V, head) rows.
+            return "row", rate.value / geometry.rows_per_token
+        case "fit":
+            assert rate.residency_hours is not None
+            return "bit", fit_probability(rate.value, rate.residency_hours)
+    raise AssertionError(f"unit {rate.unit} has no probability per unit")  # per_page is handled by the page model
+
+
+def _page_rate(fault: Fault, mask: int, geometry: Geometry) -> float:
+    """Probability that a page is hit: given directly, or so that the overall rate per bit is the declared one."""
+    if fault.rate.unit == "per_page":
+        return _checked(fault, fault.rate.value)
+    per, rate = _unit_and_probability(fault.rate, geometry)
+    eligible_bits = mask.bit_count() * {"bit": 0, "element": 1, "row": geometry.head_size}[per] or 1
+    return _checked(fault, rate / eligible_bits / fault.page_density)
+
+
+def _checked(fault: Fault, probability: float) -> float:
+    if 0.0 <= probability <= 1.0:
+        return probability
+    raise PlanError.one(
+        "KVS303",
+        f"the rate `{fault.rate}` of `{fault.name}` gives a probability of {probability:g}",
+        path=f"$.faults[{fault.index}].rate",
+        expected="a probability between 0 and 1",
+        hint="lower the rate, or raise page_density" if fault.model == "page_local" else "lower the rate",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Dose:
+    """Expected flips of one fault in every unit, selectors not applied. All figures are expectations."""
+
+    per_eligible_bit: float
+    per_element: float
+    per_row: float
+    """Per (token, layer, K|V, head) row."""
+    per_token_layer: float
+    per_token: float
+    """Per token, over all layers."""
+    per_gib: float
+    """Per GiB of cache contents."""
+
+
+def dose(parameters: SamplerParameters, geometry: Geometry, bits: int) -> Dose:
+    """Convert a fault into all units. The flips of a row come from the sampler, which knows bursts and pages."""
+    per_row = parameters.sampler(geometry, bits).expected_flips_per_row
+    row_bits = geometry.head_size * bits
+    per_layer = per_row * geometry.rows_per_token
+    return Dose(
+        per_eligible_bit=per_row / (geometry.head_size * parameters.mask.bit_count()),
+        per_element=per_row / geometry.head_size,
+        per_row=per_row,
+        per_token_layer=per_layer,
+        per_token=per_layer * geometry.layers,
+        per_gib=per_row / row_bits * 2**33,
+    )

@@ -1,0 +1,183 @@
+"""What a plan will do and cost on a given geometry: expected flips, tokens, cache memory, time."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kvspec import _native
+from kvspec.errors import Diagnostic, KvspecError, PlanError
+from kvspec.models import Geometry, ModelInfo
+from kvspec.plan.compile import describe_selector
+from kvspec.plan.dose import Dose, SamplerParameters, dose, sampler_parameters
+from kvspec.plan.model import Cell, Plan
+from kvspec.spec.model import Range, Selector
+
+SECONDS_PER_TOKEN_AND_WEIGHT = 2.5e-11
+"""Measured: SmolLM2-135M in float32 on 2 AVX2 cores, about 300 tokens/s in a full batch (docs/design/architecture.md)."""
+START_UP_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class CellEstimate:
+    """Expectations for one cell."""
+
+    name: str
+    trials: int
+    dose: Dose
+    expected_flips_per_trial: float
+    """Mean over the prompts, the selector applied."""
+    expected_flips: float
+    """Of the whole cell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Expectations for a plan."""
+
+    cells: tuple[CellEstimate, ...]
+    warnings: tuple[Diagnostic, ...]
+    requests: int
+    prompt_tokens: int
+    """Over all requests."""
+    generated_tokens: int
+    """Over all requests, if none stops early."""
+    exact_lengths: bool
+    """Whether prompts were counted with the model's tokenizer rather than estimated."""
+    cache_gib: float
+    """Cache contents of `max_num_seqs` requests of the longest prompt, in the declared storage format."""
+    cpu_seconds: float | None
+    """Rough run time on two CPU cores; `None` if the size of the model is not known."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        data = asdict(self)
+        data["warnings"] = [w.to_json() for w in self.warnings]
+        return data
+
+
+def shown(ranges: tuple[Range, ...] | None, length: int) -> int:
+    """How many of `0 .. length - 1` a list of half-open ranges covers."""
+    if ranges is None:
+        return length
+    return len({i for start, stop in ranges for i in range(start, min(length, length if stop is None else stop))})
+
+
+def shown_tokens(where: Selector, prompt: int, written: int) -> int:
+    """Token positions of a request that the selector shows; `written` counts all positions in the cache."""
+    match where.tokens:
+        case "all":
+            return written
+        case "prompt":
+            return min(prompt, written)
+        case "decode":
+            return max(0, written - prompt)
+        case ranges:
+            return shown(ranges, written)
+
+
+def check_selector(cell: Cell, geometry: Geometry, prompts: list[int], max_tokens: int) -> list[Diagnostic]:
+    """Selectors that name what the model does not have (KVS301)."""
+    where, path = cell.fault.where, f"$.faults[{cell.fault.index}].where"
+    found = []
+    for name, ranges, length in (
+        ("layers", where.layers, geometry.layers),
+        ("heads", where.heads, geometry.kv_heads),
+    ):
+        for start, stop in ranges or ():
+            if start >= length or (stop is not None and stop > length):
+                wrong = start if start >= length else stop - 1 if stop is not None else start
+                found.append(
+                    Diagnostic(
+                        "KVS301",
+                        f"`{cell.fault.name}` selects {name.removesuffix('s')} `{wrong}`, which does not exist",
+                        path=f"{path}.{name}",
+                        expected=f"{name} 0 to {length - 1}",
+                    )
+                )
+    if not any(shown_tokens(where, p, p + max_tokens - 1) for p in prompts):
+        found.append(
+            Diagnostic(
+                "KVS301",
+                f"`{cell.fault.name}` selects no token of any request ({describe_selector(where)})",
+                path=f"{path}.tokens",
+                expected=f"positions below {max(prompts) + max_tokens - 1}",
+                hint="the last generated token is never written to the cache",
+            )
+        )
+    return found
+
+
+def expected_flips(
+    cell: Cell, parameters: SamplerParameters, geometry: Geometry, bits: int, prompt: int, written: int
+) -> float:
+    """Expected flips of one trial that writes `written` tokens, `prompt` of them from the prompt."""
+    where = cell.fault.where
+    rows = shown(where.layers, geometry.layers) * shown(where.heads, geometry.kv_heads)
+    rows *= len(where.cache) if geometry.planes == 2 else 1
+    per_row = parameters.sampler(geometry, bits).expected_flips_per_row
+    return per_row * rows * shown_tokens(where, prompt, written)
+
+
+def estimate(plan: Plan, info: ModelInfo, prompts: list[int], exact: bool) -> Estimate:
+    """Expectations for a plan. `prompts` are token counts.
+
+    Raises `PlanError`: KVS306 if the geometry is unknown, KVS301, KVS303 and KVS304 for cells that cannot be; all
+    of them at once.
+    """
+    geometry = info.geometry
+    if geometry is None:
+        raise PlanError.one(
+            "KVS306",
+            f"the geometry of `{info.id}` is not known on this machine",
+            path="$.model.id",
+            hint="`kvspec run` learns it from the model; planning needs its config.json in the hub cache",
+        )
+    spec = plan.spec
+    storage = spec.model.storage_format
+    bits = _native.format_bits(storage)
+    max_tokens = spec.generation.max_tokens
+    errors: list[Diagnostic] = []
+    warnings: list[Diagnostic] = []
+    cells: list[CellEstimate] = []
+    for cell in plan.cells:
+        try:
+            parameters = sampler_parameters(cell.fault, storage, geometry)
+        except KvspecError as error:
+            errors += error.diagnostics
+            continue
+        if wrong := check_selector(cell, geometry, prompts, max_tokens):
+            errors += wrong
+            continue
+        per_trial = [
+            expected_flips(cell, parameters, geometry, bits, p, p + max_tokens - 1) for p in prompts
+        ]
+        total = sum(per_trial) * spec.trials.per_prompt
+        if total < 1.0:
+            warnings.append(
+                Diagnostic(
+                    "KVS302",
+                    f"cell `{cell.name}` expects {total:.2g} flips in all its {plan.trials_per_cell} trials",
+                    path=f"$.faults[{cell.fault.index}]",
+                    expected="at least one flip, or the cell only repeats the golden run",
+                    hint="raise the rate or the number of trials",
+                    severity="warning",
+                )
+            )
+        mean = sum(per_trial) / len(per_trial)
+        cells.append(
+            CellEstimate(cell.name, plan.trials_per_cell, dose(parameters, geometry, bits), mean, total)
+        )
+    if errors:
+        raise PlanError(list(dict.fromkeys(errors)))
+    repeats = len(plan) // len(prompts)
+    prompt_tokens, generated = sum(prompts) * repeats, max_tokens * len(plan)
+    seconds = None
+    if info.parameters is not None:
+        work = (prompt_tokens / 4 + generated) * info.parameters * SECONDS_PER_TOKEN_AND_WEIGHT
+        seconds = START_UP_SECONDS + work
+    longest = max(prompts) + max_tokens
+    resident = min(spec.engine.max_num_seqs, len(plan)) * longest * geometry.bits_per_token(bits) / 8 / 2**30
+    return Estimate(
+        tuple(cells), tuple(warnings), len(plan), prompt_tokens, generated, exact, resident, seconds
+    )

@@ -1,0 +1,87 @@
+"""The columns of a record, in one place: the dataclass that a caller fills and the Arrow schema on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What one trial did, as observed. Never a judgement: scores are computed later, from records alone."""
+
+    trial_id: str
+    """`Trial.id` of the plan, unique in the run."""
+    kind: str
+    """golden, golden_repeat, null or fault."""
+    cell: int
+    """Index of the plan's cell, -1 for trials without faults."""
+    request: int
+    """Index of the prompt in the plan."""
+    trial: int
+    """Number of the trial within (cell, request)."""
+    prompt_tokens: int
+    """Length of the prompt in tokens."""
+    token_ids: Sequence[int]
+    """Generated token ids `[T]` as decoded, never re-tokenized text."""
+    text: str
+    """The generated text as the engine decoded it."""
+    finish_reason: str
+    """length, stop, or abort; empty if the request never finished."""
+    tokens_written: int
+    """Tokens whose K and V reached the cache: the exposure over which flips are planned."""
+    flips_planned: int
+    """Bits, enumerated from the trial's key over `tokens_written`."""
+    flips_landed: int
+    """Bits, counted in the cache words after the write."""
+    preemptions: int = 0
+    """How often the scheduler took the request's cache away."""
+    nonfinite_at: int | None = None
+    """Index of the first generated token whose logits were not finite; `None` if all were."""
+    error: str | None = None
+    """Text of the exception that ended the trial, or of the mismatch between landed and planned flips."""
+
+
+def _field(name: str, kind: pa.DataType, *, nullable: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=nullable)
+
+
+SCHEMA: pa.Schema = pa.schema(
+    [
+        _field("trial_id", pa.string()),
+        _field("kind", pa.string()),
+        _field("cell", pa.int32()),
+        _field("request", pa.uint32()),
+        _field("trial", pa.uint32()),
+        _field("prompt_tokens", pa.uint32()),
+        _field("token_ids", pa.list_(pa.field("item", pa.uint32(), nullable=False))),
+        _field("text", pa.string()),
+        _field("finish_reason", pa.string()),
+        _field("tokens_written", pa.uint32()),
+        _field("flips_planned", pa.uint64()),
+        _field("flips_landed", pa.uint64()),
+        _field("preemptions", pa.uint32()),
+        _field("nonfinite_at", pa.int32(), nullable=True),
+        _field("error", pa.string(), nullable=True),
+    ]
+)
+"""One row per trial. A test holds it equal to the fields of `Record`."""
+
+
+def to_table(records: Sequence[Record]) -> pa.Table:
+    """Rows to columns. Raises `pa.ArrowInvalid` or `OverflowError` if a value does not fit its column."""
+    columns: list[pa.Array] = []
+    for field in SCHEMA:
+        values: list[Any] = [getattr(record, field.name) for record in records]
+        if field.type == pa.string():
+            values = [None if value is None else _clean(value) for value in values]
+        columns.append(pa.array(values, type=field.type))
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def _clean(text: str) -> str:
+    # A corrupted decode may hold half a surrogate pair, which UTF-8 cannot store.
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,152 @@
+"""What the run folder says about its campaign: cells, prompts, where it ran. Nothing here is computed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kvspec.errors import KvspecError, RecordsError
+from kvspec.plan import canonical_json
+from kvspec.records import RunStore
+
+
+@dataclass(frozen=True, slots=True)
+class CellPlan:
+    """One row of the report, as planned."""
+
+    index: int
+    name: str
+    entry: int
+    """Index of the fault entry in the spec."""
+    fault: dict[str, Any]
+    """The concrete fault as plain data."""
+    expected_per_trial: float | None
+    """Expected flips per trial, `None` if the run has no estimate."""
+    dose: dict[str, float] | None
+    """Expected flips per element, row, token ..., `None` if the run has no estimate."""
+
+    @property
+    def series(self) -> str:
+        """Equal for cells that differ in nothing but the value of their rate."""
+        rate = {**self.fault["rate"], "value": None}
+        return canonical_json({**self.fault, "rate": rate})
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """Header of the report: which run this is."""
+
+    path: str
+    name: str
+    model: str
+    storage_format: str
+    storage: str | None
+    """native or emulated, as the engine recorded it."""
+    engine: str | None
+    """Engine and version, as the engine recorded it."""
+    plan_digest: str
+    sampling: int
+    status: str
+    error: str | None
+    recorded: int
+    """Trials on disk, controls included."""
+    planned: int
+    """Trials of the whole plan, controls included."""
+    requests: int
+    """Prompts."""
+    trials_per_cell: int
+    """Planned n of every cell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Campaign:
+    """Everything about a run except its records."""
+
+    run: RunInfo
+    cells: tuple[CellPlan, ...]
+    prompts: tuple[str, ...]
+
+
+def read_campaign(store: RunStore, recorded: int) -> Campaign:
+    """Read plan, environment and estimate of a run. Raises KVS505 if the plan is missing or not the run's own."""
+    plan = _require(store, "plan.json")
+    if hashlib.sha256(canonical_json(plan).encode()).hexdigest() != store.digest:
+        raise _damaged(store, "plan.json", "is not the plan of this run: its digest differs")
+    try:
+        return _campaign(store, plan, recorded)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(store, "plan.json", f"lacks {error}: it is of another version") from error
+
+
+def _campaign(store: RunStore, plan: Mapping[str, Any], recorded: int) -> Campaign:
+    spec = plan["spec"]
+    environment = store.read_json("environment.json") or {}
+    prompts = tuple(spec["prompts"]["texts"])
+    run = RunInfo(
+        path=str(store.path),
+        name=str(spec["name"]),
+        model=str(spec["model"]["id"]),
+        storage_format=_storage_format(spec["model"]),
+        storage=_words(environment.get("storage")),
+        engine=_words(environment.get("engine")),
+        plan_digest=store.digest,
+        sampling=int(plan["sampling"]),
+        status=store.status,
+        error=store.manifest.get("error"),
+        recorded=recorded,
+        planned=int(plan["trials"]),
+        requests=len(prompts),
+        trials_per_cell=len(prompts) * int(spec["trials"]["per_prompt"]),
+    )
+    estimates = (store.read_json("estimate.json") or {}).get("cells") or []
+    cells = []
+    for cell, fault in zip(plan["cells"], _in_cell_order(spec["faults"]), strict=True):
+        index = int(cell["index"])
+        estimate = estimates[index] if index < len(estimates) else {}
+        dose = estimate.get("dose")
+        cells.append(
+            CellPlan(
+                index=index,
+                name=str(cell["name"]),
+                entry=int(fault["index"]),
+                fault=dict(fault),
+                expected_per_trial=estimate.get("expected_flips_per_trial"),
+                dose=dict(dose) if isinstance(dose, dict) else None,
+            )
+        )
+    return Campaign(run, tuple(cells), prompts)
+
+
+def _in_cell_order(faults: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    # The same order as `compile_plan`: entries by first appearance, the faults of an entry together.
+    entries = list(dict.fromkeys(fault["index"] for fault in faults))
+    return [fault for entry in entries for fault in faults if fault["index"] == entry]
+
+
+def _storage_format(model: Mapping[str, Any]) -> str:
+    declared = str(model["kv_cache_dtype"])
+    return "bf16" if declared == "auto" else declared
+
+
+def _words(value: Any) -> str | None:
+    if isinstance(value, Mapping):
+        return " ".join(str(part) for part in value.values()) or None
+    return None if value is None else str(value)
+
+
+def _require(store: RunStore, name: str) -> dict[str, Any]:
+    data = store.read_json(name)
+    if data is None:
+        raise _damaged(store, name, "is missing")
+    return data
+
+
+def _damaged(store: RunStore, name: str, what: str) -> KvspecError:
+    return RecordsError.one(
+        "KVS505",
+        f"`{store.path / name}` {what}",
+        expected="the file as `kvspec run` wrote it",
+        hint="run `kvspec run` on the same spec and folder again: it writes the plan anew and keeps all records",
+    )

@@ -1,0 +1,204 @@
+"""Run folder -> `Scores`, in one pass over the records and memory that grows by some bytes per trial."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvspec.errors import RecordsError
+from kvspec.records import RunStore
+from kvspec.score.cells import Campaign, CellPlan, read_campaign
+from kvspec.score.golden import Golden, read_golden
+from kvspec.score.model import CellScore, Flips, Floor, Scores
+from kvspec.score.outcome import INVALID, OUTCOMES, REASONS, UNSCORED
+from kvspec.score.samples import Samples
+from kvspec.score.stats import Proportion
+from kvspec.score.trend import trends
+from kvspec.score.trials import ABSENT, DRIFTS, FAULT, GOLDEN_REPEAT, NULL, UNKNOWN, TrialScores, iter_trials
+from kvspec.score.verdict import verdict, warnings
+
+MEANS = tuple(name for name in DRIFTS if name != "first_divergence")
+
+
+def score_run(path: Path | str) -> Scores:
+    """Score a run folder, complete or not.
+
+    Raises:
+        RecordsError: KVS502 no run, KVS505 damaged, KVS506 nothing to score.
+    """
+    store = RunStore.open(path)
+    campaign, golden = open_campaign(store)
+    totals = Totals(campaign)
+    for batch in iter_trials(store, golden):
+        totals.add(batch)
+    totals.require_unique()
+    floor = totals.floor(golden)
+    cells = tuple(totals.cell(cell, floor) for cell in campaign.cells)
+    trend = trends(cells)
+    return Scores(
+        run=campaign.run,
+        floor=floor,
+        cells=cells,
+        trends=trend,
+        samples=totals.samples.finish(campaign, golden),
+        verdict=verdict(floor, cells, trend),
+        warnings=warnings(campaign.run, floor, cells),
+    )
+
+
+def open_campaign(store: RunStore) -> tuple[Campaign, Golden]:
+    """Read what scoring needs besides the records. Raises KVS505 or, if there is nothing to score, KVS506."""
+    requests = read_campaign(store, 0).run.requests
+    golden, recorded = read_golden(store, requests)
+    if not recorded:
+        raise RecordsError.one(
+            "KVS506",
+            f"`{store.path}` holds no trial (status {store.status})",
+            hint="run the same spec with the same `--out`: it goes on where it stopped",
+        )
+    if not len(golden):
+        why = f"{len(golden.unusable)} golden trials failed" if golden.unusable else "no golden trial is recorded"
+        raise RecordsError.one(
+            "KVS506",
+            f"`{store.path}` holds {recorded} trials, but nothing to compare them with: {why}",
+            hint="run the same spec with the same `--out`, or a new one if golden trials failed",
+        )
+    return read_campaign(store, recorded), golden
+
+
+class Totals:
+    """Sums per cell over all batches. Row `c` of an array belongs to cell `c`."""
+
+    def __init__(self, campaign: Campaign) -> None:
+        cells = len(campaign.cells)
+        self._campaign = campaign
+        self._outcome = np.zeros((cells, len(OUTCOMES)), np.int64)
+        self._reason = np.zeros((cells, len(REASONS)), np.int64)
+        self._crash = np.zeros(cells, np.int64)
+        self._exact = np.zeros(cells, np.int64)
+        self._flips = np.zeros((cells, 2), np.int64)
+        self._preempted = np.zeros(cells, np.int64)
+        self._drift_sum = np.zeros((cells, len(MEANS)), np.int64)
+        self._drift_n = np.zeros(cells, np.int64)
+        self._divergence: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
+        self._controls = np.zeros((4, 3), np.int64)
+        """Per kind: scored, identical, invalid."""
+        self._keys: list[NDArray[np.uint64]] = []
+        self.samples = Samples()
+
+    def add(self, batch: TrialScores) -> None:
+        """Take a batch in. Raises KVS505 for a trial that is not in the plan."""
+        self._require_planned(batch)
+        scored = (batch.outcome != INVALID) & (batch.outcome != UNSCORED)
+        for kind in (GOLDEN_REPEAT, NULL):
+            mine = batch.kind == kind
+            exact, invalid = batch.exact & scored, batch.outcome == INVALID
+            # Nothing is planned for a control: a flip in it is never right, whatever the record says.
+            flipped = batch.landed + batch.planned > 0
+            counts = (mine & scored & ~flipped, mine & exact & ~flipped, mine & (invalid | flipped))
+            self._controls[kind] += [int(np.count_nonzero(part)) for part in counts]
+        self._controls[0, 2] += int(np.count_nonzero((batch.kind == 0) & (batch.landed + batch.planned > 0)))
+        fault = batch.kind == FAULT
+        cell = batch.cell
+        np.add.at(self._outcome, (cell[fault], batch.outcome[fault]), 1)
+        np.add.at(self._reason, (cell[fault], batch.reason[fault]), 1)
+        for total, where in (
+            (self._crash, fault & scored & batch.crash),
+            (self._exact, fault & scored & batch.exact),
+            (self._preempted, fault & batch.preempted),
+        ):
+            total += np.bincount(cell[where], minlength=len(total))
+        for column, flips in enumerate((batch.planned, batch.landed)):
+            np.add.at(self._flips[:, column], cell[fault], flips[fault].astype(np.int64))
+        drifted = fault & scored & ~batch.crash
+        self._drift_n += np.bincount(cell[drifted], minlength=len(self._drift_n))
+        for column, name in enumerate(MEANS):
+            np.add.at(self._drift_sum[:, column], cell[drifted], batch.drift[name][drifted])
+        diverged = drifted & (batch.drift["first_divergence"] != ABSENT)
+        self._divergence.append(
+            (cell[diverged], batch.drift["first_divergence"][diverged].astype(np.int32))
+        )
+        self.samples.add(batch, drifted & ~batch.exact)
+
+    def _require_planned(self, batch: TrialScores) -> None:
+        cells, requests = len(self._campaign.cells), self._campaign.run.requests
+        fault = batch.kind == FAULT
+        wrong = (batch.kind == UNKNOWN) | (batch.request >= requests)
+        wrong |= fault & ((batch.cell < 0) | (batch.cell >= cells))
+        if wrong.any():
+            name = batch.batch.column("trial_id")[int(np.argmax(wrong))].as_py()
+            raise RecordsError.one("KVS505", f"trial `{name}` is not in the plan of `{self._campaign.run.path}`")
+        number = batch.batch.column("trial").to_numpy(zero_copy_only=False).astype(np.uint64)
+        place = batch.kind.astype(np.uint64) * np.uint64(cells + 1) + (batch.cell + 1).astype(np.uint64)
+        place = place * np.uint64(requests) + batch.request.astype(np.uint64)
+        self._keys.append((place << np.uint64(32)) | number)
+
+    def require_unique(self) -> None:
+        """Raise KVS505 if a trial was recorded twice: it would count twice."""
+        keys = np.concatenate(self._keys)
+        if twice := len(keys) - len(np.unique(keys)):
+            raise RecordsError.one(
+                "KVS505",
+                f"`{self._campaign.run.path}` holds {twice} trials twice",
+                expected="one record per trial",
+            )
+
+    def floor(self, golden: Golden) -> Floor:
+        """The golden floor."""
+        missing = int(np.count_nonzero(golden.index < 0)) - len(golden.unusable)
+        return Floor(
+            golden_repeats=_proportion(self._controls[GOLDEN_REPEAT]),
+            null_trials=_proportion(self._controls[NULL]),
+            invalid=int(self._controls[:, 2].sum()),
+            unusable_golden=golden.unusable,
+            missing_golden=missing,
+        )
+
+    def cell(self, plan: CellPlan, floor: Floor) -> CellScore:
+        """Score of one cell."""
+        c = plan.index
+        outcome = dict(zip(OUTCOMES, self._outcome[c].tolist(), strict=True))
+        invalid, unscored = outcome.pop("invalid"), outcome.pop("unscored")
+        n, recorded = sum(outcome.values()), int(self._outcome[c].sum())
+        exact = Proportion.of(int(self._exact[c]), n)
+        crash, finished = int(self._crash[c]), int(self._drift_n[c])
+        sums = dict(zip(MEANS, self._drift_sum[c].tolist(), strict=True))
+        expected = None if plan.expected_per_trial is None else plan.expected_per_trial * recorded
+        divergence = [values[cells == c] for cells, values in self._divergence]
+        values = np.concatenate(divergence) if divergence else np.zeros(0)
+        reasons = dict(zip(REASONS, self._reason[c].tolist(), strict=True))
+        return CellScore(
+            plan=plan,
+            recorded=recorded,
+            exact_match=exact,
+            drift_means={name: total / finished if finished else None for name, total in sums.items()},
+            first_divergence_median=float(np.median(values)) if values.size else None,
+            flips=Flips(expected, *self._flips[c].tolist()),
+            outcome=outcome,
+            due_reasons={name: reasons[name] for name in REASONS if name},
+            status={"ok": n - crash, "crash": crash},
+            invalid=invalid,
+            unscored=unscored,
+            preempted=int(self._preempted[c]),
+            below_floor=_below(exact, floor.combined),
+        )
+
+
+def _proportion(counts: NDArray[np.int64]) -> Proportion:
+    return Proportion.of(int(counts[1]), int(counts[0]))
+
+
+def _below(cell: Proportion, floor: Proportion) -> bool | None:
+    if cell.high is None or floor.low is None:
+        return None
+    return cell.high < floor.low
+
+
+def score_trials(path: Path | str) -> tuple[Campaign, Iterable[TrialScores]]:
+    """Per-trial scores of a run folder, streamed. Raises like `score_run`."""
+    store = RunStore.open(path)
+    campaign, golden = open_campaign(store)
+    return campaign, iter_trials(store, golden)

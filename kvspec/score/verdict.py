@@ -1,0 +1,116 @@
+"""Sentences that follow from the numbers. Every claim names the counts it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kvspec.score.cells import RunInfo
+from kvspec.score.model import CellScore, Floor, Trend
+
+
+def verdict(floor: Floor, cells: Sequence[CellScore], trends: Sequence[Trend]) -> tuple[str, ...]:
+    """What the run shows, the most important first."""
+    return (*_soundness(floor, cells), _floor(floor), *_effects(cells), *(_dose(t, cells) for t in trends))
+
+
+def warnings(run: RunInfo, floor: Floor, cells: Sequence[CellScore]) -> tuple[str, ...]:
+    """What limits the verdict."""
+    found: list[str] = []
+    if run.recorded < run.planned:
+        found.append(f"the run is partial: {run.recorded:,} of {run.planned:,} trials ({run.status})")
+    if run.error:
+        found.append(f"the run ended with an error: {run.error}")
+    if floor.unusable_golden:
+        found.append(
+            f"golden failed for request {_list(str(r) for r in floor.unusable_golden)}: its trials are unscored"
+        )
+    if floor.missing_golden:
+        found.append(f"{floor.missing_golden:,} of {run.requests:,} requests have no golden trial yet")
+    for cell in cells:
+        found += _cell_warnings(cell, run.trials_per_cell)
+    return tuple(found)
+
+
+def _cell_warnings(cell: CellScore, trials: int) -> list[str]:
+    name, found = cell.plan.name, []
+    expected = cell.plan.expected_per_trial
+    if expected is not None and expected * trials < 1:
+        found.append(f"{name} expects {expected * trials:.2g} flips in its {trials:,} trials, less than one")
+    elif cell.recorded and cell.flips.planned == 0:
+        found.append(f"{name}: no flip was planned in {cell.recorded:,} trials, so it shows the floor, not a fault")
+    if cell.unscored:
+        found.append(f"{name}: {cell.unscored:,} trials have no usable golden answer and are in no proportion")
+    if cell.preempted:
+        found.append(f"{name}: {cell.preempted:,} trials lost their cache to the scheduler and were recomputed")
+    return found
+
+
+def _soundness(floor: Floor, cells: Sequence[CellScore]) -> list[str]:
+    said = []
+    bad = [cell for cell in cells if cell.invalid]
+    if bad:
+        total = sum(cell.invalid for cell in bad)
+        names = _list(f"{cell.plan.name} ({cell.invalid:,})" for cell in bad)
+        said.append(
+            f"INVALID: in {_count(total, 'trial')} other flips landed than were planned: {names}. "
+            "They are in no proportion; do not rely on this run."
+        )
+    if floor.invalid:
+        said.append(
+            f"INVALID: {_count(floor.invalid, 'trial')} without faults held flips; do not rely on this run."
+        )
+    return said
+
+
+def _floor(floor: Floor) -> str:
+    parts = [
+        f"{p.k:,} of {p.n:,} {name}"
+        for p, name in ((floor.golden_repeats, "golden repeats"), (floor.null_trials, "null trials"))
+        if p.n
+    ]
+    if not parts:
+        return "The floor was not measured: no golden repeat and no null trial is recorded."
+    state = "clean" if floor.clean else "NOT clean"
+    return f"The floor is {state}: {' and '.join(parts)} equal golden."
+
+
+def _effects(cells: Sequence[CellScore]) -> list[str]:
+    measured = [cell for cell in cells if cell.below_floor is not None]
+    if not measured:
+        return ["No cell can be compared with the floor."] if cells else ["The plan has no fault."]
+    below = [cell.plan.name for cell in measured if cell.below_floor]
+    within = [cell.plan.name for cell in measured if not cell.below_floor]
+    said = []
+    if below:
+        said.append(f"Accuracy lies below the floor (95 % intervals apart) in {_of(below, measured)}.")
+    if within:
+        said.append(f"Not distinguishable from the floor: {_of(within, measured)}.")
+    return said
+
+
+def _dose(trend: Trend, cells: Sequence[CellScore]) -> str:
+    rates = [cells[c].exact_match.rate or 0.0 for c in trend.cells]
+    span = f"{rates[0]:.1%} to {rates[-1]:.1%} over {len(rates)} rates"
+    if trend.rises:
+        pairs = _list(f"{cells[a].plan.name} to {cells[b].plan.name} (p = {p:.2g})" for a, b, p in trend.rises)
+        return f"{trend.label}: accuracy RISES with the rate from {pairs} (Fisher, Holm): suspect the injection."
+    if trend.z is None or trend.p_falls is None:
+        return f"{trend.label}: accuracy is the same at all rates ({span})."
+    test = f"Cochran-Armitage z = {trend.z:.1f}, p = {trend.p_falls:.2g}"
+    if trend.p_falls < 0.05:
+        return f"{trend.label}: accuracy falls with the rate, {span} ({test}); no step rises (Fisher, Holm)."
+    return f"{trend.label}: no fall with the rate is shown, {span} ({test})."
+
+
+def _of(names: list[str], measured: Sequence[CellScore]) -> str:
+    return f"{len(names)} of {_count(len(measured), 'cell')}: {_list(iter(names))}"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def _list(words: object, limit: int = 8) -> str:
+    found = list(words)  # type: ignore[call-overload]
+    shown = ", ".join(found[:limit])
+    return shown if len(found) <= limit else f"{shown} and {len(found) - limit} more"
