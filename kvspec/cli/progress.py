@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 import time
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -17,11 +19,20 @@ PLAIN_SECONDS = 10.0
 """Pause between plain lines."""
 
 
+def _has_descriptor(stream: TextIO) -> bool:
+    try:
+        return stream.fileno() >= 0
+    except (OSError, io.UnsupportedOperation):  # replaced by a test or a notebook
+        return False
+
+
 class CampaignProgress:
     """Shows phases, trials done, time left, and how the trials turned out so far. Writes to stderr only."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._console = Console(stderr=True)
+        # A descriptor of its own: the engine silences the usual ones while it loads a model.
+        self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w") if _has_descriptor(sys.stderr) else sys.stderr
+        self._console = Console(file=self._stream)
         self._live = self._console.is_terminal and not quiet
         self._quiet = quiet
         self._progress = Progress(
@@ -89,4 +100,4 @@ class CampaignProgress:
 
     def _line(self, text: str) -> None:
         if not self._live and not self._quiet:
-            print(f"kvspec: {text}", file=sys.stderr, flush=True)
+            print(f"kvspec: {text}", file=self._stream, flush=True)

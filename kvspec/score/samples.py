@@ -34,6 +34,7 @@ class Samples:
     """Keeps the best candidate per role while batches stream by; ties go to the first in the run."""
 
     def __init__(self) -> None:
+        """Start with no candidate."""
         self._best: dict[Role, _Candidate] = {}
 
     def add(self, batch: TrialScores, mismatch: NDArray[np.bool_]) -> None:

@@ -73,6 +73,7 @@ class Totals:
     """Sums per cell over all batches. Row `c` of an array belongs to cell `c`."""
 
     def __init__(self, campaign: Campaign) -> None:
+        """Start at zero for every cell of the campaign."""
         cells = len(campaign.cells)
         self._campaign = campaign
         self._outcome = np.zeros((cells, len(OUTCOMES)), np.int64)
@@ -80,6 +81,7 @@ class Totals:
         self._crash = np.zeros(cells, np.int64)
         self._exact = np.zeros(cells, np.int64)
         self._flips = np.zeros((cells, 2), np.int64)
+        self._ended = np.zeros(cells, np.int64)
         self._preempted = np.zeros(cells, np.int64)
         self._drift_sum = np.zeros((cells, len(MEANS)), np.int64)
         self._drift_n = np.zeros(cells, np.int64)
@@ -111,16 +113,17 @@ class Totals:
             (self._preempted, fault & batch.preempted),
         ):
             total += np.bincount(cell[where], minlength=len(total))
+        # A trial that crashed stopped somewhere between planning and landing: its flips compare with nothing.
+        ended = fault & batch.finished
+        self._ended += np.bincount(cell[ended], minlength=len(self._ended))
         for column, flips in enumerate((batch.planned, batch.landed)):
-            np.add.at(self._flips[:, column], cell[fault], flips[fault].astype(np.int64))
+            np.add.at(self._flips[:, column], cell[ended], flips[ended].astype(np.int64))
         drifted = fault & scored & ~batch.crash
         self._drift_n += np.bincount(cell[drifted], minlength=len(self._drift_n))
         for column, name in enumerate(MEANS):
             np.add.at(self._drift_sum[:, column], cell[drifted], batch.drift[name][drifted])
         diverged = drifted & (batch.drift["first_divergence"] != ABSENT)
-        self._divergence.append(
-            (cell[diverged], batch.drift["first_divergence"][diverged].astype(np.int32))
-        )
+        self._divergence.append((cell[diverged], batch.drift["first_divergence"][diverged].astype(np.int32)))
         self.samples.add(batch, drifted & ~batch.exact)
 
     def _require_planned(self, batch: TrialScores) -> None:
@@ -166,7 +169,7 @@ class Totals:
         exact = Proportion.of(int(self._exact[c]), n)
         crash, finished = int(self._crash[c]), int(self._drift_n[c])
         sums = dict(zip(MEANS, self._drift_sum[c].tolist(), strict=True))
-        expected = None if plan.expected_per_trial is None else plan.expected_per_trial * recorded
+        expected = None if plan.expected_per_trial is None else plan.expected_per_trial * int(self._ended[c])
         divergence = [values[cells == c] for cells, values in self._divergence]
         values = np.concatenate(divergence) if divergence else np.zeros(0)
         reasons = dict(zip(REASONS, self._reason[c].tolist(), strict=True))

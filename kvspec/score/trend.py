@@ -36,9 +36,7 @@ def _trend(cells: list[CellScore]) -> Trend:
         z=test[0] if test else None,
         p_falls=test[1] if test else None,
         rises=tuple(
-            (low.plan.index, high.plan.index, p)
-            for (low, high), p in zip(pairs, p_values, strict=True)
-            if p < ALPHA
+            (low.plan.index, high.plan.index, p) for (low, high), p in zip(pairs, p_values, strict=True) if p < ALPHA
         ),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,8 @@ DRIFTS = (
     "token_edit_distance",
     "char_edit_distance",
 )
+T = TypeVar("T", bound=np.generic)
+
 ABSENT = -1
 """In a drift column: not defined for this trial."""
 
@@ -53,6 +56,8 @@ class TrialScores:
     """Flips that the plan's key gives over the tokens written."""
     landed: NDArray[np.uint64]
     """Flips counted in the cache."""
+    finished: NDArray[np.bool_]
+    """The engine ended the request by itself."""
     preempted: NDArray[np.bool_]
 
 
@@ -95,6 +100,7 @@ def score_batch(batch: pa.RecordBatch, golden: Golden) -> TrialScores:
         drift=drift,
         planned=planned,
         landed=landed,
+        finished=finished,
         preempted=_numbers(batch, "preemptions", np.uint32) > 0,
     )
 
@@ -146,11 +152,12 @@ def _drift(batch: pa.RecordBatch, golden: Golden, answer: NDArray[np.int64]) -> 
 
 
 def _offsets(lists: pa.ListArray) -> NDArray[np.int64]:
-    offsets = lists.offsets.to_numpy().astype(np.int64)
-    return offsets - offsets[0]
+    offsets: NDArray[np.int64] = lists.offsets.to_numpy().astype(np.int64)
+    shifted: NDArray[np.int64] = offsets - offsets[0]
+    return shifted
 
 
-def _numbers(batch: pa.RecordBatch, name: str, kind: type[np.generic]) -> NDArray[np.generic]:
+def _numbers(batch: pa.RecordBatch, name: str, kind: type[T]) -> NDArray[T]:
     return batch.column(name).to_numpy(zero_copy_only=False).astype(kind, copy=False)  # type: ignore[no-any-return]
 
 

@@ -56,9 +56,7 @@ def _soundness(floor: Floor, cells: Sequence[CellScore]) -> list[str]:
             "They are in no proportion; do not rely on this run."
         )
     if floor.invalid:
-        said.append(
-            f"INVALID: {_count(floor.invalid, 'trial')} without faults held flips; do not rely on this run."
-        )
+        said.append(f"INVALID: {_count(floor.invalid, 'trial')} without faults held flips; do not rely on this run.")
     return said
 
 

@@ -20,6 +20,7 @@ MAX_TOTAL_BYTES = 4 << 20
 MAX_INCLUDE_DEPTH = 8
 MAX_INCLUDES = 64
 
+
 def load_tree(path: str | Path, overrides: Sequence[str] = ()) -> Node:
     """Read a spec file, merge what it includes, apply overrides such as `trials=4`.
 
@@ -35,7 +36,7 @@ def load_tree(path: str | Path, overrides: Sequence[str] = ()) -> Node:
 def read_text(path: str, limit: int, *, code: str = "KVS101", at: Mark | None = None, where: str | None = None) -> str:
     """Read a regular UTF-8 file of at most `limit` bytes; a larger one is refused by its size, unread.
 
-    `at` and `where` are the mark and JSON path of the value that named the file; `code` is used where it cannot be read.
+    `at` and `where` are the mark and JSON path of the value that named the file; `code` says that it cannot be read.
     """
     shown = printable(path, 200)
     mark = at or Mark(path, 1, 1)
@@ -102,19 +103,20 @@ class _Loader:
         below: Node | None = None
         for index, entry in enumerate(include.items):
             place = f"$.include[{index}]" if isinstance(include.value, list) else "$.include"
-            part = self.include(entry, place, path, (*parents, os.path.realpath(path)))
+            part = self.include(entry, place, (*parents, os.path.realpath(path)))
             below = part if below is None else merge(below, part)
         return above if below is None else merge(below, above)
 
-    def include(self, entry: Node, place: str, path: str, parents: tuple[str, ...]) -> Node:
+    def include(self, entry: Node, place: str, parents: tuple[str, ...]) -> Node:
         if not isinstance(entry.value, str) or not entry.value:
             problem = f"`include` is {type_name(entry)}" if entry.value != "" else "`include` is empty"
-            raise SpecError(Diagnostic("KVS201", problem, entry.mark, place, "the path of a YAML file, or a list of them"))
+            expected = "the path of a YAML file, or a list of them"
+            raise SpecError(Diagnostic("KVS201", problem, entry.mark, place, expected))
         target = beside(entry.mark, entry.value)
         shown = printable(entry.value, 200)
         if "\0" not in target and os.path.realpath(target) in parents:
-            hint = f"remove one of the includes between `{printable(parents[0], 200)}` and itself"
-            raise SpecError(Diagnostic("KVS105", f"`{shown}` includes itself", entry.mark, place, hint=hint))
+            expected = "includes that never lead back to their own file"
+            raise SpecError(Diagnostic("KVS105", f"`{shown}` includes itself", entry.mark, place, expected))
         self.includes += 1
         for count, limit, words in (
             (len(parents), MAX_INCLUDE_DEPTH, "includes inside includes"),

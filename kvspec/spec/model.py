@@ -6,12 +6,16 @@ validated everything; they hold no logic beyond the conversion from and to plain
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
+
+from kvspec.errors import Mark
 
 SITES = ("KV_WRITE", "KV_READ", "BOTH")
 FAULT_MODELS = ("random", "burst", "msb_biased", "page_local")
 MSB_POLICIES = ("BYTE_TOPBITS", "FP16_EXPONENT", "INT4_NIBBLE")
+BIT_FIELDS = ("all", "sign", "exponent", "mantissa")
 RATE_UNITS = ("per_bit", "per_element", "per_row", "per_token", "per_page", "fit")
 STORAGE_FORMATS = ("bf16", "fp16")
 METRICS = (
@@ -96,6 +100,7 @@ class Rate:
     """`fit` only: how long a value rests in the cache before it is used."""
 
     def __str__(self) -> str:
+        """The dose as tables show it."""
         return f"{self.value:g} {self.unit}"
 
 
@@ -165,7 +170,7 @@ class Spec:
     prompts: PromptSpec
     generation: GenerationSpec
     faults: tuple[Fault, ...]
-    """One per cell, in the order of the file; within an entry the sweep order is site, burst_len, msb_policy, where, rate."""
+    """One per cell, in the order of the file; an entry sweeps site, burst_len, msb_policy, where and rate, rate fastest."""
     controls: Controls
     trials: TrialSpec
     seed: int
@@ -174,7 +179,17 @@ class Spec:
     description: str = ""
     source: str = ""
     """Path of the file it came from; not part of the plan digest."""
+    marks: Mapping[str, Mark] = field(default_factory=dict, compare=False, repr=False)
+    """Where each JSON path was written. Not part of the spec's identity nor of `to_json`."""
+
+    def mark(self, path: str) -> Mark | None:
+        """Where the value at a JSON path, or the nearest value around it, was written."""
+        while path and path not in self.marks:
+            path = path[: max(path.rfind("."), path.rfind("["), 0)]
+        return self.marks.get(path)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, the canonical resolved form written beside every run."""
-        return asdict(self)
+        data = asdict(replace(self, marks={}))
+        del data["marks"]
+        return data

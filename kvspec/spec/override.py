@@ -37,11 +37,12 @@ def override(root: Node, text: str, number: int, budget: Budget) -> Node:
     return _put(root, segments, _marked(new, Mark(OVERRIDE_FILE, number, len(path) + 2)), "$")
 
 
-def _segments(path: str) -> list[str]:
-    segments: list[str] = []
+def _segments(path: str) -> list[str | int]:
+    """Keys and indices of a path; empty if it is not one. `[0]` is an index, `.0` an index or a key."""
+    segments: list[str | int] = []
     end = 0
     while end < len(path) and (match := _SEGMENT.match(path, end)):
-        segments.append(match[1] or match[2])
+        segments.append(match[1] if match[1] else int(match[2]))
         end = match.end()
     return segments if end == len(path) and len(segments) <= MAX_SEGMENTS else []
 
@@ -63,16 +64,16 @@ def _marked(node: Node, mark: Mark) -> Node:
             return Node(scalar, mark)
 
 
-def _put(node: Node, segments: list[str], new: Node, path: str) -> Node:
+def _put(node: Node, segments: list[str | int], new: Node, path: str) -> Node:
     if not segments:
         return new
     head, rest = segments[0], segments[1:]
     match node.value:
-        case dict() as mapping:
+        case dict() as mapping if isinstance(head, str):
             child = mapping.get(head) or Node({}, new.mark)
             keys = {**node.keys, head: new.mark if head not in mapping or not rest else node.keys[head]}
             return mapping_node({**mapping, head: _put(child, rest, new, f"{path}.{head}")}, node.mark, keys)
-        case list() as items if head.isascii() and head.isdigit():
+        case list() as items if isinstance(head, int) or re.fullmatch("[0-9]{1,9}", head):
             index = int(head)
             if index >= len(items):
                 problem = f"there is no `{path[2:]}[{index}]`: the list has {len(items)} entries, counted from 0"
@@ -80,5 +81,5 @@ def _put(node: Node, segments: list[str], new: Node, path: str) -> Node:
             changed = _put(items[index], rest, new, f"{path}[{index}]")
             return list_node([*items[:index], changed, *items[index + 1 :]], node.mark)
         case _:
-            problem = f"`{path[2:] or path}` is {type_name(node)}, so it has no `{printable(head)}`"
+            problem = f"`{path[2:] or path}` is {type_name(node)}, so it has no `{head}`"
             raise _refused(new.mark.line, problem, path=path)

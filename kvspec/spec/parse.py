@@ -22,6 +22,7 @@ from ruamel.yaml.events import (
     SequenceStartEvent,
     StreamEndEvent,
 )
+from ruamel.yaml.reader import ReaderError
 from ruamel.yaml.scanner import Scanner, ScannerError
 
 from kvspec.errors import Diagnostic, Mark, SpecError
@@ -82,6 +83,10 @@ def parse(text: str, file: str, budget: Budget | None = None) -> Node:
         at = error.problem_mark or error.context_mark
         mark = builder.mark(at) if at else Mark(file, 1, 1)
         raise _not_yaml(_first_line(error.problem or error.context), mark) from None
+    except ReaderError as error:
+        before = text[: error.position]
+        mark = Mark(file, before.count("\n") + 1, error.position - before.rfind("\n"))
+        raise _not_yaml(f"the character U+{error.character:04X} is not allowed", mark) from None
     except YAMLError as error:
         raise _not_yaml(_first_line(str(error)), Mark(file, 1, 1)) from None
     except (ValueError, OverflowError, IndexError, AttributeError, TypeError, AssertionError):
@@ -95,11 +100,11 @@ def resolve_scalar(text: str) -> Scalar:
     """The value of a plain (unquoted) scalar: `1e-6` is a number, `no` and `2024-01-01` are text."""
     if text in _WORDS:
         return _WORDS[text]
+    # Whole numbers beyond a double serve no field, and Python refuses to read the longest: infinity says enough.
     if _INT.fullmatch(text):
-        # Python refuses to read thousands of digits; no field accepts such a number, and infinity says so.
-        return int(text) if len(text) < 1000 else float(text)
+        return int(text) if len(text) <= 300 else float(text)
     if _OCTAL_OR_HEX.fullmatch(text):
-        return int(text, 0)
+        return int(text, 0) if len(text) <= 200 else float("inf")
     if _FLOAT.fullmatch(text):
         return float(text)
     if _INF.fullmatch(text):
@@ -116,7 +121,7 @@ def _first_line(problem: str | None) -> str:
     return printable(lines[0], 120) if lines else "the text is malformed"
 
 
-class _TaglessScanner(Scanner):  # type: ignore[misc]
+class _TaglessScanner(Scanner):
     """Refuses tags where they start: a spec is plain data, and scanning a long tag takes quadratic time."""
 
     def fetch_tag(self) -> None:
@@ -172,7 +177,8 @@ class _Builder:
     def alias(self, event: Any, mark: Mark, depth: int) -> Node:
         name = printable(event.anchor)
         if event.anchor not in self.anchors:
-            raise _not_yaml(f"the alias `*{name}` has no anchor", mark, f"write `&{name}` before the value it stands for")
+            hint = f"write `&{name}` before the value it stands for"
+            raise _not_yaml(f"the alias `*{name}` has no anchor", mark, hint)
         node = self.anchors[event.anchor]
         if node is None:
             raise _not_yaml(f"the alias `*{name}` stands inside its own value", mark)
@@ -226,4 +232,3 @@ class _Builder:
             else:
                 values[key], keys[key] = value, at
         return mapping_node(values, mark, keys)
-

@@ -91,7 +91,7 @@ def type_name(node: Node) -> str:
         case list():
             return "a list"
         case bool():
-            return "true or false"
+            return "a boolean"
         case None:
             return "null"
         case str():
@@ -102,13 +102,13 @@ def type_name(node: Node) -> str:
 
 def show(node: Node) -> str:
     """A value as a message quotes it: short, on one line, in backticks."""
-    if isinstance(node.value, (dict, list)):
-        return type_name(node)
-    text = {None: "null", True: "true", False: "false"}.get(node.value) if not node.value else None
-    if node.value is True:
-        text = "true"
-    text = printable(str(node.value) if text is None else text)
-    return f"`{text}`"
+    match node.value:
+        case dict() | list():
+            return type_name(node)
+        case bool() | None as word:
+            return f"`{'null' if word is None else str(word).lower()}`"
+        case value:
+            return f"`{printable(str(value))}`"
 
 
 def printable(text: str, limit: int = 60) -> str:
@@ -122,6 +122,7 @@ class Findings:
     """Collects diagnostics, so that all errors of a spec are reported at once and in file order."""
 
     def __init__(self) -> None:
+        """Start with nothing found."""
         self.diagnostics: list[Diagnostic] = []
 
     def add(
@@ -139,8 +140,8 @@ class Findings:
 
     def clean(self, path: str) -> bool:
         """Whether nothing was found at or below a path."""
-        below = (path, path + ".", path + "[")
-        return not any(d.path == path or (d.path or "").startswith(below[1:]) for d in self.diagnostics)
+        places = [found.path or "" for found in self.diagnostics]
+        return not any(place == path or place.startswith((path + ".", path + "[")) for place in places)
 
     def raise_if_any(self) -> None:
         """Raise everything found as one `SpecError`."""

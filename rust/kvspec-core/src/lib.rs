@@ -9,6 +9,7 @@
 //! - A [`Selector`] hides flips and never moves one.
 //! - A [`Format`] encodes and decodes the stored elements.
 
+mod eligible;
 mod error;
 mod fault;
 mod format;
@@ -23,7 +24,7 @@ mod thresholds;
 pub use error::Error;
 pub use fault::{FaultModel, Geometry, Level, Page, Per, Sampler};
 pub use format::Format;
-pub use inject::{CacheTables, StepFaults};
+pub use inject::{CacheTables, StepColumns, StepFaults};
 pub use map::{Columns, FaultMap, Grid, Layout, MAX_FLIPS, Op, Word};
 pub use philox::{Block, Key, LANES, Lanes, derive_keys, philox, philox_lanes, read_key};
 pub use select::{Indices, Phase, Selector};

@@ -1,6 +1,6 @@
 //! Explicit fault maps: enumerate the flips of a sampler, apply them to a cache (sampling.md, section 8).
 
-use std::ops::{BitAnd, BitOr, BitXor, Not, Range, Shl};
+use std::ops::{BitAnd, BitOr, BitXor, Not, Range};
 
 use crate::error::Error;
 use crate::fault::{Geometry, Sampler};
@@ -149,9 +149,12 @@ impl FaultMap {
                     columns.elem[i] as usize,
                 ];
                 // Inside bounds that `checked_strides` has proved; wrapping, since strides may be negative.
-                *offset = site.iter().zip(&strides).fold(layout.base, |sum, (&x, &stride)| {
-                    sum.wrapping_add(x.wrapping_mul(stride))
-                });
+                *offset = site
+                    .iter()
+                    .zip(&strides)
+                    .fold(layout.base, |sum, (&x, &stride)| {
+                        sum.wrapping_add(x.wrapping_mul(stride))
+                    });
             }
             let sites = offsets.iter().zip(&columns.bit[chunk]);
             match op {
@@ -227,9 +230,9 @@ impl Layout {
     fn checked_strides(&self, words: usize) -> Result<[usize; 6], Error> {
         let (mut lowest, mut highest) = (self.base as i128, self.base as i128);
         for (&extent, &stride) in self.shape.iter().zip(&self.strides) {
-            let reach = (extent as i128 - 1) * stride as i128;
-            lowest += reach.min(0);
-            highest += reach.max(0);
+            let reach = (extent as i128 - 1).saturating_mul(stride as i128);
+            lowest = lowest.saturating_add(reach.min(0));
+            highest = highest.saturating_add(reach.max(0));
         }
         if lowest < 0 {
             return Err(Error::Layout { name: "strides" });
@@ -259,7 +262,7 @@ macro_rules! word {
         impl Word for $ty {
             const BITS: u32 = <$ty>::BITS;
             fn bit(bit: u8) -> Self {
-                Shl::shl(1, u32::from(bit) % Self::BITS)
+                (1 as $ty) << (u32::from(bit) % Self::BITS)
             }
         }
     )*};
@@ -272,20 +275,21 @@ impl Sampler {
     /// # Errors
     /// [`Error::Range`] if the grid leaves the limits, [`Error::TooManyFlips`] if more than [`MAX_FLIPS`] are
     /// to be expected.
-    pub fn enumerate(
-        &self,
-        key: Key,
-        grid: &Grid,
-        selector: &Selector,
-    ) -> Result<FaultMap, Error> {
+    pub fn enumerate(&self, key: Key, grid: &Grid, selector: &Selector) -> Result<FaultMap, Error> {
         let rows = selector.rows(self.geometry());
         self.check_grid(grid, selector, &rows)?;
         let mut sorter = RowSorter::new(self.geometry());
         let mut columns = Columns::default();
-        self.visit_layers_of(key, grid, selector, &rows, |layer, token, hits| match token {
-            Some(token) => sorter.push(token, hits),
-            None => sorter.drain(grid.request, layer as u16, &mut columns),
-        });
+        self.visit_layers_of(
+            key,
+            grid,
+            selector,
+            &rows,
+            |layer, token, hits| match token {
+                Some(token) => sorter.push(token, hits),
+                None => sorter.drain(grid.request, layer as u16, &mut columns),
+            },
+        );
         Ok(FaultMap { columns })
     }
 
@@ -298,7 +302,10 @@ impl Sampler {
         let rows = selector.rows(self.geometry());
         let mut flips = 0;
         self.visit_layers_of(key, grid, selector, &rows, |_, _, hits| {
-            flips += hits.iter().map(|hit| u64::from(hit.mask.count_ones())).sum::<u64>();
+            flips += hits
+                .iter()
+                .map(|hit| u64::from(hit.mask.count_ones()))
+                .sum::<u64>();
         });
         Ok(flips)
     }
@@ -330,7 +337,9 @@ impl Sampler {
 
     fn check_grid(&self, grid: &Grid, selector: &Selector, rows: &Rows) -> Result<(), Error> {
         check_limits(grid)?;
-        let layers = selector.layer_spans(grid.layers.clone()).map(|span| span.len());
+        let layers = selector
+            .layer_spans(grid.layers.clone())
+            .map(|span| span.len());
         let tokens = selector
             .token_spans(grid.tokens.clone(), grid.prompt_len)
             .map(|span| span.end - span.start);

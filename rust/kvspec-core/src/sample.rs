@@ -176,8 +176,10 @@ impl Sampler {
         let mut base = 0;
         while base < len {
             let lanes = philox_lanes::<WORD>(counter, stride, start.key);
-            let any = lanes.words[0].iter().fold(false, |any, &w| any | (w >= floor));
-            if any {
+            let any = lanes.words[0]
+                .iter()
+                .fold(0, |any, &w| any | u32::from(w >= floor));
+            if any != 0 {
                 let live = (len - base).min(LANES as u64) as usize;
                 for lane in 0..live {
                     if lanes.words[0][lane] >= floor {
@@ -211,13 +213,7 @@ impl Sampler {
     }
 
     /// A count and Floyd's sample of that many units: ascending anchors, each a unit and one of its alternatives.
-    fn draw_anchors(
-        &self,
-        stream: &Stream,
-        domain: Domain,
-        block: &Block,
-        scratch: &mut Scratch,
-    ) {
+    fn draw_anchors(&self, stream: &Stream, domain: Domain, block: &Block, scratch: &mut Scratch) {
         let Scratch {
             draws,
             chosen,
@@ -410,7 +406,7 @@ fn both(block: &Block) -> [u64; 2] {
 fn reaching(lanes: &Lanes, threshold: u64) -> u32 {
     let [a, b, c, d] = &lanes.words;
     let (high, low) = ((threshold >> 32) as u32, threshold as u32);
-    let reaches = |hi: u32, lo: u32| u32::from((hi > high) | ((hi == high) & (lo >= low)));
+    let reaches = |hi: u32, lo: u32| u32::from(hi > high || (hi == high && lo >= low));
     let mut bits = 0;
     for lane in 0..LANES {
         bits |= reaches(a[lane], b[lane]) << (2 * lane);

@@ -16,18 +16,15 @@ impl Indices {
     /// Everything.
     #[must_use]
     pub fn all() -> Self {
-        Self(vec![0..u64::MAX])
+        let everything = 0..u64::MAX;
+        Self(vec![everything])
     }
 
     /// The union of half-open ranges, in any order.
     ///
     /// # Errors
     /// [`Error::Range`] for a range that runs backwards or beyond `limit`; `name` says whose it is.
-    pub fn new(
-        name: &'static str,
-        mut ranges: Vec<Range<u64>>,
-        limit: u64,
-    ) -> Result<Self, Error> {
+    pub fn new(name: &'static str, mut ranges: Vec<Range<u64>>, limit: u64) -> Result<Self, Error> {
         for range in &ranges {
             check_range(name, range, limit)?;
         }
@@ -61,11 +58,7 @@ impl Indices {
 }
 
 /// Fails unless `range` runs forwards and ends at `limit` at the latest.
-pub(crate) fn check_range(
-    name: &'static str,
-    range: &Range<u64>,
-    limit: u64,
-) -> Result<(), Error> {
+pub(crate) fn check_range(name: &'static str, range: &Range<u64>, limit: u64) -> Result<(), Error> {
     let &Range { start, end } = range;
     if start > end || end > limit {
         return Err(Error::Range {

@@ -43,26 +43,26 @@ impl Fixed {
     }
 
     fn add(self, other: Self) -> Self {
-        let mut sum = [0; LIMBS];
+        let mut sum = self;
         let mut carry = 0;
-        for i in 0..LIMBS {
-            let wide = u128::from(self.0[i]) + u128::from(other.0[i]) + carry;
-            sum[i] = wide as u64;
+        for (x, y) in sum.0.iter_mut().zip(other.0) {
+            let wide = u128::from(*x) + u128::from(y) + carry;
+            *x = wide as u64;
             carry = wide >> 64;
         }
-        Self(sum)
+        sum
     }
 
     fn sub(self, other: Self) -> Self {
-        let mut difference = [0; LIMBS];
+        let mut difference = self;
         let mut borrow = false;
-        for i in 0..LIMBS {
-            let (partial, first) = self.0[i].overflowing_sub(other.0[i]);
+        for (x, y) in difference.0.iter_mut().zip(other.0) {
+            let (partial, first) = x.overflowing_sub(y);
             let (value, second) = partial.overflowing_sub(u64::from(borrow));
-            difference[i] = value;
+            *x = value;
             borrow = first || second;
         }
-        Self(difference)
+        difference
     }
 
     /// `floor(self * other / 2^256)`.

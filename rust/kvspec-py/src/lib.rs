@@ -1,5 +1,46 @@
-//! `kvspec._native`.
-use pyo3::prelude::*;
+//! `kvspec._native`: conversions, the GIL and exceptions. All logic is in `kvspec-core`.
+
+mod formats;
+mod sampling;
+
+use kvspec_core::Error;
+use pyo3::PyErr;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::pymodule;
+
+/// Every error of the core is a wrong argument.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the signature that map_err wants"
+)]
+fn value_error(error: Error) -> PyErr {
+    PyValueError::new_err(error.to_string())
+}
 
 #[pymodule]
-mod _native {}
+mod _native {
+    use pyo3::exceptions::PyValueError;
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use super::formats::{decode, encode, format_bits, format_mask};
+    #[pymodule_export]
+    use super::sampling::{
+        Sampler, Selector, StepFaults, TrialTable, derive_keys, philox, read_key, thresholds,
+    };
+
+    #[pymodule_export]
+    #[allow(non_upper_case_globals)]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
+
+    /// The JSON Schema of that name.
+    #[pyfunction]
+    fn schema(name: &str) -> PyResult<&'static str> {
+        match name {
+            "spec" => Ok(include_str!("../../../schemas/spec.schema.json")),
+            _ => Err(PyValueError::new_err(format!(
+                "schema `{name}` is not one of spec"
+            ))),
+        }
+    }
+}

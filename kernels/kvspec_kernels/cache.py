@@ -1,0 +1,126 @@
+"""Where the bits of a cache are, and how they are changed.
+
+An element of B bits (4, 8, 16 or 32) is addressed in units of its own width:
+
+    offset = block * block_stride + kv * kv_stride + token * token_stride + head * head_stride + elem * elem_stride
+    word   = offset >> log2(32 / B),   shift = (offset mod (32 / B)) * B
+
+`token` counts inside the block, `head` on this rank. The lower address lies in the lower bits of a word, so two 16-bit,
+four 8-bit or eight 4-bit elements share one. Words are changed by atomics: flips of neighbours never lose each other.
+Offsets are 64 bits wide; a cache may be larger than 2^31 elements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from kvspec_kernels.table import OP_FLIP, OP_SET0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheView:
+    """The cache of one layer as 32-bit words, with strides in elements of `bits` bits."""
+
+    words: torch.Tensor
+    """int32 `[1]`, where the offsets start. Kernels address the whole cache from here."""
+    bits: int
+    """Bits of an element (B)."""
+    block_tokens: int
+    """Tokens of a block."""
+    block_stride: int
+    kv_stride: int
+    """From an element of K to the same element of V; 0 if there is one plane."""
+    token_stride: int
+    head_stride: int
+    elem_stride: int
+    heads: int
+    """KV heads on this rank."""
+    first_head: int = 0
+    """Global index of the rank's first KV head."""
+
+    @classmethod
+    def of(
+        cls, key: torch.Tensor, value: torch.Tensor | None, *, bits: int | None = None, first_head: int = 0
+    ) -> CacheView:
+        """The view of K and V, both `[blocks, block_tokens, heads, D]` of any strides and in one allocation.
+
+        `bits` = 4 means two elements per byte, element 2i in the low half of byte i (vLLM's `int4_per_token_head`); D is
+        then the number of bytes. Scales are a view of their own, float32 with D = 1. Raises `ValueError` for what the
+        words cannot address.
+        """
+        width = key.element_size() * 8
+        bits = width if bits is None else bits
+        packed, rest = divmod(width, bits)
+        if rest or bits not in (4, 8, 16, 32):
+            raise ValueError(f"elements of {bits} bits in a cache of {key.dtype}")
+        if packed > 1 and key.stride(-1) != 1:
+            raise ValueError(f"packed elements with stride {key.stride(-1)}")
+        if key.data_ptr() % 4:
+            raise ValueError("the cache does not start at a multiple of 4 bytes")
+        distance = 0
+        if value is not None:
+            if value.stride() != key.stride() or value.shape[:3] != key.shape[:3]:
+                raise ValueError(
+                    f"K is {tuple(key.shape)} with strides {key.stride()}, V {tuple(value.shape)} with {value.stride()}"
+                )
+            distance = value.data_ptr() - key.data_ptr()
+        storage = key.untyped_storage()
+        at = (key.data_ptr() - storage.data_ptr()) // 4
+        words = torch.empty(0, dtype=torch.int32, device=key.device).set_(storage, at, (1,))  # type: ignore[call-overload]
+        block, token, head, elem = (stride * packed for stride in key.stride())
+        return cls(
+            words=words,
+            bits=bits,
+            block_tokens=key.shape[1],
+            block_stride=block,
+            kv_stride=distance * 8 // bits,
+            token_stride=token,
+            head_stride=head,
+            elem_stride=elem if packed == 1 else 1,
+            heads=key.shape[2],
+            first_head=first_head,
+        )
+
+
+@triton.jit
+def count_bits(word):
+    """Set bits of uint32 words as int32. (`popc` is in libdevice only, which the interpreter lacks.)"""
+    word = word - ((word >> 1) & 0x55555555)
+    word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
+    word = (word + (word >> 4)) & 0x0F0F0F0F
+    word = word + (word >> 8)
+    return ((word + (word >> 16)) & 0x3F).to(tl.int32)
+
+
+@triton.jit
+def change_bits(words_ptr, offset, bits, op, on, BITS: tl.constexpr):
+    """Apply `op` to `bits` of the elements at `offset` where `on`; returns how many bits changed, per lane.
+
+    offset  int64 vector, in elements; on  int1 vector
+    bits    uint32 vector, bits of the element; lanes that meet in an element must have different bits
+    op      scalar: OP_FLIP x ^ b, OP_SET0 x & ~b, OP_SET1 x | b
+
+    The word is read again after the atomic, past the first-level cache, and compared with what the atomic found. So a bit
+    counts if and only if the memory behind the address holds its new value. (Nobody else changes these bits meanwhile.)
+    """
+    if BITS == 32:
+        at = words_ptr + offset
+    else:
+        PER_WORD: tl.constexpr = 32 // BITS
+        at = words_ptr + offset // PER_WORD
+        bits = bits << ((offset % PER_WORD) * BITS).to(tl.uint32)
+    field = bits.to(tl.int32, bitcast=True)
+    before = field
+    if op == OP_FLIP:
+        before = tl.atomic_xor(at, field, mask=on, sem="relaxed")
+    elif op == OP_SET0:
+        before = tl.atomic_and(at, ~field, mask=on, sem="relaxed")
+    else:
+        before = tl.atomic_or(at, field, mask=on, sem="relaxed")
+    after = tl.load(at, mask=on, other=0, volatile=True)
+    changed = ((before ^ after) & field).to(tl.uint32, bitcast=True)
+    return tl.where(on, count_bits(changed), 0)

@@ -1,0 +1,41 @@
+"""Where a report goes: standard output, as text or JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TextIO
+
+from kvspec.report.json_report import to_json
+from kvspec.report.text import render_text
+from kvspec.score import Scores, score_run
+
+FORMATS = ("text", "json")
+
+
+def render(scores: Scores, output: str, *, width: int | None = None, colour: bool = False) -> str:
+    """The report in one of `FORMATS`. Width and colour matter for text only."""
+    if output == "json":
+        return json.dumps(to_json(scores), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return render_text(scores, width=width, colour=colour)
+
+
+def print_report(path: Path | str, output: str = "text", stream: TextIO | None = None) -> Scores:
+    """Score the run in `path` and print it. Returns the scores. Raises like `score_run`."""
+    stream = stream or sys.stdout
+    scores = score_run(path)
+    terminal = stream.isatty()
+    text = render(
+        scores,
+        output,
+        width=shutil.get_terminal_size().columns if terminal else None,
+        colour=terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb",
+    )
+    # A terminal that cannot show a character of a corrupted answer must not cost the report.
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "replace").decode(encoding))
+    stream.flush()
+    return scores

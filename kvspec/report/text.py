@@ -1,0 +1,115 @@
+"""The report for people: the verdict in words, then what it rests on."""
+
+from __future__ import annotations
+
+import io
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+from kvspec.report import words
+from kvspec.report.table import cell_tables
+from kvspec.score import Proportion, Sample, Scores
+
+LEGEND = "Accuracy: token ids equal golden. Interval: Wilson. Drift: mean of the finished trials. See docs/report.md."
+DIVERGES = "tokens differ from index {}"
+PLAIN_WIDTH = 160
+"""Columns where there is no terminal: wide enough for the whole table."""
+
+
+def render_text(scores: Scores, *, width: int | None = None, colour: bool = False) -> str:
+    """The whole report as text; `width` in columns, by default wide enough for every table."""
+    buffer = io.StringIO()
+    console = Console(
+        file=buffer,
+        width=width or _full_width(scores),
+        force_terminal=colour,
+        color_system="standard" if colour else None,
+        no_color=not colour,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        legacy_windows=False,
+    )
+    _header(console, scores)
+    _verdict(console, scores)
+    _floor(console, scores)
+    for table in cell_tables(scores.cells, console):
+        console.print()
+        console.print(table)
+    console.print(Text(LEGEND, style="dim"))
+    for sample in scores.samples:
+        _sample(console, sample, scores)
+    console.print()
+    console.print(Text(f"run folder: {words.printable(scores.run.path)}"), soft_wrap=True)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().split("\n")).rstrip("\n") + "\n"
+
+
+def _full_width(scores: Scores) -> int:
+    names = max((cell_len(cell.plan.name) for cell in scores.cells), default=0)
+    return max(PLAIN_WIDTH, names + PLAIN_WIDTH)
+
+
+def _header(console: Console, scores: Scores) -> None:
+    run = scores.run
+    storage = f"{run.storage_format} ({run.storage or 'storage not recorded'})"
+    console.print(Text(f"kvspec report: {words.printable(run.name)}", style="bold"))
+    for name, value in (
+        ("model", f"{run.model}, KV cache {storage}"),
+        ("engine", run.engine or "not recorded"),
+        (
+            "plan",
+            f"{run.plan_digest[:12]}, {run.requests:,} prompts, {run.trials_per_cell:,} trials per cell",
+        ),
+        ("trials", f"{run.recorded:,} of {run.planned:,} recorded, {run.status}"),
+    ):
+        console.print(Text(f"  {name:<8}{words.printable(value)}"))
+
+
+def _verdict(console: Console, scores: Scores) -> None:
+    console.print()
+    console.print(Text("Verdict", style="bold"))
+    for sentence in scores.verdict:
+        console.print(Text(f"  {sentence}", style="bold red" if sentence.startswith("INVALID") else ""))
+    for warning in scores.warnings:
+        console.print(Text(f"  warning: {words.printable(warning)}", style="yellow"))
+
+
+def _floor(console: Console, scores: Scores) -> None:
+    console.print()
+    console.print(Text("Floor (trials without faults that equal golden)", style="bold"))
+    for name, part in (
+        ("golden repeats", scores.floor.golden_repeats),
+        ("null control", scores.floor.null_trials),
+    ):
+        console.print(Text(f"  {name:<16}{_of(part)}"))
+
+
+def _of(part: Proportion) -> str:
+    if not part.n:
+        return "- (none recorded)"
+    return f"{part.k:,} of {part.n:,} identical, {words.percent(part)} [{words.interval(part)}]"
+
+
+def _sample(console: Console, sample: Sample, scores: Scores) -> None:
+    room = max(30, min(console.width, 120) - 16)
+    name = next(cell.plan.name for cell in scores.cells if cell.plan.index == sample.cell)
+    flips = f"{sample.flips:,} flip{'' if sample.flips == 1 else 's'}"
+    at = DIVERGES.format(sample.first_divergence) if sample.first_divergence is not None else "same tokens"
+    console.print()
+    console.print(
+        Text(
+            f"Sample mismatch, {sample.role}: {sample.trial_id} of {name}, {flips}, {sample.outcome}, {at}",
+            "bold",
+        )
+    )
+    prompt = words.printable(sample.prompt)
+    console.print(Text(f"  prompt   {prompt[:room]}{'...' if len(prompt) > room else ''}"), no_wrap=True)
+    marked = 0
+    for label, text, style in (("golden", sample.golden, "green"), ("faulted", sample.faulted, "red")):
+        head, tail = words.window(text, sample.first_char, room // 3, room)
+        line = Text(f"  {label:<9}{head}").append(tail, style=style)
+        console.print(line, no_wrap=True, overflow="ellipsis")
+        marked = cell_len(f"  {label:<9}{head}")
+    console.print(Text(" " * marked + "^ first difference"), no_wrap=True)

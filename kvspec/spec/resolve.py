@@ -1,0 +1,168 @@
+"""A valid tree -> `Spec`: defaults filled in, sweeps expanded."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from kvspec.errors import Diagnostic, SpecError
+from kvspec.spec.model import (
+    BIT_FIELDS,
+    METRICS,
+    Controls,
+    EngineSpec,
+    Fault,
+    GenerationSpec,
+    ModelSpec,
+    PromptSpec,
+    Rate,
+    Selector,
+    Spec,
+    TrialSpec,
+)
+from kvspec.spec.ranges import canonical, parse_range
+from kvspec.spec.tree import Node
+
+MAX_CELLS = 10_000
+MAX_TRIALS = 10_000_000
+
+DEFAULT_BURST_LEN = 8
+DEFAULT_MSB_POLICY = "BYTE_TOPBITS"
+DEFAULT_PAGE_TOKENS = 16
+DEFAULT_PAGE_DENSITY = 1.0e-3
+
+Data = dict[str, Any]
+
+
+def build_spec(root: Node, texts: tuple[str, ...], source: str) -> Spec:
+    """Build the spec from a tree that `check_tree` has passed and from its prompts.
+
+    Raises `SpecError` (KVS305) if there are more cells or trials than the limits.
+    """
+    data: Data = root.plain()
+    cells = sum(math.prod(map(len, _axes(entry))) for entry in data["faults"])
+    _check_limit(root, "faults", "cells", cells, MAX_CELLS)
+    trials = TrialSpec(_trials_per_prompt(data["trials"], len(texts)))
+    controls = Controls(**_whole(data.get("controls", {})))
+    per_prompt = cells * trials.per_prompt + 1 + controls.null_trials + controls.golden_repeats
+    _check_limit(root, "trials", "trials", len(texts) * per_prompt, MAX_TRIALS)
+    return Spec(
+        name=data["name"],
+        description=data.get("description", ""),
+        model=ModelSpec(**_whole(data["model"])),
+        prompts=PromptSpec(texts),
+        generation=_generation(data.get("generation", {})),
+        faults=tuple(fault for index, entry in enumerate(data["faults"]) for fault in _expand(index, entry)),
+        controls=controls,
+        trials=trials,
+        seed=int(data.get("seed", 0)),
+        metrics=tuple(m for m in METRICS if m in data.get("metrics", METRICS)),
+        engine=_engine(data.get("engine", {})),
+        source=source,
+        marks={path: node.mark for path, node in root.walk()},
+    )
+
+
+def _axes(entry: Data) -> tuple[list[Any], ...]:
+    """What an entry sweeps, slowest first: site, burst_len, msb_policy, where, rate."""
+    model = entry["model"]
+    return (
+        _list(entry["site"]),
+        _list(entry.get("burst_len", DEFAULT_BURST_LEN)) if model == "burst" else [1],
+        _list(entry.get("msb_policy", DEFAULT_MSB_POLICY)) if model == "msb_biased" else [None],
+        [_selector(where) for where in _list(entry.get("where", {}))],
+        list(_rates(entry["rate"])),
+    )
+
+
+def _expand(index: int, entry: Data) -> Iterator[Fault]:
+    """The concrete faults of an entry: one per cell."""
+    bits = entry.get("bits", "all")
+    for site, burst_len, msb_policy, where, rate in itertools.product(*_axes(entry)):
+        yield Fault(
+            name=entry["name"],
+            index=index,
+            site=site,
+            model=entry["model"],
+            rate=rate,
+            burst_len=int(burst_len),
+            msb_policy=msb_policy,
+            bits=bits if bits in BIT_FIELDS else tuple(sorted(map(int, bits))),
+            page_tokens=int(entry.get("page_tokens", DEFAULT_PAGE_TOKENS)),
+            page_density=float(entry.get("page_density", DEFAULT_PAGE_DENSITY)),
+            where=where,
+        )
+
+
+def _rates(rate: Data) -> Iterator[Rate]:
+    ((unit, value),) = rate.items()
+    hours = float(value["residency_hours"]) if unit == "fit" else None
+    for dose in _list(value["raw_fit_per_mbit"] if unit == "fit" else value):
+        yield Rate(unit, float(dose) + 0.0, hours)  # + 0.0 takes the sign off -0.0
+
+
+def _selector(where: Data) -> Selector:
+    def ranges(key: str, everything: Any) -> Any:
+        chosen = where.get(key, "all")
+        if chosen == "all":
+            return everything
+        return chosen if isinstance(chosen, str) else canonical(parse_range(entry) for entry in chosen)
+
+    cache = where.get("cache", ("K", "V"))
+    return Selector(
+        layers=ranges("layers", None),
+        heads=ranges("heads", None),
+        cache=tuple(plane for plane in ("K", "V") if plane in cache),
+        tokens=ranges("tokens", "all"),
+        steps=ranges("steps", "all"),
+    )
+
+
+def _generation(data: Data) -> GenerationSpec:
+    whole = _whole({key: value for key, value in data.items() if key not in ("temperature", "stop")})
+    temperature = float(data.get("temperature", 0)) + 0.0
+    return GenerationSpec(**whole, temperature=temperature, stop=tuple(data.get("stop", ())))
+
+
+def _engine(data: Data) -> EngineSpec:
+    gib = data.get("kv_cache_gib")
+    whole = _whole({key: value for key, value in data.items() if key != "kv_cache_gib"})
+    return EngineSpec(**whole, kv_cache_gib=None if gib is None else float(gib))
+
+
+def _trials_per_prompt(trials: int | float | Data, prompts: int) -> int:
+    """Trials per prompt; a target is rounded up to whole trials."""
+    if not isinstance(trials, dict):
+        return int(trials)
+    if "per_prompt" in trials:
+        return int(trials["per_prompt"])
+    return math.ceil(sample_size(**trials["target"]) / prompts)
+
+
+def sample_size(confidence: float, margin: float) -> int:
+    """Trials that bound the error of any proportion: n = (z / 2 margin)^2, Leveugle 2009 for many possible faults.
+
+    385 for a confidence of 0.95 and a margin of 0.05.
+    """
+    from statistics import NormalDist  # Only a target needs it.
+
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    return math.ceil((z / (2 * margin)) ** 2)
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _whole(data: Data) -> Data:
+    """The same data with whole numbers as `int`: as in JSON Schema, `1e3` is one."""
+    return {key: int(value) if isinstance(value, float) else value for key, value in data.items()}
+
+
+def _check_limit(root: Node, key: str, what: str, count: int, limit: int) -> None:
+    if count > limit:
+        node = root.get(key) or root
+        expected = f"at most {limit} {what}"
+        raise SpecError(Diagnostic("KVS305", f"the spec asks for {count} {what}", node.mark, f"$.{key}", expected))

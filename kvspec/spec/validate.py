@@ -1,0 +1,157 @@
+"""A `Node` tree -> all of its errors at once: first its structure, then what a schema cannot say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from kvspec.errors import Mark
+from kvspec.spec import schema
+from kvspec.spec.prompts import read_prompts
+from kvspec.spec.ranges import parse_range
+from kvspec.spec.tree import Findings, Node, show
+
+VERSION = 1
+
+_LIMITS = {"layers": 1 << 16, "heads": (1 << 15) - 1, "tokens": 1 << 32, "steps": 1 << 32}
+"""First number beyond each kind of range, from section 1 of the sampling specification."""
+
+_STORAGE_BITS = {"auto": 16, "bf16": 16, "fp16": 16}
+
+
+def check_tree(root: Node) -> tuple[str, ...]:
+    """Check a spec and return its prompts, which checking has read.
+
+    Raises `SpecError` with every error in file order. An entry with structural errors is not checked for meaning.
+    """
+    findings = Findings()
+    _check_version(root, findings)
+    findings.raise_if_any()  # Another version has other keys: naming them all would not help.
+    schema.check(root, schema.spec_schema(), findings)
+    faults = root.get("faults")
+    if faults is not None and isinstance(faults.value, list):
+        for index, fault in enumerate(faults.items):
+            if findings.clean(f"$.faults[{index}]"):
+                _check_fault(root, fault, f"$.faults[{index}]", findings)
+        _check_names(faults, findings)
+    prompts = root.get("prompts")
+    texts = read_prompts(prompts, findings) if prompts is not None and findings.clean("$.prompts") else ()
+    findings.raise_if_any()
+    return texts
+
+
+def _check_version(root: Node, findings: Findings) -> None:
+    version = root.get("kvspec")
+    if isinstance(root.value, dict) and version is not None and version.value is not True and version.value != VERSION:
+        findings.add(
+            "KVS208",
+            f"spec version {show(version)} is not supported",
+            version.mark,
+            "$.kvspec",
+            expected=f"`kvspec: {VERSION}`",
+            hint="the number is the version of the format, not of your spec" if version.value in (0, None) else None,
+        )
+
+
+def _check_names(faults: Node, findings: Findings) -> None:
+    first: dict[str, Mark] = {}
+    for index, fault in enumerate(faults.items):
+        name = fault.get("name")
+        if name is None or not isinstance(name.value, str):
+            continue
+        if name.value in first:
+            findings.add(
+                "KVS209",
+                f"the name {show(name)} is taken",
+                name.mark,
+                f"$.faults[{index}].name",
+                expected="a name of its own for every entry",
+                hint=f"the other entry stands at {first[name.value]}; to sweep a dose, write one entry with a list",
+            )
+        first.setdefault(name.value, name.mark)
+
+
+def _check_fault(root: Node, fault: Node, path: str, findings: Findings) -> None:
+    _check_bits(root, fault, path, findings)
+    _check_page_rate(fault, path, findings)
+    site = fault.get("site")
+    writes = site is not None and any(item.value == "KV_WRITE" for item in site.items)
+    for where, place in _selectors(fault, path):
+        for key, limit in _LIMITS.items():
+            if (selected := where.get(key)) is not None:
+                _check_ranges(selected, f"{place}.{key}", limit, findings)
+        steps = where.get("steps")
+        if writes and steps is not None and steps.value != "all":
+            findings.add(
+                "KVS206",
+                "`steps` selects reads, and `site: KV_WRITE` has none",
+                where.keys.get("steps", steps.mark),
+                f"{place}.steps",
+                expected="`steps` only with `site: KV_READ` or `site: BOTH`",
+                hint="the writes of the prompt or of decoding are `tokens: prompt` and `tokens: decode`",
+            )
+
+
+def _selectors(fault: Node, path: str) -> Iterator[tuple[Node, str]]:
+    where = fault.get("where")
+    if where is None:
+        return
+    for index, selector in enumerate(where.items):
+        yield selector, f"{path}.where[{index}]" if isinstance(where.value, list) else f"{path}.where"
+
+
+def _check_ranges(selected: Node, path: str, limit: int, findings: Findings) -> None:
+    if not isinstance(selected.value, list):
+        return
+    for index, item in enumerate(selected.items):
+        start, stop = parse_range(item.plain())
+        place = f"{path}[{index}]"
+        if stop is not None and stop <= start:
+            problem, hint = f"the range {show(item)} is empty", f"write `{stop - 1}-{start}`"
+            findings.add("KVS205", problem, item.mark, place, expected="first-last", hint=hint)
+        elif max(start, (stop or 1) - 1) >= limit:
+            findings.add("KVS205", f"{show(item)} is out of range", item.mark, place, expected=f"numbers below {limit}")
+
+
+def _check_bits(root: Node, fault: Node, path: str, findings: Findings) -> None:
+    bits = fault.get("bits")
+    dtype = root.get("model", "kv_cache_dtype")
+    name = dtype.value if dtype is not None and isinstance(dtype.value, str) else "auto"
+    width = _STORAGE_BITS.get(name)
+    if bits is None or not isinstance(bits.value, list) or width is None:
+        return
+    for index, bit in enumerate(bits.items):
+        if bit.plain() >= width:
+            findings.add(
+                "KVS205",
+                f"there is no bit {show(bit)} in an element of `kv_cache_dtype: {name}`",
+                bit.mark,
+                f"{path}.bits[{index}]",
+                expected=f"bits from 0 to {width - 1}",
+            )
+
+
+def _check_page_rate(fault: Node, path: str, findings: Findings) -> None:
+    """A page is hit with probability rate / page_density. Units that need the geometry are left to the plan."""
+    density = fault.get("page_density")
+    per_page_bit = density.plain() if density is not None else 1e-3
+    model, unit = fault.get("model"), fault.get("rate", "per_bit")
+    place, hours = f"{path}.rate.per_bit", 0.0
+    if unit is None and (unit := fault.get("rate", "fit", "raw_fit_per_mbit")) is not None:
+        place = f"{path}.rate.fit.raw_fit_per_mbit"
+        hours = fault.get("rate", "fit", "residency_hours").plain()  # type: ignore[union-attr]
+    if model is None or model.value != "page_local" or unit is None:
+        return
+    for index, item in enumerate(unit.items):
+        rate = item.plain()
+        if hours:
+            rate = -math.expm1(-rate * hours / (1e9 * 2**20))
+        if rate > per_page_bit:
+            findings.add(
+                "KVS205",
+                f"the rate {show(item)} is above the density of a hit page, so more than every page would be hit",
+                item.mark,
+                f"{place}[{index}]" if isinstance(unit.value, list) else place,
+                expected=f"at most `page_density`, {per_page_bit:g} per bit",
+                hint="raise `page_density`, or state the dose as `per_page`",
+            )

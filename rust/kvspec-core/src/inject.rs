@@ -1,0 +1,322 @@
+//! The faults of one step, and their injection into the cache of a layer.
+
+use crate::error::Error;
+use crate::fault::Geometry;
+use crate::format::Format;
+use crate::sample::Hit;
+
+/// The faults of one layer in one step: elements, grouped by the cache row they lie in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LayerFaults {
+    rows: Vec<RowFaults>,
+    elem: Vec<u16>,
+    mask: Vec<u32>,
+}
+
+/// The faults of one cache row. Its elements end at `end` and start where those of the row before it end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct RowFaults {
+    /// Index into the columns of the step.
+    index: u32,
+    /// Row of the block table.
+    row: u32,
+    token: u32,
+    kv: u8,
+    head: u16,
+    end: usize,
+}
+
+impl LayerFaults {
+    /// Appends the hits of one token, ascending by row.
+    pub(crate) fn push(
+        &mut self,
+        index: u32,
+        row: u32,
+        token: u32,
+        geometry: &Geometry,
+        hits: &[Hit],
+    ) {
+        for hits in hits.chunk_by(|a, b| a.row == b.row) {
+            self.elem.extend(hits.iter().map(|hit| hit.elem));
+            self.mask.extend(hits.iter().map(|hit| hit.mask));
+            let (kv, head) = geometry.plane_head(hits[0].row);
+            self.rows.push(RowFaults {
+                index,
+                row,
+                token,
+                kv,
+                head,
+                end: self.elem.len(),
+            });
+        }
+    }
+
+    /// Each cache row with its elements and masks.
+    fn iter(&self) -> impl Iterator<Item = (&RowFaults, &[u16], &[u32])> {
+        let mut start = 0;
+        self.rows.iter().map(move |row| {
+            let range = start..row.end;
+            start = row.end;
+            (row, &self.elem[range.clone()], &self.mask[range])
+        })
+    }
+}
+
+/// How the engine lays out the cache of a layer.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheTables<'a> {
+    /// Block of each run of T tokens, `[rows, blocks_per_row]`, row-major.
+    pub block_table: &'a [i32],
+    /// Width of the block table.
+    pub blocks_per_row: usize,
+    /// Offset of each element inside its block, `[2, T, H, D]`, row-major.
+    pub offsets: &'a [i64],
+    /// `[2, T, H, D]`: planes, tokens of a block, heads, elements.
+    pub offsets_shape: [usize; 4],
+    /// Words from one block to the next.
+    pub block_stride: usize,
+}
+
+impl CacheTables<'_> {
+    fn check(&self) -> Result<(), Error> {
+        let sizes = self.offsets_shape;
+        let expected = sizes
+            .iter()
+            .try_fold(1_usize, |n, &size| n.checked_mul(size));
+        match expected {
+            Some(expected) if expected != self.offsets.len() => Err(Error::Length {
+                name: "offsets",
+                len: self.offsets.len(),
+                expected,
+            }),
+            None => Err(Error::Layout { name: "offsets" }),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Address of the block that holds a token of a row.
+    fn block(&self, row: &RowFaults) -> Result<u64, Error> {
+        let tokens = self.offsets_shape[1];
+        let block = u64::from(row.token)
+            .checked_div(tokens as u64)
+            .ok_or(Error::Layout { name: "offsets" })?;
+        index_below("block of a token", block, self.blocks_per_row)?;
+        let id = (row.row as usize)
+            .checked_mul(self.blocks_per_row)
+            .and_then(|first| self.block_table.get(first.checked_add(block as usize)?))
+            .ok_or(Error::Index {
+                name: "row",
+                value: row.row.into(),
+                limit: (self.block_table.len() / self.blocks_per_row) as u64,
+            })?;
+        let id = u64::try_from(*id).map_err(|_| Error::Negative {
+            name: "block",
+            value: i64::from(*id),
+        })?;
+        id.checked_mul(self.block_stride as u64)
+            .ok_or(Error::Layout { name: "block" })
+    }
+
+    /// Offsets of the elements of a row inside its block.
+    fn row(&self, row: &RowFaults) -> Result<&[i64], Error> {
+        let [planes, tokens, heads, size] = self.offsets_shape;
+        index_below("kv", row.kv.into(), planes)?;
+        index_below("head", row.head.into(), heads)?;
+        // `check` has proved that the product of the extents does not overflow
+        let slot = row.token as usize % tokens;
+        let first = ((row.kv as usize * tokens + slot) * heads + row.head as usize) * size;
+        Ok(&self.offsets[first..first + size])
+    }
+
+    /// Appends the address of each element of a cache row.
+    fn resolve(
+        &self,
+        row: &RowFaults,
+        elems: &[u16],
+        words: usize,
+        addresses: &mut Vec<usize>,
+    ) -> Result<(), Error> {
+        let block = self.block(row)?;
+        let offsets = self.row(row)?;
+        for &elem in elems {
+            let offset = *offsets.get(elem as usize).ok_or(Error::Index {
+                name: "elem",
+                value: elem.into(),
+                limit: offsets.len() as u64,
+            })?;
+            let offset = u64::try_from(offset).map_err(|_| Error::Negative {
+                name: "offset",
+                value: offset,
+            })?;
+            let address = block.saturating_add(offset);
+            if address >= words as u64 {
+                return Err(Error::Address { address, words });
+            }
+            addresses.push(address as usize);
+        }
+        Ok(())
+    }
+}
+
+fn index_below(name: &'static str, value: u64, limit: usize) -> Result<(), Error> {
+    let limit = limit as u64;
+    if value >= limit {
+        return Err(Error::Index { name, value, limit });
+    }
+    Ok(())
+}
+
+/// The flips of one step, grouped by layer and merged into one mask per element, with a count of those that
+/// landed.
+#[derive(Clone, Debug)]
+pub struct StepFaults {
+    layers: u32,
+    bits: Option<u32>,
+    /// Shares of the step's rows in order; in each, the faults of every layer.
+    parts: Vec<Vec<LayerFaults>>,
+    landed: Vec<u64>,
+    addresses: Vec<usize>,
+}
+
+/// Merged faults of one layer as columns of equal length; a row is one element.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StepColumns {
+    /// Row of the block table.
+    pub row: Vec<u32>,
+    /// 0 for K, 1 for V.
+    pub kv: Vec<u8>,
+    /// Global KV head.
+    pub head: Vec<u16>,
+    /// Logical position in the request.
+    pub token: Vec<u32>,
+    /// Element of the row.
+    pub elem: Vec<u16>,
+    /// Bits of the stored element to flip.
+    pub mask: Vec<u32>,
+}
+
+impl StepFaults {
+    pub(crate) fn new(
+        layers: u32,
+        bits: Option<u32>,
+        parts: Vec<Vec<LayerFaults>>,
+        entries: usize,
+    ) -> Self {
+        Self {
+            layers,
+            bits,
+            parts,
+            landed: vec![0; entries],
+            addresses: Vec::new(),
+        }
+    }
+
+    /// Number of faulty elements in all layers, entries counted apart.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.parts
+            .iter()
+            .flatten()
+            .map(|layer| layer.elem.len())
+            .sum()
+    }
+
+    /// Whether the step has no fault.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Number of faulty elements of one layer.
+    ///
+    /// # Errors
+    /// [`Error::Index`] for a layer beyond the table's.
+    pub fn layer_len(&self, layer: u32) -> Result<usize, Error> {
+        Ok(self.layer(layer)?.map(|faults| faults.elem.len()).sum())
+    }
+
+    /// The faults of one layer, in order of step entry, token, plane, head and element.
+    ///
+    /// # Errors
+    /// [`Error::Index`] for a layer beyond the table's.
+    pub fn columns(&self, layer: u32) -> Result<StepColumns, Error> {
+        let mut columns = StepColumns::default();
+        for (row, elems, masks) in self.layer(layer)?.flat_map(LayerFaults::iter) {
+            columns.elem.extend_from_slice(elems);
+            columns.mask.extend_from_slice(masks);
+            let end = columns.elem.len();
+            columns.row.resize(end, row.row);
+            columns.kv.resize(end, row.kv);
+            columns.head.resize(end, row.head);
+            columns.token.resize(end, row.token);
+        }
+        Ok(columns)
+    }
+
+    /// Flips that landed so far, by index into the step's columns: bits in which the stored code differed
+    /// before and after the write, summed over the layers injected.
+    #[must_use]
+    pub fn landed(&self) -> &[u64] {
+        &self.landed
+    }
+
+    /// Injects the faults of one layer into its cache, float32 words that hold values of `format`.
+    ///
+    /// Each word is encoded, its code changed, decoded, written and read back; what changed in between counts
+    /// as landed.
+    ///
+    /// # Errors
+    /// [`Error::Index`], [`Error::Length`], [`Error::Negative`] or [`Error::Layout`] if the tables do not cover
+    /// a fault, [`Error::Address`] if one lies outside `words`, [`Error::Width`] if the format differs from the
+    /// samplers'. Everything is checked before the first write.
+    pub fn inject(
+        &mut self,
+        layer: u32,
+        words: &mut [u32],
+        tables: &CacheTables<'_>,
+        format: Format,
+    ) -> Result<(), Error> {
+        if self.layer_len(layer)? == 0 {
+            return Ok(());
+        }
+        if let Some(bits) = self.bits
+            && bits != format.bits()
+        {
+            let expected = format.bits();
+            return Err(Error::Width { bits, expected });
+        }
+        tables.check()?;
+        let mut addresses = std::mem::take(&mut self.addresses);
+        addresses.clear();
+        for (row, elems, _) in self.layer(layer)?.flat_map(LayerFaults::iter) {
+            tables.resolve(row, elems, words.len(), &mut addresses)?;
+        }
+        let mut rest = &addresses[..];
+        for faults in self.parts.iter().map(|part| &part[layer as usize]) {
+            for (row, _, masks) in faults.iter() {
+                let (here, after) = rest.split_at(masks.len());
+                rest = after;
+                self.landed[row.index as usize] += flip(words, here, masks, format);
+            }
+        }
+        self.addresses = addresses;
+        Ok(())
+    }
+
+    fn layer(&self, layer: u32) -> Result<impl Iterator<Item = &LayerFaults>, Error> {
+        index_below("layer", layer.into(), self.layers as usize)?;
+        Ok(self.parts.iter().map(move |part| &part[layer as usize]))
+    }
+}
+
+/// Flips the masks in the codes of the words at `addresses`; returns the number of bits that changed.
+fn flip(words: &mut [u32], addresses: &[usize], masks: &[u32], format: Format) -> u64 {
+    let mut landed = 0;
+    for (&address, &mask) in addresses.iter().zip(masks) {
+        let before = format.encode(words[address]);
+        words[address] = format.decode(before ^ mask);
+        let after = format.encode(words[address]);
+        landed += u64::from((before ^ after).count_ones());
+    }
+    landed
+}

@@ -1,0 +1,186 @@
+"""Campaigns on real vLLM with tiny models: what lands, what leaks, and what must not matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvspec.errors import EngineError, RecordsError
+
+Run = Callable[..., dict[str, dict[str, Any]]]
+
+PROMPTS = [
+    "Explain quantum entanglement in one sentence.",
+    "Who was the first US president?",
+    "The capital of France is",
+    "a" * 70,  # over two cache blocks of 32 tokens
+]
+
+
+def spec(model: Path, **changes: Any) -> dict[str, Any]:
+    base: dict[str, Any] = {
+        "model": {"id": str(model)},
+        "prompts": {"inline": PROMPTS},
+        "generation": {"max_tokens": 12},
+        "faults": [
+            {"name": "Rare", "model": "random", "site": "KV_WRITE", "rate": {"per_bit": 1e-5}},
+            {"name": "Often", "model": "random", "site": "KV_WRITE", "rate": {"per_bit": [1e-3, 0.05]}},
+            {"name": "Burst", "model": "burst", "site": "KV_WRITE", "rate": {"per_bit": 1e-3}},
+            {"name": "Page", "model": "page_local", "site": "KV_WRITE", "rate": {"per_page": 0.3}},
+            {
+                "name": "Msb",
+                "model": "msb_biased",
+                "msb_policy": "FP16_EXPONENT",
+                "site": "KV_WRITE",
+                "rate": {"per_element": 1e-2},
+                "where": {"layers": [1], "cache": ["V"], "tokens": "prompt"},
+            },
+        ],
+        "controls": {"null_trials": 2, "golden_repeats": 2},
+        "trials": 3,
+        "seed": 42,
+    }
+    return {**base, **changes}
+
+
+def ids(rows: dict[str, dict[str, Any]]) -> dict[str, list[int]]:
+    return {trial: row["token_ids"] for trial, row in rows.items()}
+
+
+def golden(rows: dict[str, dict[str, Any]]) -> dict[int, list[int]]:
+    return {row["request"]: row["token_ids"] for row in rows.values() if row["kind"] == "golden"}
+
+
+@pytest.mark.parametrize("model", ["gpt2", "llama"])
+@pytest.mark.parametrize("storage", ["bf16", "fp16"])
+def test_every_planned_flip_lands_and_controls_are_clean(
+    model: str, storage: str, run: Run, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(model)
+    rows = run(spec(folder, model={"id": str(folder), "kv_cache_dtype": storage}))
+    assert len(rows) == len(PROMPTS) * (1 + 2 + 2 + 6 * 3)
+    reference = golden(rows)
+    for row in rows.values():
+        assert row["error"] is None
+        assert row["flips_landed"] == row["flips_planned"]
+        assert len(row["token_ids"]) == 12
+        assert row["tokens_written"] == row["prompt_tokens"] + 11
+        if row["kind"] != "fault":
+            assert row["flips_planned"] == 0
+            assert row["token_ids"] == reference[row["request"]], row["trial_id"]
+    by_cell = [[r for r in rows.values() if r["cell"] == cell] for cell in range(6)]
+    for cell in (1, 2, 3, 4, 5):
+        assert sum(r["flips_landed"] for r in by_cell[cell]) > 0
+    changed = [sum(r["token_ids"] != reference[r["request"]] for r in cell) for cell in by_cell]
+    assert changed[2] == len(by_cell[2])  # 5 % of all bits leave nothing intact
+    assert len({tuple(r["token_ids"]) for r in by_cell[2]}) > len(PROMPTS)  # trials differ from each other
+
+
+@pytest.fixture(scope="module")
+def reference_run(gpt2: Path) -> dict[str, Any]:
+    return spec(gpt2)
+
+
+def test_outcomes_depend_on_the_trial_alone(gpt2: Path, run: Run) -> None:
+    first = ids(run(spec(gpt2)))
+    for settings in (
+        {},
+        {"submission_seed": 5},
+        {"max_num_seqs": 3},
+        {"max_num_batched_tokens": 32, "max_num_seqs": 8},
+        {"block_size": 64},
+    ):
+        assert ids(run(spec(gpt2), **settings)) == first, settings
+
+
+def test_preempted_trials_get_the_same_faults_again(gpt2: Path, run: Run) -> None:
+    # Long answers and a cache for a handful of requests: the scheduler must take blocks away.
+    long = spec(gpt2, generation={"max_tokens": 60}, trials=1)
+    roomy = run(long)
+    bytes_per_block = 32 * 4 * 2 * 4 * 32 * 4
+    tight = run(long, kv_cache_gib=14 * bytes_per_block / 2**30)
+    assert sum(row["preemptions"] for row in tight.values()) > 0
+    assert ids(tight) == ids(roomy)
+    for trial, row in tight.items():
+        assert row["flips_landed"] == row["flips_planned"] == roomy[trial]["flips_landed"]
+
+
+NAN_FAULTS = [
+    # Every exponent bit of V set wrong in a few rows: infinities and NaN for certain.
+    {
+        "name": "NaN",
+        "model": "msb_biased",
+        "msb_policy": "FP16_EXPONENT",
+        "site": "KV_WRITE",
+        "rate": {"per_bit": 0.5},
+        "where": {"cache": ["V"]},
+    }
+]
+
+
+def test_golden_rows_survive_nan_neighbours(gpt2: Path, run: Run) -> None:
+    rows = run(spec(gpt2, faults=NAN_FAULTS, controls={"golden_repeats": 6, "null_trials": 6}, trials=6), max_num_seqs=6)
+    reference = golden(rows)
+    assert sum(row["nonfinite_at"] is not None for row in rows.values() if row["kind"] == "fault") > 0
+    controls = [row for row in rows.values() if row["kind"] in ("golden_repeat", "null")]
+    assert len(controls) == len(PROMPTS) * 12
+    assert [row["trial_id"] for row in controls if row["token_ids"] != reference[row["request"]]] == []
+
+
+def test_without_scrubbing_golden_rows_go_wrong(gpt2: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The proof that the test above can fail.
+    from kvspec.engine.vllm.taint import Taint
+
+    monkeypatch.setattr(Taint, "hand_out", lambda *_: 0)
+    rows = run(spec(gpt2, faults=NAN_FAULTS, controls={"golden_repeats": 6, "null_trials": 6}, trials=6), max_num_seqs=6)
+    reference = golden(rows)
+    controls = [row for row in rows.values() if row["kind"] in ("golden_repeat", "null")]
+    assert any(row["token_ids"] != reference[row["request"]] for row in controls)
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    gpt2: Path, run: Run, tmp_path: Path, listener: Callable[..., Any]
+) -> None:
+    whole = ids(run(spec(gpt2)))
+    out = tmp_path / "interrupted"
+    with pytest.raises(KeyboardInterrupt):
+        run(spec(gpt2), out=out, listener=listener(interrupt_after=30), max_num_seqs=8)
+    from kvspec.records import RunStore
+
+    kept = RunStore.open(out)
+    assert kept.status == "interrupted"
+    done = kept.done()
+    assert 30 <= len(done) < len(whole)
+    rest = listener()
+    assert ids(run(spec(gpt2), out=out, listener=rest, max_num_seqs=8)) == whole
+    assert {r.trial_id for r in rest.records} == set(whole) - done
+
+
+def test_a_run_of_another_plan_is_refused_before_the_engine_starts(gpt2: Path, run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(spec(gpt2, trials=1), out=out)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    with pytest.raises(RecordsError) as caught:
+        run(spec(gpt2, trials=1, seed=43), out=out)
+    assert caught.value.diagnostics[0].code == "KVS503"
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
+def test_prompts_that_do_not_fit_are_named(gpt2: Path, run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "never"
+    with pytest.raises(EngineError) as caught:
+        run(spec(gpt2, prompts={"inline": ["fine", "b" * 505]}), out=out)
+    assert [d.code for d in caught.value.diagnostics] == ["KVS405"]
+    assert "prompt 1" in caught.value.diagnostics[0].message
+    assert not out.exists()
+
+
+def test_reads_are_refused_until_they_exist(gpt2: Path, run: Run, tmp_path: Path) -> None:
+    fault = {"name": "Read", "model": "random", "site": "KV_READ", "rate": {"per_bit": 1e-5}}
+    with pytest.raises(EngineError) as caught:
+        run(spec(gpt2, faults=[fault]), out=tmp_path / "never")
+    assert caught.value.diagnostics[0].code == "KVS401"
+    assert not (tmp_path / "never").exists()
