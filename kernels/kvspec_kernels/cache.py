@@ -68,6 +68,8 @@ class CacheView:
                     f"K is {tuple(key.shape)} with strides {key.stride()}, V {tuple(value.shape)} with {value.stride()}"
                 )
             distance = value.data_ptr() - key.data_ptr()
+            if distance < 0:
+                raise ValueError("V lies before K")
         storage = key.untyped_storage()
         at = (key.data_ptr() - storage.data_ptr()) // 4
         words = torch.empty(0, dtype=torch.int32, device=key.device).set_(storage, at, (1,))  # type: ignore[call-overload]
@@ -110,9 +112,9 @@ def change_bits(words_ptr, offset, bits, op, on, BITS: tl.constexpr):
     if BITS == 32:
         at = words_ptr + offset
     else:
-        PER_WORD: tl.constexpr = 32 // BITS
-        at = words_ptr + offset // PER_WORD
-        bits = bits << ((offset % PER_WORD) * BITS).to(tl.uint32)
+        # shift and mask, not divide: offsets of another layer may be negative
+        at = words_ptr + (offset >> (1 if BITS == 16 else 2 if BITS == 8 else 3))
+        bits = bits << ((offset & (32 // BITS - 1)) * BITS).to(tl.uint32)
     field = bits.to(tl.int32, bitcast=True)
     before = field
     if op == OP_FLIP:

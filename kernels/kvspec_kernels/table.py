@@ -41,16 +41,16 @@ MODEL_UNITS = tl.constexpr(1)
 MODEL_SUB = tl.constexpr(2)
 MODEL_PER_ROW = tl.constexpr(3)
 MODEL_PER_ELEMENT = tl.constexpr(4)
-MODEL_MASK = tl.constexpr(5)
-MODEL_BURST = tl.constexpr(6)
-MODEL_PAGE_TOKENS = tl.constexpr(7)
-MODEL_TABLE = tl.constexpr(8)
-MODEL_TABLE_LEN = tl.constexpr(9)
-MODEL_OP = tl.constexpr(10)
-MODEL_HEADS = tl.constexpr(11)
-MODEL_PLANES = tl.constexpr(12)
-MODEL_FIRST_PLANE = tl.constexpr(13)
-MODEL_WIDTH = tl.constexpr(16)
+MODEL_BURST = tl.constexpr(5)
+MODEL_PAGE_TOKENS = tl.constexpr(6)
+MODEL_TABLE = tl.constexpr(7)
+MODEL_TABLE_LEN = tl.constexpr(8)
+MODEL_OP = tl.constexpr(9)
+MODEL_HEADS = tl.constexpr(10)
+MODEL_PLANES = tl.constexpr(11)
+MODEL_FIRST_PLANE = tl.constexpr(12)
+MODEL_LOWEST = tl.constexpr(16)
+MODEL_WIDTH = tl.constexpr(52)
 
 LEVEL_TOKEN = tl.constexpr(0)
 LEVEL_HEAD = tl.constexpr(1)
@@ -137,7 +137,6 @@ class FaultModel:
         record[MODEL_SUB.value] = sub
         record[MODEL_PER_ROW.value] = per_row
         record[MODEL_PER_ELEMENT.value] = per_element
-        record[MODEL_MASK.value] = self.mask
         record[MODEL_BURST.value] = min(self.burst_len, per_row)
         record[MODEL_PAGE_TOKENS.value] = self.page_tokens
         record[MODEL_TABLE.value] = table
@@ -146,6 +145,8 @@ class FaultModel:
         record[MODEL_HEADS.value] = self.heads
         record[MODEL_PLANES.value] = self.planes
         record[MODEL_FIRST_PLANE.value] = self.first_plane
+        for i, lowest in enumerate(_lowest_bits(self.mask)):
+            record[MODEL_LOWEST.value + i] = lowest
         return record
 
 
@@ -324,6 +325,15 @@ class FaultTable:
         record[SLOT_WRITE_KEY.value : SLOT_WRITE_KEY.value + 2] = fault.write_key or (0, 0)
         record[SLOT_READ_MASTER.value : SLOT_READ_MASTER.value + 2] = fault.read_master or (0, 0)
         return record
+
+
+def _lowest_bits(mask: int) -> list[int]:
+    """Item i holds the i lowest bits of the mask; as many items as it has bits, and one more."""
+    lowest = [0]
+    for bit in range(32):
+        if mask >> bit & 1:
+            lowest.append(lowest[-1] | 1 << bit)
+    return lowest
 
 
 def _inclusive(ranges: Ranges) -> list[tuple[int, int]]:

@@ -42,7 +42,8 @@ def command(specs: tuple[str, ...], overrides: tuple[str, ...], output: str) -> 
         print_json({"specs": rows, "diagnostics": [diagnostic.to_json() for diagnostic in found]})
     else:
         for path, spec in valid:
-            click.echo(f"{path}: {spec.name}, " + ", ".join(f"{count} {what}" for what, count in _size(spec).items()))
+            sizes = (f"{count} {what if count != 1 else what[:-1]}" for what, count in _size(spec).items())
+            click.echo(f"{path}: {spec.name}, {', '.join(sizes)}")
         print_diagnostics(found, as_json=False)
     return 2 if found else 0
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 import kvspec
+from kvspec.engine.canary import LENGTH as CANARY_LENGTH
 from kvspec.engine.canary import run_canary
 from kvspec.engine.fingerprint import fingerprint
 from kvspec.engine.planned import PlannedFlips
@@ -107,7 +108,8 @@ def run_campaign(plan: Plan, out: Path, observer: Observer) -> Outcome:
 
 def _start(plan: Plan, inputs: Inputs) -> Session:
     spec = plan.spec
-    longest = max(len(ids) for ids in inputs.prompts) + spec.generation.max_tokens
+    longest = max(CANARY_LENGTH, max(len(ids) for ids in inputs.prompts) + spec.generation.max_tokens)
+    longest = min(longest, inputs.info.max_model_len or longest)
     shape = Shape(longest, len(plan), inputs.info.geometry)
     return Session(spec.model, inputs.source, spec.engine, spec.model.storage_format, shape)
 

@@ -17,6 +17,8 @@ from kvspec.spec.model import GenerationSpec, Selector
 PROMPT_TOKENS = 40
 """Prompts are cut to this: more than a cache block, so that the second block is checked too."""
 NEW_TOKENS = 4
+LENGTH = PROMPT_TOKENS + NEW_TOKENS
+"""The engine must hold requests of this length, unless the model itself is shorter."""
 EXPERIMENT = 0x6B76_7370_6563_0001
 """Not the hash of any fault, so the canary shares no draws with a campaign."""
 FLIPS_PER_ELEMENT = 0.05
@@ -29,7 +31,7 @@ def run_canary(session: Session, prompt: list[int], storage_format: str, seed: i
     if one element differs from what was planned, or if nothing was checked or flipped.
     """
     geometry = session.geometry
-    ids = (prompt * (PROMPT_TOKENS // len(prompt) + 1))[:PROMPT_TOKENS]
+    ids = (prompt * (PROMPT_TOKENS // len(prompt) + 1))[: min(PROMPT_TOKENS, session.max_model_len - NEW_TOKENS)]
     fault = SamplerParameters(
         per="element",
         rate=FLIPS_PER_ELEMENT,

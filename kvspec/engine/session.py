@@ -167,6 +167,11 @@ class Session:
         return self._engine.collective_rpc(method, args=args)[0]
 
     @property
+    def max_model_len(self) -> int:
+        """Longest request in tokens."""
+        return int(self.settings["max_model_len"])
+
+    @property
     def geometry(self) -> Geometry:
         """Geometry of the loaded model."""
         return Geometry(*self.rpc("kvspec_geometry"))

@@ -6,6 +6,7 @@ import io
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.padding import Padding
 from rich.text import Text
 
 from kvspec.report import words
@@ -14,8 +15,8 @@ from kvspec.score import Proportion, Sample, Scores
 
 LEGEND = "Accuracy: token ids equal golden. Interval: Wilson. Drift: mean of the finished trials. See docs/report.md."
 DIVERGES = "tokens differ from index {}"
-PLAIN_WIDTH = 160
-"""Columns where there is no terminal: wide enough for the whole table."""
+PLAIN_WIDTH = 10_000
+"""Columns where there is no terminal: one line per sentence and per cell, for grep and for logs."""
 
 
 def render_text(scores: Scores, *, width: int | None = None, colour: bool = False) -> str:
@@ -23,7 +24,7 @@ def render_text(scores: Scores, *, width: int | None = None, colour: bool = Fals
     buffer = io.StringIO()
     console = Console(
         file=buffer,
-        width=width or _full_width(scores),
+        width=width or PLAIN_WIDTH,
         force_terminal=colour,
         color_system="standard" if colour else None,
         no_color=not colour,
@@ -46,11 +47,6 @@ def render_text(scores: Scores, *, width: int | None = None, colour: bool = Fals
     return "\n".join(line.rstrip() for line in buffer.getvalue().split("\n")).rstrip("\n") + "\n"
 
 
-def _full_width(scores: Scores) -> int:
-    names = max((cell_len(cell.plan.name) for cell in scores.cells), default=0)
-    return max(PLAIN_WIDTH, names + PLAIN_WIDTH)
-
-
 def _header(console: Console, scores: Scores) -> None:
     run = scores.run
     storage = f"{run.storage_format} ({run.storage or 'storage not recorded'})"
@@ -71,9 +67,13 @@ def _verdict(console: Console, scores: Scores) -> None:
     console.print()
     console.print(Text("Verdict", style="bold"))
     for sentence in scores.verdict:
-        console.print(Text(f"  {sentence}", style="bold red" if sentence.startswith("INVALID") else ""))
+        _indented(console, sentence, "bold red" if sentence.startswith("INVALID") else "")
     for warning in scores.warnings:
-        console.print(Text(f"  warning: {words.printable(warning)}", style="yellow"))
+        _indented(console, f"warning: {warning}", "yellow")
+
+
+def _indented(console: Console, text: str, style: str) -> None:
+    console.print(Padding(Text(words.printable(text), style=style), (0, 0, 0, 2), expand=False))
 
 
 def _floor(console: Console, scores: Scores) -> None:

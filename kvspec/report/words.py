@@ -67,7 +67,7 @@ def printable(text: str) -> str:
 def window(text: str, at: int, before: int, width: int) -> tuple[str, str]:
     """The part of `text` around character `at`: what comes before it and what follows, both printable.
 
-    `before` and `width` count characters; cut ends are shown as three dots.
+    At most `before` characters come before, `width` are shown in all; cut ends are marked by three dots.
     """
     start = max(0, at - before)
     head = printable(text[start:at])

@@ -100,12 +100,11 @@ def _campaign(store: RunStore, plan: Mapping[str, Any], recorded: int) -> Campai
         requests=len(prompts),
         trials_per_cell=len(prompts) * int(spec["trials"]["per_prompt"]),
     )
-    estimates = (store.read_json("estimate.json") or {}).get("cells") or []
+    estimates = _estimates(store)
     cells = []
     for cell, fault in zip(plan["cells"], _in_cell_order(spec["faults"]), strict=True):
         index = int(cell["index"])
         estimate = estimates[index] if index < len(estimates) else {}
-        dose = estimate.get("dose")
         cells.append(
             CellPlan(
                 index=index,
@@ -113,10 +112,26 @@ def _campaign(store: RunStore, plan: Mapping[str, Any], recorded: int) -> Campai
                 entry=int(fault["index"]),
                 fault=dict(fault),
                 expected_per_trial=estimate.get("expected_flips_per_trial"),
-                dose=dict(dose) if isinstance(dose, dict) else None,
+                dose=estimate.get("dose"),
             )
         )
     return Campaign(run, tuple(cells), prompts)
+
+
+def _estimates(store: RunStore) -> list[dict[str, Any]]:
+    """What the plan expects per cell; empty if the run has no estimate."""
+    cells = (store.read_json("estimate.json") or {}).get("cells", [])
+    if not isinstance(cells, list) or not all(map(_is_estimate, cells)):
+        raise _damaged(store, "estimate.json", "is not the estimate of a plan")
+    return cells
+
+
+def _is_estimate(cell: Any) -> bool:
+    return (
+        isinstance(cell, dict)
+        and isinstance(cell.get("expected_flips_per_trial"), float | int | None)
+        and isinstance(cell.get("dose"), dict | None)
+    )
 
 
 def _in_cell_order(faults: list[dict[str, Any]]) -> list[dict[str, Any]]:

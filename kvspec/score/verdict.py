@@ -90,14 +90,18 @@ def _dose(trend: Trend, cells: Sequence[CellScore]) -> str:
     rates = [cells[c].exact_match.rate or 0.0 for c in trend.cells]
     span = f"{rates[0]:.1%} to {rates[-1]:.1%} over {len(rates)} rates"
     if trend.rises:
-        pairs = _list(f"{cells[a].plan.name} to {cells[b].plan.name} (p = {p:.2g})" for a, b, p in trend.rises)
+        pairs = _list(f"{cells[a].plan.name} to {cells[b].plan.name} ({_p(p)})" for a, b, p in trend.rises)
         return f"{trend.label}: accuracy RISES with the rate from {pairs} (Fisher, Holm): suspect the injection."
     if trend.z is None or trend.p_falls is None:
         return f"{trend.label}: accuracy is the same at all rates ({span})."
-    test = f"Cochran-Armitage z = {trend.z:.1f}, p = {trend.p_falls:.2g}"
+    test = f"Cochran-Armitage z = {trend.z:.1f}, {_p(trend.p_falls)}"
     if trend.p_falls < 0.05:
         return f"{trend.label}: accuracy falls with the rate, {span} ({test}); no step rises (Fisher, Holm)."
     return f"{trend.label}: no fall with the rate is shown, {span} ({test})."
+
+
+def _p(p: float) -> str:
+    return f"p = {p:.2g}" if p >= 1e-15 else "p < 1e-15"
 
 
 def _of(names: list[str], measured: Sequence[CellScore]) -> str:

@@ -42,7 +42,7 @@ def read_text(path: str, limit: int, *, code: str = "KVS101", at: Mark | None = 
     mark = at or Mark(path, 1, 1)
     try:
         # Non-blocking, so that a pipe without a writer is refused below instead of waited for.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
             facts = os.fstat(stream.fileno())
             if not stat.S_ISREG(facts.st_mode):
                 raise SpecError(Diagnostic(code, f"`{shown}` is not a regular file", mark, where))

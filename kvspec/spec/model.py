@@ -170,7 +170,7 @@ class Spec:
     prompts: PromptSpec
     generation: GenerationSpec
     faults: tuple[Fault, ...]
-    """One per cell, in the order of the file; an entry sweeps site, burst_len, msb_policy, where and rate, rate fastest."""
+    """One per cell, in file order. Within an entry the order is site, burst_len, msb_policy, where, rate."""
     controls: Controls
     trials: TrialSpec
     seed: int

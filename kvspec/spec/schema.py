@@ -230,7 +230,10 @@ class _Checker:
             seen.add(key)
 
     def pattern(self, node: Node, schema: Schema, path: str) -> None:
-        if isinstance(node.value, str) and node.value and not re.search(schema["pattern"], node.value):
+        if not isinstance(node.value, str) or (not node.value and "minLength" in schema):
+            return
+        # Not `search`: in Python `$` also matches before a final line break, in JSON Schema it does not.
+        if not re.fullmatch(schema["pattern"], node.value):
             problem = f"{show(node)} has the wrong form"
             self.report("KVS210", problem, node, path, _phrase(schema["description"]))
 

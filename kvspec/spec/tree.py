@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,15 +61,13 @@ class Node:
                 return scalar
 
     def walk(self, path: str = "$") -> Iterator[tuple[str, Node]]:
-        """Every node with its JSON path, parents first."""
+        """Every node with its JSON path, parents first, without `x-` notes (whose keys may be of any length)."""
         yield path, self
-        match self.value:
-            case dict() as mapping:
-                for key, child in mapping.items():
-                    yield from child.walk(f"{path}.{key}")
-            case list() as items:
-                for index, child in enumerate(items):
-                    yield from child.walk(f"{path}[{index}]")
+        for key, child in self.mapping.items():
+            yield from child.walk(f"{path}.{key}")
+        if isinstance(self.value, list):
+            for index, child in enumerate(self.value):
+                yield from child.walk(f"{path}[{index}]")
 
 
 def mapping_node(value: dict[str, Node], mark: Mark, keys: dict[str, Mark]) -> Node:
@@ -105,6 +104,8 @@ def show(node: Node) -> str:
     match node.value:
         case dict() | list():
             return type_name(node)
+        case "":
+            return "empty text"
         case bool() | None as word:
             return f"`{'null' if word is None else str(word).lower()}`"
         case value:
@@ -138,10 +139,10 @@ class Findings:
         """Note one error."""
         self.diagnostics.append(Diagnostic(code, message, mark, path, expected, hint))
 
-    def clean(self, path: str) -> bool:
-        """Whether nothing was found at or below a path."""
-        places = [found.path or "" for found in self.diagnostics]
-        return not any(place == path or place.startswith((path + ".", path + "[")) for place in places)
+    def touched(self) -> set[str]:
+        """The paths at or below which something was found."""
+        ends = re.compile(r"(?=[.\[])|$")
+        return {path[: end.start()] for path in {d.path or "" for d in self.diagnostics} for end in ends.finditer(path)}
 
     def raise_if_any(self) -> None:
         """Raise everything found as one `SpecError`."""

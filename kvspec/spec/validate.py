@@ -28,14 +28,15 @@ def check_tree(root: Node) -> tuple[str, ...]:
     _check_version(root, findings)
     findings.raise_if_any()  # Another version has other keys: naming them all would not help.
     schema.check(root, schema.spec_schema(), findings)
+    malformed = findings.touched()
     faults = root.get("faults")
     if faults is not None and isinstance(faults.value, list):
         for index, fault in enumerate(faults.items):
-            if findings.clean(f"$.faults[{index}]"):
+            if f"$.faults[{index}]" not in malformed:
                 _check_fault(root, fault, f"$.faults[{index}]", findings)
         _check_names(faults, findings)
     prompts = root.get("prompts")
-    texts = read_prompts(prompts, findings) if prompts is not None and findings.clean("$.prompts") else ()
+    texts = read_prompts(prompts, findings) if prompts is not None and "$.prompts" not in malformed else ()
     findings.raise_if_any()
     return texts
 

@@ -20,14 +20,14 @@ PROMPTS = [
 ]
 
 
-def spec(model: Path, **changes: Any) -> dict[str, Any]:
+def spec(folder: Path, **changes: Any) -> dict[str, Any]:
     base: dict[str, Any] = {
-        "model": {"id": str(model)},
+        "model": {"id": str(folder)},
         "prompts": {"inline": PROMPTS},
         "generation": {"max_tokens": 12},
         "faults": [
             {"name": "Rare", "model": "random", "site": "KV_WRITE", "rate": {"per_bit": 1e-5}},
-            {"name": "Often", "model": "random", "site": "KV_WRITE", "rate": {"per_bit": [1e-3, 0.05]}},
+            {"name": "Often", "model": "random", "site": "KV_WRITE", "rate": {"per_bit": [1e-3, 0.3]}, "bits": "mantissa"},
             {"name": "Burst", "model": "burst", "site": "KV_WRITE", "rate": {"per_bit": 1e-3}},
             {"name": "Page", "model": "page_local", "site": "KV_WRITE", "rate": {"per_page": 0.3}},
             {
@@ -75,13 +75,8 @@ def test_every_planned_flip_lands_and_controls_are_clean(
     for cell in (1, 2, 3, 4, 5):
         assert sum(r["flips_landed"] for r in by_cell[cell]) > 0
     changed = [sum(r["token_ids"] != reference[r["request"]] for r in cell) for cell in by_cell]
-    assert changed[2] == len(by_cell[2])  # 5 % of all bits leave nothing intact
+    assert changed[2] > len(by_cell[2]) / 2  # 30 % of all mantissa bits
     assert len({tuple(r["token_ids"]) for r in by_cell[2]}) > len(PROMPTS)  # trials differ from each other
-
-
-@pytest.fixture(scope="module")
-def reference_run(gpt2: Path) -> dict[str, Any]:
-    return spec(gpt2)
 
 
 def test_outcomes_depend_on_the_trial_alone(gpt2: Path, run: Run) -> None:

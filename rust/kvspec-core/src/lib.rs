@@ -9,6 +9,7 @@
 //! - A [`Selector`] hides flips and never moves one.
 //! - A [`Format`] encodes and decodes the stored elements.
 
+pub mod drift;
 mod eligible;
 mod error;
 mod fault;

@@ -40,11 +40,13 @@ pub(crate) enum Domain {
 }
 
 /// Counter word 1 of a row, or of a whole token with head 0.
+#[inline]
 pub(crate) fn word1(layer: u32, kv: u32, head: u32) -> u32 {
     layer << 16 | kv << 15 | head
 }
 
 /// Counter word 3.
+#[inline]
 pub(crate) fn word3(domain: Domain, block: u32) -> u32 {
     (domain as u32) << 24 | block
 }
@@ -88,7 +90,11 @@ impl Lanes {
 }
 
 /// [`LANES`] blocks whose counter word `WORD` is `counter[WORD] + lane * stride`, modulo 2^32.
-#[inline]
+#[expect(
+    clippy::inline_always,
+    reason = "has to inherit the instruction set of its caller"
+)]
+#[inline(always)]
 #[must_use]
 pub fn philox_lanes<const WORD: usize>(counter: Block, stride: u32, key: Key) -> Lanes {
     // Words live in 64-bit lanes because the 32 x 32 -> 64 multiplication of SSE and AVX reads them so.

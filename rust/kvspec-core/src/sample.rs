@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use pulp::Arch;
+
 use crate::fault::{Level, Sampler};
 use crate::philox::{
     Block, Domain, Key, LANES, Lanes, bounded, draw, philox, philox_lanes, word1, word3,
@@ -32,6 +34,8 @@ pub(crate) struct Scratch {
     draws: Vec<u64>,
     chosen: Vec<u32>,
     anchors: Vec<u32>,
+    /// Hit units of a dense row.
+    units: Vec<u64>,
     /// Flipped eligible bits of a dense row, with a spare word at the end.
     bits: Vec<u64>,
     hits: Vec<Hit>,
@@ -55,6 +59,7 @@ struct Stream {
 }
 
 impl Stream {
+    #[inline]
     fn counter(&self, domain: Domain, block: u32) -> Block {
         [self.token, self.word1, self.request, word3(domain, block)]
     }
@@ -63,6 +68,7 @@ impl Stream {
         philox(self.counter(domain, block), self.key)
     }
 
+    #[inline]
     fn lanes(&self, domain: Domain, first: u32) -> Lanes {
         philox_lanes::<3>(self.counter(domain, first), 1, self.key)
     }
@@ -285,40 +291,52 @@ impl Sampler {
 
     /// One draw per unit; leaves the flipped eligible bits of the row in `scratch.bits`.
     fn draw_dense(&self, stream: &Stream, scratch: &mut Scratch) {
-        let bits = &mut scratch.bits;
+        let Scratch { units, bits, .. } = scratch;
         bits.clear();
         bits.resize(self.per_row.div_ceil(64) as usize + 1, 0);
-        let Some(&threshold) = self.table.first() else {
-            return;
-        };
-        for first in (0..self.units).step_by(2 * LANES) {
-            // every draw reaches a threshold of 0
-            let mut units = if threshold == 0 {
-                u32::MAX
-            } else {
-                reaching(&stream.lanes(Domain::Dense, first / 2), threshold)
-            };
-            let live = self.units - first;
-            if live < u32::BITS {
-                units &= (1 << live) - 1;
-            }
-            if self.sub == 1 {
-                bits[(first / 64) as usize] |= u64::from(units) << (first % 64);
-                continue;
-            }
-            if units == 0 {
-                continue;
-            }
-            let picks = stream.lanes(Domain::Pick, first / 2);
-            while units != 0 {
-                let i = units.trailing_zeros();
-                units &= units - 1;
-                let pick = draw(&picks.block((i / 2) as usize), i);
-                let bit = (first + i) * self.sub + bounded(pick, self.sub);
-                bits[(bit / 64) as usize] |= 1 << (bit % 64);
+        if self.sub == 1 {
+            self.draw_units(stream, bits);
+        } else {
+            units.clear();
+            units.resize(self.units.div_ceil(64) as usize, 0);
+            self.draw_units(stream, units);
+            for (first, &word) in (0..).step_by(64).zip(&*units) {
+                for unit in set_bits(word).map(|i| first + i) {
+                    let pick = draw(&stream.block(Domain::Pick, unit / 2), unit);
+                    let bit = unit * self.sub + bounded(pick, self.sub);
+                    bits[(bit / 64) as usize] |= 1 << (bit % 64);
+                }
             }
         }
         smear(bits, self.burst_len);
+    }
+
+    /// Sets the bits of the units hit; no bits beyond them.
+    fn draw_units(&self, stream: &Stream, bits: &mut [u64]) {
+        let Some(&threshold) = self.table.first() else {
+            return;
+        };
+        let words = bits.iter_mut().zip((0..self.units).step_by(64));
+        if threshold == 0 {
+            // every draw reaches it
+            words.for_each(|(word, _)| *word = u64::MAX);
+        } else {
+            Arch::new().dispatch(
+                #[inline(always)]
+                || {
+                    for (word, first) in words {
+                        let low = stream.lanes(Domain::Dense, first / 2);
+                        let high = stream.lanes(Domain::Dense, first / 2 + LANES as u32);
+                        *word = u64::from(reaching(&high, threshold)) << 32
+                            | u64::from(reaching(&low, threshold));
+                    }
+                },
+            );
+        }
+        let (last, live) = ((self.units / 64) as usize, self.units % 64);
+        if live > 0 {
+            bits[last] &= (1 << live) - 1;
+        }
     }
 
     /// Reads the hits of `row` out of `scratch.bits`; bits beyond the row are left alone, which clips bursts.
@@ -413,6 +431,15 @@ fn reaching(lanes: &Lanes, threshold: u64) -> u32 {
         bits |= reaches(c[lane], d[lane]) << (2 * lane + 1);
     }
     bits
+}
+
+/// The numbers of the set bits, ascending.
+fn set_bits(mut word: u64) -> impl Iterator<Item = u32> {
+    std::iter::from_fn(move || {
+        let bit = (word != 0).then(|| word.trailing_zeros());
+        word &= word.wrapping_sub(1);
+        bit
+    })
 }
 
 /// Sets every bit that lies less than `len` above a set bit.

@@ -21,6 +21,7 @@ pub(crate) fn format_mask(format: &str, bits: &str) -> PyResult<u32> {
 
 /// Codes nearest to float32 values, ties to even; the shape is kept.
 #[pyfunction]
+#[expect(clippy::needless_pass_by_value, reason = "arguments from Python")]
 pub(crate) fn encode<'py>(
     py: Python<'py>,
     format: &str,
@@ -34,6 +35,7 @@ pub(crate) fn encode<'py>(
 
 /// Float32 values of codes, exact; the shape is kept.
 #[pyfunction]
+#[expect(clippy::needless_pass_by_value, reason = "arguments from Python")]
 pub(crate) fn decode<'py>(
     py: Python<'py>,
     format: &str,

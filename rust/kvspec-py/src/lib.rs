@@ -1,5 +1,6 @@
 //! `kvspec._native`: conversions, the GIL and exceptions. All logic is in `kvspec-core`.
 
+mod drift;
 mod formats;
 mod sampling;
 
@@ -22,6 +23,8 @@ mod _native {
     use pyo3::exceptions::PyValueError;
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use super::drift::{score_texts, score_tokens};
     #[pymodule_export]
     use super::formats::{decode, encode, format_bits, format_mask};
     #[pymodule_export]

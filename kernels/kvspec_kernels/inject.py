@@ -1,0 +1,113 @@
+"""Faults of the listed cells of one layer, in its cache: at writes, and around reads.
+
+    write   word ^= b (or & ~b, | b) at slot_mapping[batch row], after the cache write
+    read    word ^= b at block_table[batch index, token / block_tokens], before attention; the same again after it
+
+    slot_mapping  int64 [batch rows]            physical token of each row, -1 for padding
+    block_table   int32 [requests, any]         blocks of each request
+
+A layer is not read again until the next forward. So its flips are undone by the launch that applies those of the next layer
+(grid axis 1 = 1, "behind"): one launch per layer and one after the last, instead of two per layer.
+
+A program takes every `num_programs`-th cell of the list; without cells it loads one count and ends.
+"""
+
+import triton
+import triton.language as tl
+
+from kvspec_kernels.sampler import inject_token, load_u32
+from kvspec_kernels.table import (
+    MODEL_WIDTH,
+    SLOT_MODEL,
+    SLOT_REQUEST,
+    SLOT_SELECTOR,
+    SLOT_WIDTH,
+    SLOT_WRITE_KEY,
+    TALLY_READ,
+    TALLY_RESTORED,
+    TALLY_WIDTH,
+    TALLY_WRITE,
+)
+
+
+@triton.jit
+def inject_cell(
+    words_ptr, block, inside, shift, block_stride, kv_stride, token_stride, head_stride, elem_stride, first_head, local_heads,
+    slot, token, layer, key0, key1, slots_ptr, models_ptr, thresholds_ptr, selectors_ptr, tally_ptr, column,
+    BITS: tl.constexpr, LAYER_WORDS: tl.constexpr, SELECTOR_WIDTH: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """Inject one listed cell at token `inside` of `block` (int64 scalars), and add what changed to the tally of its slot.
+
+    shift  int64: elements from the start of the words to the start of the layer
+    """
+    slot_ptr = slots_ptr + slot * SLOT_WIDTH
+    landed = inject_token(
+        words_ptr, shift + block * block_stride + inside * token_stride, kv_stride, head_stride, elem_stride, first_head,
+        local_heads, models_ptr + tl.load(slot_ptr + SLOT_MODEL) * MODEL_WIDTH, thresholds_ptr,
+        selectors_ptr + tl.load(slot_ptr + SLOT_SELECTOR) * SELECTOR_WIDTH, token, layer, load_u32(slot_ptr + SLOT_REQUEST),
+        key0, key1, BITS, LAYER_WORDS, LANES,
+    )  # fmt: skip
+    if landed > 0:
+        tl.atomic_add(tally_ptr + slot * TALLY_WIDTH + column, landed.to(tl.int64), sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["capacity", "local", "first_layer", "first_head"])
+def inject_writes_kernel(
+    cells_ptr, counts_ptr, capacity, local, first_layer, slot_mapping_ptr, words_ptr, block_tokens,
+    block_stride, kv_stride, token_stride, head_stride, elem_stride, first_head, local_heads,
+    slots_ptr, models_ptr, thresholds_ptr, selectors_ptr, tally_ptr,
+    LAYERS: tl.constexpr, BITS: tl.constexpr, LAYER_WORDS: tl.constexpr, SELECTOR_WIDTH: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """Grid (any,). `local` is the layer among those of this rank, `first_layer` the global index of local layer 0."""
+    count = tl.minimum(tl.load(counts_ptr + local), capacity)
+    layer = (first_layer + local).to(tl.uint32)
+    plane = capacity.to(tl.int64) * LAYERS
+    for i in range(tl.program_id(0), count, tl.num_programs(0)):
+        entry_ptr = cells_ptr + local.to(tl.int64) * capacity + i
+        slot = tl.load(entry_ptr)
+        at = tl.load(slot_mapping_ptr + tl.load(entry_ptr + plane)).to(tl.int64)
+        if at >= 0:
+            block = at // block_tokens
+            slot_ptr = slots_ptr + slot * SLOT_WIDTH
+            inject_cell(
+                words_ptr, block, at - block * block_tokens, at & 0, block_stride, kv_stride, token_stride, head_stride,
+                elem_stride, first_head, local_heads, slot, load_u32(entry_ptr + 2 * plane), layer,
+                load_u32(slot_ptr + SLOT_WRITE_KEY), load_u32(slot_ptr + SLOT_WRITE_KEY + 1), slots_ptr, models_ptr,
+                thresholds_ptr, selectors_ptr, tally_ptr, TALLY_WRITE, BITS, LAYER_WORDS, SELECTOR_WIDTH, LANES,
+            )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["capacity", "local", "first_layer", "first_head", "behind", "table_stride"])
+def inject_reads_kernel(
+    cells_ptr, counts_ptr, capacity, local, first_layer, read_keys_ptr, block_table_ptr, table_stride, words_ptr, behind,
+    block_tokens, block_stride, kv_stride, token_stride, head_stride, elem_stride, first_head, local_heads,
+    slots_ptr, models_ptr, thresholds_ptr, selectors_ptr, tally_ptr,
+    LAYERS: tl.constexpr, BITS: tl.constexpr, LAYER_WORDS: tl.constexpr, SELECTOR_WIDTH: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """Grid (any, 2): axis 1 = 0 applies layer `local` (none, if it is LAYERS), 1 undoes layer `local - 1` (if there is one).
+
+    behind  elements from the start of the words to the start of the layer before, possibly negative
+    """
+    undo = tl.program_id(1)
+    local = local - undo
+    if local < 0:
+        return
+    if local >= LAYERS:
+        return
+    count = tl.minimum(tl.load(counts_ptr + local), capacity)
+    layer = (first_layer + local).to(tl.uint32)
+    plane = capacity.to(tl.int64) * LAYERS
+    shift = undo.to(tl.int64) * behind
+    column = tl.where(undo == 1, TALLY_RESTORED, TALLY_READ)
+    for i in range(tl.program_id(0), count, tl.num_programs(0)):
+        entry_ptr = cells_ptr + local.to(tl.int64) * capacity + i
+        index = tl.load(entry_ptr + plane)
+        token = load_u32(entry_ptr + 2 * plane)
+        nth = token.to(tl.int64) // block_tokens
+        block = tl.load(block_table_ptr + index.to(tl.int64) * table_stride + nth).to(tl.int64)
+        inject_cell(
+            words_ptr, block, token.to(tl.int64) - nth * block_tokens, shift, block_stride, kv_stride, token_stride,
+            head_stride, elem_stride, first_head, local_heads, tl.load(entry_ptr), token, layer,
+            load_u32(read_keys_ptr + 2 * index), load_u32(read_keys_ptr + 2 * index + 1), slots_ptr, models_ptr,
+            thresholds_ptr, selectors_ptr, tally_ptr, column, BITS, LAYER_WORDS, SELECTOR_WIDTH, LANES,
+        )  # fmt: skip

@@ -1,0 +1,276 @@
+"""The launcher: what an engine calls.
+
+    table = FaultTable(slots=..., layers=..., heads=..., device=...)      when the model is loaded
+    injector = Injector(table, ...)                                       before CUDA graphs are captured
+    injector.bind([CacheView.of(k, v), ...])                              when the cache exists
+    table.load(models, selectors)                                         once per campaign
+
+    table.assign(slots, faults)                                           when requests enter the batch
+    injector.begin_step(...)                                              per forward, when the batch is known
+        injector.store(layer, ...)  or  injector.writes(layer, ...)       per layer, at the cache write
+        injector.reads(layer, ...)                                        per layer, before attention
+    injector.reads(layers, ...)                                           after the attention of the last layer
+    injector.end_step()                                                   so that dummy runs inject nothing
+
+Calls inside a forward may be captured: they always launch, with a grid and pointers that depend on shapes only.
+Nothing here allocates, copies or waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import triton
+from numpy.typing import NDArray
+
+from kvspec_kernels.cache import CacheView
+from kvspec_kernels.events import EVENT_WIDTH, inject_events_kernel
+from kvspec_kernels.inject import inject_reads_kernel, inject_writes_kernel
+from kvspec_kernels.nonfinite import find_nonfinite_kernel
+from kvspec_kernels.step import list_cells_kernel
+from kvspec_kernels.store import store_kernel
+from kvspec_kernels.table import FaultTable
+
+LANES = 128
+"""Lanes of a cell: a power of two above `MAX_HITS`."""
+
+_EXPONENT = {torch.bfloat16: (torch.int16, 0x7F80), torch.float16: (torch.int16, 0x7C00),
+             torch.float32: (torch.int32, 0x7F800000)}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Sizes that change speed only."""
+
+    write_programs: int = 16
+    """Programs that share the write cells of a request when they are listed, at most."""
+    read_programs: int = 32
+    """The same for read cells."""
+    inject_programs: int = 512
+    """Programs of an injection launch, at most."""
+    event_programs: int = 32
+    """Programs of an explicit-map launch."""
+    vocab_programs: int = 8
+    """Programs that share a row of logits."""
+
+
+class Injector:
+    """Buffers of one rank, and the launches."""
+
+    def __init__(
+        self,
+        table: FaultTable,
+        *,
+        max_rows: int,
+        max_requests: int,
+        read_tokens: int = 0,
+        max_events: int = 0,
+        layers: int | None = None,
+        first_layer: int = 0,
+        tuning: Tuning | None = None,
+    ) -> None:
+        """`max_rows`: rows of the largest batch. `read_tokens`: cells that a list of reads holds per layer; tokens of the
+        whole cache can never overflow it, and cost 12 bytes each per layer (0 without reads). `max_events`: of an explicit
+        map in one step. `layers`, `first_layer`: those of this rank, all by default."""
+        self.table = table
+        self.layers = table.layers if layers is None else layers
+        self.first_layer = first_layer
+        self.tuning = tuning or Tuning()
+        self._max_rows = max_rows
+        self._read_tokens = read_tokens
+
+        def zeros(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=torch.int32, device=table.device)
+
+        self.counts = zeros(2, self.layers)
+        self._write_counts, self._read_counts = self.counts
+        self.write_cells = zeros(3, self.layers, max_rows)
+        self.read_cells = zeros(3, self.layers, read_tokens)
+        self.read_keys = zeros(max_requests, 2)
+        self.events = zeros(2, EVENT_WIDTH.value, max_events)
+        """Explicit events of writes and of reads."""
+        self.event_starts = zeros(2, self.layers + 1)
+        self._tables = (table.slot_table, table.models, table.thresholds, table.selectors)
+        self._caches: list[CacheView] = []
+        self._behind: list[int] = []
+
+    def bind(self, caches: Sequence[CacheView]) -> None:
+        """The caches of this rank's layers. Raises `ValueError` if their layouts differ."""
+        if len(caches) != self.layers:
+            raise ValueError(f"{len(caches)} caches for {self.layers} layers")
+        layouts = {_layout(cache) for cache in caches}
+        if len(layouts) > 1:
+            raise ValueError(f"the layers differ in layout: {sorted(layouts)}")
+        self._caches = list(caches)
+        starts = [cache.words.data_ptr() for cache in caches]
+        self._behind = [0] + [
+            (before - start) // 4 * (32 // cache.bits)
+            for before, start, cache in zip(starts, starts[1:], caches[1:], strict=False)
+        ]
+
+    def begin_step(
+        self, query_start: torch.Tensor, batch_slot: torch.Tensor, seq_lens: torch.Tensor, requests: int, *,
+        max_query: int = 1, writes: bool = True, reads: bool = False, max_seq: int | None = None,
+    ) -> None:  # fmt: skip
+        """List the cells of a forward that may be hit, in all layers.
+
+        int32 tensors: `query_start` `[requests + 1]`, `batch_slot` and `seq_lens` `[requests]`. `max_query` and `max_seq`
+        (longest query and sequence, by default `max_query` 1 and the longest sequence unknown) only size the grid.
+        """
+        for name, tensor in (("query_start", query_start), ("batch_slot", batch_slot), ("seq_lens", seq_lens)):
+            if tensor.dtype != torch.int32:
+                raise ValueError(f"{name} is {tensor.dtype}, not torch.int32")
+        self.counts.zero_()
+        if requests == 0:
+            return
+        if writes:
+            programs = _between(1, triton.cdiv(max_query * self.layers, 512), self.tuning.write_programs)
+            self._list(False, (requests, programs), query_start, batch_slot, seq_lens)
+        if reads:
+            cells = self.tuning.read_programs * 512 if max_seq is None else max_seq * self.layers
+            programs = _between(1, triton.cdiv(cells, 512), self.tuning.read_programs)
+            self._list(True, (requests, programs), query_start, batch_slot, seq_lens)
+
+    def _list(
+        self, read: bool, grid: tuple[int, int], query_start: torch.Tensor, slots: torch.Tensor, seq_lens: torch.Tensor
+    ) -> None:
+        table = self.table
+        list_cells_kernel[grid](
+            query_start, slots, seq_lens, *self._tables, table.ranges,
+            self.read_cells if read else self.write_cells, self._read_counts if read else self._write_counts, self.read_keys, table.tally,
+            self._read_tokens if read else self._max_rows, self.first_layer,
+            READ=read, LAYERS=self.layers, SELECTOR_WIDTH=table.selector_width, BLOCK=128, num_warps=4,
+        )  # fmt: skip
+
+    def end_step(self) -> None:
+        """Forget the listed cells and the explicit events."""
+        self.counts.zero_()
+        self.event_starts.zero_()
+
+    def store(
+        self, layer: int, key: torch.Tensor, value: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor,
+        slot_mapping: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """Write K and V of a layer (index on this rank) to its cache, faults included, in place of the backend's write.
+
+        `key`, `value`: `[rows, heads, D]` in the type of the cache; `key_cache`, `value_cache`: the tensors given to
+        `CacheView.of`. Raises `ValueError` where a plain copy would not be what the backend does.
+        """
+        cache = self._caches[layer]
+        rows, (_, heads, dim) = slot_mapping.shape[0], key.shape
+        if key.dtype != key_cache.dtype or value.dtype != value_cache.dtype or cache.bits != key.element_size() * 8:
+            raise ValueError(f"K is {key.dtype}, V {value.dtype}, the cache {key_cache.dtype}")
+        if key.stride()[1:] != (dim, 1) or value.stride()[1:] != (dim, 1) or value.shape[2] != dim:
+            raise ValueError(f"rows of K and V are not contiguous: strides {key.stride()} and {value.stride()}")
+        if rows == 0:
+            return
+        tile = triton.next_power_of_2(heads * dim)
+        store_kernel[(rows,)](
+            key, value, key.stride(0), value.stride(0), key_cache, value_cache, slot_mapping,
+            self.write_cells, self._write_counts, self._max_rows, layer, self.first_layer, cache.words, *_layout(cache)[1:-1],
+            *self._tables, self.table.tally, HEADS=heads, HEAD_SIZE=dim, TILE=tile,
+            **self._constants(cache), num_warps=_between(1, tile // 256, 8),
+        )  # fmt: skip
+
+    def writes(self, layer: int, slot_mapping: torch.Tensor) -> None:
+        """Inject the listed write cells of a layer, after the backend's write."""
+        cache, rows = self._caches[layer], slot_mapping.shape[0]
+        if rows == 0:
+            return
+        inject_writes_kernel[(_between(1, rows, self.tuning.inject_programs),)](
+            self.write_cells, self._write_counts, self._max_rows, layer, self.first_layer, slot_mapping, cache.words,
+            *_layout(cache)[1:], *self._tables, self.table.tally, **self._constants(cache), num_warps=1,
+        )  # fmt: skip
+
+    def reads(self, layer: int, block_table: torch.Tensor) -> None:
+        """Inject the listed read cells of a layer before its attention, and undo those of the layer before.
+
+        With `layer` = number of layers, only undo: to be called after the attention of the last layer.
+        `block_table`: int32 `[requests, blocks]`.
+        """
+        cache, behind = self._at(layer)
+        inject_reads_kernel[(self.tuning.inject_programs, 2)](
+            self.read_cells, self._read_counts, self._read_tokens, layer, self.first_layer, self.read_keys, block_table,
+            block_table.stride(0), cache.words, behind, *_layout(cache)[1:], *self._tables, self.table.tally,
+            **self._constants(cache), num_warps=1,
+        )  # fmt: skip
+
+    def write_events(self, layer: int, slot_mapping: torch.Tensor) -> None:
+        """Inject the explicit write events of a layer, after the cache write."""
+        self._events(False, layer, slot_mapping, 0)
+
+    def read_events(self, layer: int, block_table: torch.Tensor) -> None:
+        """Inject the explicit read events of a layer and undo those of the layer before, as `reads` does."""
+        self._events(True, layer, block_table, block_table.stride(0))
+
+    def _events(self, read: bool, layer: int, place: torch.Tensor, stride: int) -> None:
+        cache, behind = self._at(layer)
+        inject_events_kernel[(self.tuning.event_programs, 2 if read else 1)](
+            self.events[int(read)], self.event_starts[int(read)], self.events.shape[2], layer, place, stride, cache.words,
+            behind, *_layout(cache)[1:], self.table.tally,
+            READ=read, LAYERS=self.layers, BITS=cache.bits, BLOCK=LANES, num_warps=4,
+        )  # fmt: skip
+
+    def set_events(self, reads: bool, layer: NDArray[np.integer], columns: NDArray[np.integer]) -> None:
+        """The explicit events of a step: `layer` (on this rank) ascending, `columns` `[EVENT_WIDTH, events]` as events.py
+        has them. Raises `ValueError` for more than `max_events`."""
+        count = columns.shape[1]
+        if count > self.events.shape[2]:
+            raise ValueError(f"{count} events in a step, buffers were made for {self.events.shape[2]}")
+        starts = np.searchsorted(layer, np.arange(self.layers + 1)).astype(np.int32)
+        device = self.table.device
+        data = [torch.from_numpy(np.ascontiguousarray(x)) for x in (columns.astype(np.uint32).view(np.int32), starts)]
+        if torch.device(device).type == "cuda":
+            data = [x.pin_memory() for x in data]
+        self.events[int(reads), :, :count].copy_(data[0], non_blocking=True)
+        self.event_starts[int(reads)].copy_(data[1], non_blocking=True)
+
+    def find_nonfinite(self, logits: torch.Tensor, batch_slot: torch.Tensor, seq_lens: torch.Tensor) -> None:
+        """Note in `table.nonfinite` which watched requests have NaN or infinity among their logits `[rows, vocab]`."""
+        integer, exponent = _EXPONENT[logits.dtype]
+        if logits.stride(1) != 1:
+            raise ValueError(f"logits with strides {logits.stride()}")
+        rows, vocab = logits.shape
+        if rows == 0:
+            return
+        programs = _between(1, triton.cdiv(vocab, 2048), self.tuning.vocab_programs)
+        find_nonfinite_kernel[(rows, programs)](
+            logits.view(integer), logits.stride(0), vocab, batch_slot, seq_lens, self.table.slot_table,
+            self.table.nonfinite, EXPONENT=exponent, BLOCK=2048, num_warps=4,
+        )  # fmt: skip
+
+    def _at(self, layer: int) -> tuple[CacheView, int]:
+        """The cache to address layer `layer` from, and where the layer before it starts, in elements."""
+        if layer < self.layers:
+            return self._caches[layer], self._behind[layer]
+        return self._caches[-1], 0
+
+    def _constants(self, cache: CacheView) -> dict[str, int]:
+        return {
+            "LAYERS": self.layers,
+            "BITS": cache.bits,
+            "LAYER_WORDS": self.table.layer_words,
+            "SELECTOR_WIDTH": self.table.selector_width,
+            "LANES": LANES,
+        }
+
+
+def _layout(cache: CacheView) -> tuple[int, ...]:
+    return (
+        cache.bits,
+        cache.block_tokens,
+        cache.block_stride,
+        cache.kv_stride,
+        cache.token_stride,
+        cache.head_stride,
+        cache.elem_stride,
+        cache.first_head,
+        cache.heads,
+    )
+
+
+def _between(low: int, value: int, high: int) -> int:
+    return max(low, min(value, high))

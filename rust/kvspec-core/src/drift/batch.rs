@@ -1,0 +1,278 @@
+//! Scoring many trials at once.
+
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use pulp::{Arch, NullaryFnOnce};
+
+use super::levenshtein::{Job, Scratch, solve, trim};
+use super::prefix::{common_prefix, mismatches};
+use super::ragged::{Error, LONGEST, Ragged, check_index};
+use super::symbol::Symbol;
+
+/// How a batch is scored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// Whether the edit distance is wanted; it is the only metric that costs more than reading the data.
+    pub edit_distance: bool,
+    /// Edit distances above this are reported as this plus one.
+    pub limit: u32,
+    /// Threads to use at most; 0 takes as many as the machine offers. The result does not depend on it.
+    pub threads: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            edit_distance: true,
+            limit: u32::MAX - 1,
+            threads: 0,
+        }
+    }
+}
+
+/// One entry per trial in every column.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Columns {
+    /// First differing position, the shorter length if one is a prefix of the other, -1 if identical.
+    pub first_divergence: Vec<i64>,
+    /// Differing positions over the common length plus the difference of the lengths.
+    pub positional: Vec<u32>,
+    /// Levenshtein distance; empty if not asked for.
+    pub edit_distance: Vec<u32>,
+}
+
+impl Columns {
+    /// Columns of `rows` zeros.
+    pub(super) fn new(rows: usize, options: Options) -> Self {
+        let edits = if options.edit_distance { rows } else { 0 };
+        Self {
+            first_divergence: vec![0; rows],
+            positional: vec![0; rows],
+            edit_distance: vec![0; edits],
+        }
+    }
+
+    /// Whether the trial equals its golden output.
+    #[must_use]
+    pub fn exact(&self) -> impl ExactSizeIterator<Item = bool> + '_ {
+        self.first_divergence.iter().map(|&first| first < 0)
+    }
+}
+
+/// Scores every trial against its golden output.
+///
+/// # Errors
+/// If the golden indices do not fit the two sides.
+pub fn score_tokens(
+    golden: Ragged<'_, u32>,
+    trials: Ragged<'_, u32>,
+    golden_index: &[u32],
+    options: Options,
+) -> Result<Columns, Error> {
+    check_index(golden_index, golden.len(), trials.len())?;
+    let pair = |row: usize| (golden.row(golden_index[row] as usize), trials.row(row));
+    score_rows(trials.len(), pair, options)
+}
+
+/// Rows that one task takes: enough to fill lanes with pairs of like size, few enough to stay in the second-level cache.
+const TASK_ROWS: usize = 1024;
+
+/// Symbols from which a second thread pays for its start.
+const PARALLEL_SYMBOLS: usize = 1 << 20;
+
+/// 64-row cells (see `Job::cost`) from which a second thread pays for its start, about half a millisecond.
+const PARALLEL_COST: usize = 1 << 20;
+
+/// Scores `rows` pairs given by a function.
+///
+/// # Errors
+/// If a sequence is too long.
+pub fn score_rows<'a, T: Symbol>(
+    rows: usize,
+    pair: impl Fn(usize) -> (&'a [T], &'a [T]) + Sync,
+    options: Options,
+) -> Result<Columns, Error> {
+    let mut symbols = 0;
+    for row in 0..rows {
+        let (golden, faulty) = pair(row);
+        let length = golden.len().max(faulty.len());
+        if length > LONGEST {
+            return Err(Error::TooLong { length });
+        }
+        symbols += length;
+    }
+    let arch = Arch::new();
+    let mut columns = Columns::new(rows, options);
+    let mut parts: Vec<Part<'_>> = split(&mut columns, TASK_ROWS);
+    let threads = threads(options.threads);
+    if symbols >= PARALLEL_SYMBOLS && parts.len() >= 2 * threads {
+        share(&mut parts, threads, |part, scratch| {
+            let mut jobs = compare(arch, part, &pair, options);
+            solve(arch, &mut jobs, options.limit as usize, scratch);
+            store(part, &jobs);
+        });
+    } else {
+        let mut all: Vec<Vec<Job<'a, T>>> = parts
+            .iter_mut()
+            .map(|part| compare(arch, part, &pair, options))
+            .collect();
+        let cost: usize = all.iter().flatten().map(Job::cost).sum();
+        let mut tasks: Vec<&mut [Job<'a, T>]> = Vec::new();
+        let threads = if cost < PARALLEL_COST { 1 } else { threads };
+        for jobs in &mut all {
+            // Many tasks per thread even out what cannot be foreseen: a pair may be nearly equal or far apart.
+            let size = if threads == 1 {
+                jobs.len()
+            } else {
+                jobs.len().div_ceil(threads * 4)
+            };
+            tasks.extend(jobs.chunks_mut(size.max(1)));
+        }
+        share(&mut tasks, threads, |jobs, scratch| {
+            solve(arch, jobs, options.limit as usize, scratch);
+        });
+        drop(tasks);
+        for (part, jobs) in parts.iter_mut().zip(&all) {
+            store(part, jobs);
+        }
+    }
+    Ok(columns)
+}
+
+/// A run of rows and where their results go.
+struct Part<'a> {
+    first_row: usize,
+    first_divergence: &'a mut [i64],
+    positional: &'a mut [u32],
+    edit_distance: &'a mut [u32],
+}
+
+fn split(columns: &mut Columns, rows: usize) -> Vec<Part<'_>> {
+    let mut edits = columns.edit_distance.chunks_mut(rows);
+    let cheap = columns
+        .first_divergence
+        .chunks_mut(rows)
+        .zip(columns.positional.chunks_mut(rows));
+    cheap
+        .enumerate()
+        .map(|(index, (first_divergence, positional))| Part {
+            first_row: index * rows,
+            first_divergence,
+            positional,
+            edit_distance: edits.next().unwrap_or_default(),
+        })
+        .collect()
+}
+
+fn store<T>(part: &mut Part<'_>, jobs: &[Job<'_, T>]) {
+    for job in jobs {
+        part.edit_distance[job.row - part.first_row] = job.distance;
+    }
+}
+
+/// Fills the cheap columns and the distances that follow from them; returns the pairs that still need a kernel.
+fn compare<'a, T: Symbol>(
+    arch: Arch,
+    part: &mut Part<'_>,
+    pair: &impl Fn(usize) -> (&'a [T], &'a [T]),
+    options: Options,
+) -> Vec<Job<'a, T>> {
+    arch.dispatch(Compare {
+        part,
+        pair,
+        options,
+        symbol: std::marker::PhantomData,
+    })
+}
+
+struct Compare<'p, 'q, 'f, F, T> {
+    part: &'p mut Part<'q>,
+    pair: &'f F,
+    options: Options,
+    symbol: std::marker::PhantomData<T>,
+}
+
+impl<'a, T: Symbol, F: Fn(usize) -> (&'a [T], &'a [T])> NullaryFnOnce
+    for Compare<'_, '_, '_, F, T>
+{
+    type Output = Vec<Job<'a, T>>;
+
+    #[inline(always)]
+    fn call(self) -> Self::Output {
+        let Self {
+            part,
+            pair,
+            options,
+            ..
+        } = self;
+        let mut jobs = Vec::new();
+        for index in 0..part.positional.len() {
+            let row = part.first_row + index;
+            let (golden, faulty) = pair(row);
+            let prefix = common_prefix(golden, faulty);
+            let exact = prefix == golden.len() && prefix == faulty.len();
+            part.first_divergence[index] = if exact { -1 } else { prefix as i64 };
+            if exact {
+                continue;
+            }
+            let differing = mismatches(&golden[prefix..], &faulty[prefix..]);
+            let positional = (differing + golden.len().abs_diff(faulty.len())) as u32;
+            part.positional[index] = positional;
+            if !options.edit_distance {
+                continue;
+            }
+            let (short, long) = trim(golden, faulty, prefix);
+            if short.is_empty() || long.len() == 1 {
+                part.edit_distance[index] =
+                    (long.len() as u32).min(options.limit.saturating_add(1));
+            } else {
+                jobs.push(Job {
+                    short,
+                    long,
+                    row,
+                    distance: 0,
+                });
+            }
+        }
+        jobs
+    }
+}
+
+fn threads(wanted: usize) -> usize {
+    if wanted > 0 {
+        wanted
+    } else {
+        thread::available_parallelism().map_or(1, usize::from)
+    }
+}
+
+/// Hands `tasks` out to threads, one at a time. Each task writes to memory of its own, so the order does not matter.
+fn share<S: Send, T: Symbol>(
+    tasks: &mut [S],
+    threads: usize,
+    work: impl Fn(&mut S, &mut Scratch<T>) + Sync,
+) {
+    if threads.min(tasks.len()) <= 1 {
+        let mut scratch = Scratch::default();
+        return tasks.iter_mut().for_each(|task| work(task, &mut scratch));
+    }
+    let workers = threads.min(tasks.len());
+    let queue = Mutex::new(tasks.iter_mut());
+    let run = || {
+        let mut scratch = Scratch::default();
+        loop {
+            let task = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+            match task {
+                Some(task) => work(task, &mut scratch),
+                None => break,
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..workers {
+            scope.spawn(run);
+        }
+        run();
+    });
+}

@@ -1,0 +1,207 @@
+//! Bit-parallel edit distance of eight pairs at once, one per lane: for the many short pairs of a campaign.
+
+use pulp::{Arch, NullaryFnOnce};
+
+use super::symbol::Symbol;
+use super::vector::{Column, LANES, Vector, bit_planes};
+
+/// The longest pattern this kernel takes, in 64-row words.
+pub(super) const MAX_WORDS: usize = 8;
+
+/// Buffers that live as long as a batch.
+#[derive(Default)]
+pub(super) struct Scratch<T> {
+    text: Vec<[T; LANES]>,
+    pattern: Vec<[T; LANES]>,
+    planes: Vec<Vector>,
+}
+
+/// `(pattern, text)` of one lane; the pattern is the shorter and not empty.
+pub(super) type Pair<'a, T> = (&'a [T], &'a [T]);
+
+/// Edit distances of up to eight pairs with texts in order of length and patterns of at most `MAX_WORDS` words. Only the
+/// low `planes` bits of a symbol are compared.
+pub(super) fn distances<T: Symbol>(
+    arch: Arch,
+    pairs: &[Pair<'_, T>],
+    planes: usize,
+    scratch: &mut Scratch<T>,
+) -> [u32; LANES] {
+    let words = pairs
+        .iter()
+        .map(|pair| pair.0.len().div_ceil(64))
+        .max()
+        .unwrap_or(1);
+    arch.dispatch(Prepare {
+        pairs,
+        words,
+        planes,
+        scratch,
+    });
+    arch.dispatch(Run {
+        pairs,
+        words,
+        scratch,
+    })
+}
+
+struct Prepare<'a, 'b, T> {
+    pairs: &'a [Pair<'b, T>],
+    words: usize,
+    planes: usize,
+    scratch: &'a mut Scratch<T>,
+}
+
+impl<T: Symbol> NullaryFnOnce for Prepare<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self {
+            pairs,
+            words,
+            planes,
+            scratch,
+        } = self;
+        let longest = pairs.last().map_or(0, |pair| pair.1.len());
+        interleave(pairs.iter().map(|pair| pair.1), longest, &mut scratch.text);
+        interleave(
+            pairs.iter().map(|pair| pair.0),
+            words * 64,
+            &mut scratch.pattern,
+        );
+        let width = planes.next_power_of_two().max(8);
+        scratch.planes.clear();
+        for word in scratch.pattern.chunks_exact(64).take(words) {
+            let mut rows = [Vector::ZERO; 64];
+            for (row, symbols) in rows.iter_mut().zip(word) {
+                *row = widen(symbols);
+            }
+            scratch
+                .planes
+                .extend_from_slice(&bit_planes(&rows, width)[..planes]);
+        }
+    }
+}
+
+struct Run<'a, 'b, T> {
+    pairs: &'a [Pair<'b, T>],
+    words: usize,
+    scratch: &'a Scratch<T>,
+}
+
+impl<T: Symbol> NullaryFnOnce for Run<'_, '_, T> {
+    type Output = [u32; LANES];
+
+    #[inline(always)]
+    fn call(self) -> Self::Output {
+        match self.words {
+            1 => self.sized::<1>(),
+            2 => self.sized::<2>(),
+            3 => self.sized::<3>(),
+            4 => self.sized::<4>(),
+            5 => self.sized::<5>(),
+            6 => self.sized::<6>(),
+            7 => self.sized::<7>(),
+            _ => self.sized::<MAX_WORDS>(),
+        }
+    }
+}
+
+impl<T: Symbol> Run<'_, '_, T> {
+    #[inline(always)]
+    fn sized<const WORDS: usize>(self) -> [u32; LANES] {
+        let mut columns = [Column::START; WORDS];
+        let mut distances = [0; LANES];
+        let mut done = 0;
+        for (lane, (pattern, text)) in self.pairs.iter().enumerate() {
+            // Texts are in order of length: a lane is read off when its own text ends and computes on unread after.
+            advance(
+                &self.scratch.planes,
+                &self.scratch.text[done..text.len()],
+                &mut columns,
+            );
+            done = text.len();
+            let rows = |word: usize| pattern.len().saturating_sub(word * 64);
+            let below: i64 = columns
+                .iter()
+                .enumerate()
+                .map(|(word, column)| column.sum(lane, rows(word)))
+                .sum();
+            distances[lane] = (text.len() as i64 + below) as u32;
+        }
+        distances
+    }
+}
+
+/// Lays sequences side by side: `out[i][lane]` is symbol `i` of sequence `lane`. What lies behind the end of a sequence
+/// is left over from earlier calls and never read off.
+#[inline(always)]
+fn interleave<'a, T: Symbol>(
+    sequences: impl Iterator<Item = &'a [T]> + Clone,
+    length: usize,
+    out: &mut Vec<[T; LANES]>,
+) {
+    if out.len() < length {
+        out.resize(length, [T::default(); LANES]);
+    }
+    // Whole blocks of eight symbols from eight sequences are transposed in registers, the rest one by one.
+    let shared = sequences.clone().map(<[T]>::len).min().unwrap_or(0);
+    let blocks = if sequences.clone().count() == LANES {
+        shared / LANES
+    } else {
+        0
+    };
+    for (block, target) in out.chunks_exact_mut(LANES).enumerate().take(blocks) {
+        let mut square = [[T::default(); LANES]; LANES];
+        for (row, sequence) in square.iter_mut().zip(sequences.clone()) {
+            row.copy_from_slice(&sequence[block * LANES..][..LANES]);
+        }
+        for (i, row) in target.iter_mut().enumerate() {
+            for (lane, symbol) in row.iter_mut().enumerate() {
+                *symbol = square[lane][i];
+            }
+        }
+    }
+    for (lane, sequence) in sequences.enumerate() {
+        for (row, &symbol) in out.iter_mut().zip(sequence).skip(blocks * LANES) {
+            row[lane] = symbol;
+        }
+    }
+}
+
+#[inline(always)]
+fn widen<T: Symbol>(symbols: &[T; LANES]) -> Vector {
+    let mut out = Vector::ZERO;
+    for (lane, symbol) in out.0.iter_mut().zip(symbols) {
+        *lane = symbol.bits();
+    }
+    out
+}
+
+/// Runs all lanes over a stretch of text.
+#[inline(always)]
+fn advance<T: Symbol, const WORDS: usize>(
+    planes: &[Vector],
+    text: &[[T; LANES]],
+    columns: &mut [Column; WORDS],
+) {
+    let count = planes.len() / WORDS;
+    let mut state = *columns;
+    for symbols in text {
+        let symbol = widen(symbols);
+        let mut differ = [Vector::ZERO; WORDS];
+        for plane in 0..count {
+            let bit = symbol.spread(plane as u32);
+            for (word, differ) in differ.iter_mut().enumerate() {
+                *differ = *differ | (planes[word * count + plane] ^ bit);
+            }
+        }
+        // Row 0 of the matrix is D[0][j] = j: a +1 enters at the top.
+        let mut above = (Vector::splat(1), Vector::ZERO);
+        for (column, differ) in state.iter_mut().zip(differ) {
+            above = column.step(!differ, above);
+        }
+    }
+    *columns = state;
+}

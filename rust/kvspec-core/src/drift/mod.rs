@@ -1,0 +1,45 @@
+//! Golden diffing: how far a faulty output is from the golden one.
+//!
+//! A *sequence* is a run of symbols: token ids (`u32`), or the characters of a text (`u8` where both texts are ASCII,
+//! Unicode code points otherwise). With `g` the golden and `f` the faulty sequence:
+//!
+//! * `first_divergence` = the first `i` with `g[i] != f[i]`; the shorter length if one is a prefix of the other; -1 if
+//!   they are identical.
+//! * `mismatches` = `#{i < min(|g|, |f|) : g[i] != f[i]}`.
+//! * `positional` = `mismatches + ||g| - |f||`.
+//! * `edit_distance` = the least number of insertions, deletions and substitutions that turn `g` into `f`.
+//!
+//! Every row is computed on its own, so the result does not depend on how rows are grouped or how many threads run.
+
+#![expect(
+    clippy::inline_always,
+    reason = "code that is not inlined into the dispatched function loses its vector instructions"
+)]
+#![expect(
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "lengths are below 2^31, checked at the border, and signed differences are taken between them"
+)]
+
+mod batch;
+
+mod frontier;
+mod lanes;
+mod lcs;
+mod levenshtein;
+
+mod prefix;
+mod ragged;
+
+mod symbol;
+mod text;
+mod vector;
+mod wave;
+
+pub use batch::{Columns, Options, score_rows, score_tokens};
+pub use lcs::{indel_distance, lcs_length};
+pub use levenshtein::{edit_distance, edit_distance_within};
+pub use prefix::{common_prefix, common_suffix, first_divergence, mismatches, positional};
+pub use ragged::{Error, Ragged};
+pub use symbol::Symbol;
+pub use text::score_texts;

@@ -1,0 +1,97 @@
+//! What a sequence is made of.
+
+/// A symbol that the bit-parallel kernels can compare: a byte of ASCII text, a code point or a token id.
+pub trait Symbol: Copy + Eq + Default + Send + Sync + 'static {
+    /// Width of the type in bits, a power of two.
+    const BITS: usize;
+
+    /// The symbol as a number.
+    fn bits(self) -> u64;
+
+    /// Renames symbols so that `pattern` uses `0..count` in order of first appearance and every symbol of `text` that
+    /// `pattern` lacks becomes `count`. Returns the two renamed sequences and `count`.
+    fn rename(pattern: &[Self], text: &[Self]) -> (Vec<u32>, Vec<u32>, u32);
+}
+
+impl Symbol for u8 {
+    const BITS: usize = 8;
+
+    #[inline(always)]
+    fn bits(self) -> u64 {
+        u64::from(self)
+    }
+
+    fn rename(pattern: &[Self], text: &[Self]) -> (Vec<u32>, Vec<u32>, u32) {
+        let mut names = [u32::MAX; 256];
+        let mut count = 0;
+        let short = pattern
+            .iter()
+            .map(|&symbol| {
+                let name = &mut names[usize::from(symbol)];
+                if *name == u32::MAX {
+                    *name = count;
+                    count += 1;
+                }
+                *name
+            })
+            .collect();
+        for name in &mut names {
+            *name = (*name).min(count);
+        }
+        let long = text
+            .iter()
+            .map(|&symbol| names[usize::from(symbol)])
+            .collect();
+        (short, long, count)
+    }
+}
+
+impl Symbol for u32 {
+    const BITS: usize = 32;
+
+    #[inline(always)]
+    fn bits(self) -> u64 {
+        u64::from(self)
+    }
+
+    fn rename(pattern: &[Self], text: &[Self]) -> (Vec<u32>, Vec<u32>, u32) {
+        // Open addressing at half load or less. The order of probing never reaches the result, so hostile token ids
+        // can slow this down but not change it.
+        let slots = (pattern.len() * 2).next_power_of_two().max(16);
+        let shift = 64 - slots.trailing_zeros();
+        let start =
+            |symbol: u32| (u64::from(symbol).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> shift) as usize;
+        let mut table = vec![(0_u32, u32::MAX); slots];
+        let mut count = 0;
+        let mut find = |table: &mut [(u32, u32)], symbol: u32, insert: bool| {
+            let mut slot = start(symbol);
+            loop {
+                let (key, name) = table[slot];
+                if name == u32::MAX {
+                    if insert {
+                        table[slot] = (symbol, count);
+                        count += 1;
+                        return count - 1;
+                    }
+                    return u32::MAX;
+                }
+                if key == symbol {
+                    return name;
+                }
+                slot = (slot + 1) & (slots - 1);
+            }
+        };
+        let short: Vec<u32> = pattern
+            .iter()
+            .map(|&symbol| find(&mut table, symbol, true))
+            .collect();
+        let mut long: Vec<u32> = text
+            .iter()
+            .map(|&symbol| find(&mut table, symbol, false))
+            .collect();
+        for name in &mut long {
+            *name = (*name).min(count);
+        }
+        (short, long, count)
+    }
+}

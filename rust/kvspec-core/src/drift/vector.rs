@@ -1,0 +1,171 @@
+//! Eight 64-bit lanes as a plain array. Inside `pulp`'s dispatch the compiler turns each operation into one AVX-512
+//! or two AVX2 instructions; no `unsafe` is needed, and the portable build computes the same bits.
+
+use std::ops::{Add, BitAnd, BitOr, BitXor, Not};
+
+/// Lanes of one vector.
+pub(super) const LANES: usize = 8;
+
+/// Eight 64-bit lanes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(align(64))]
+pub(super) struct Vector(pub(super) [u64; LANES]);
+
+impl Vector {
+    pub(super) const ZERO: Self = Self([0; LANES]);
+    pub(super) const ONES: Self = Self([u64::MAX; LANES]);
+
+    #[inline(always)]
+    pub(super) fn splat(value: u64) -> Self {
+        Self([value; LANES])
+    }
+
+    #[inline(always)]
+    fn zip(self, other: Self, op: impl Fn(u64, u64) -> u64) -> Self {
+        let mut out = self.0;
+        for (lane, &right) in out.iter_mut().zip(&other.0) {
+            *lane = op(*lane, right);
+        }
+        Self(out)
+    }
+
+    #[inline(always)]
+    fn map(self, op: impl Fn(u64) -> u64) -> Self {
+        let mut out = self.0;
+        for lane in &mut out {
+            *lane = op(*lane);
+        }
+        Self(out)
+    }
+
+    #[inline(always)]
+    pub(super) fn shl(self, by: u32) -> Self {
+        self.map(|lane| lane << by)
+    }
+
+    #[inline(always)]
+    pub(super) fn shr(self, by: u32) -> Self {
+        self.map(|lane| lane >> by)
+    }
+
+    /// All ones in the lanes whose bit `bit` is set, zero in the others.
+    #[inline(always)]
+    pub(super) fn spread(self, bit: u32) -> Self {
+        self.map(|lane| ((lane << (63 - bit)) as i64 >> 63) as u64)
+    }
+
+    /// Every lane moves up by one; `low` enters lane 0.
+    #[inline(always)]
+    pub(super) fn push(self, low: u64) -> Self {
+        let [a, b, c, d, e, f, g, _] = self.0;
+        Self([low, a, b, c, d, e, f, g])
+    }
+
+    /// `self` in the lanes where `mask` is all ones, `other` where it is zero.
+    #[inline(always)]
+    pub(super) fn select(self, other: Self, mask: Self) -> Self {
+        (self & mask) | (other & !mask)
+    }
+}
+
+macro_rules! lane_op {
+    ($trait:ident, $method:ident, $op:expr) => {
+        impl $trait for Vector {
+            type Output = Self;
+
+            #[inline(always)]
+            fn $method(self, other: Self) -> Self {
+                self.zip(other, $op)
+            }
+        }
+    };
+}
+
+lane_op!(BitAnd, bitand, |a, b| a & b);
+lane_op!(BitOr, bitor, |a, b| a | b);
+lane_op!(BitXor, bitxor, |a, b| a ^ b);
+lane_op!(Add, add, u64::wrapping_add);
+
+impl Not for Vector {
+    type Output = Self;
+
+    #[inline(always)]
+    fn not(self) -> Self {
+        self.map(|lane| !lane)
+    }
+}
+
+/// The vertical differences `D[i][j] - D[i - 1][j]` of 64 rows in every lane: +1 where a `plus` bit is set, -1 where a
+/// `minus` bit is set.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Column {
+    pub(super) plus: Vector,
+    pub(super) minus: Vector,
+}
+
+impl Column {
+    /// The first column: `D[i][0] = i`.
+    pub(super) const START: Self = Self {
+        plus: Vector::ONES,
+        minus: Vector::ZERO,
+    };
+
+    /// Moves one text symbol on, after Hyyrö (2003). `equal` marks the rows whose pattern symbol equals the text
+    /// symbol; `above` is the horizontal difference above the first row, as one bit for +1 and one for -1. Returns the
+    /// horizontal difference at the last row in the same form.
+    #[inline(always)]
+    pub(super) fn step(&mut self, equal: Vector, above: (Vector, Vector)) -> (Vector, Vector) {
+        let (plus, minus) = (self.plus, self.minus);
+        let matched = equal | above.1;
+        let diagonal = (((matched & plus) + plus) ^ plus) | matched | minus;
+        let right_plus = minus | !(diagonal | plus);
+        let right_minus = diagonal & plus;
+        let shifted_plus = right_plus.shl(1) | above.0;
+        let shifted_minus = right_minus.shl(1) | above.1;
+        self.plus = shifted_minus | !(diagonal | shifted_plus);
+        self.minus = shifted_plus & diagonal;
+        (right_plus.shr(63), right_minus.shr(63))
+    }
+
+    /// `D[first + rows][j] - D[first][j]` in one lane.
+    #[inline(always)]
+    pub(super) fn sum(&self, lane: usize, rows: usize) -> i64 {
+        let mask = if rows >= 64 {
+            u64::MAX
+        } else {
+            (1 << rows) - 1
+        };
+        let count = |word: u64| i64::from((word & mask).count_ones());
+        count(self.plus.0[lane]) - count(self.minus.0[lane])
+    }
+}
+
+/// Turns 64 rows of symbols into bit planes: bit `i` of plane `p` is bit `p` of row `i`. `width` is 8, 16 or 32 bits;
+/// the planes are the first `width` entries of the result.
+///
+/// The rows are first folded into `width` words, so that word `i` holds rows `i`, `i + width`, and so on; each fold is
+/// then a `width` x `width` bit matrix, transposed in place by swapping ever smaller blocks.
+#[inline(always)]
+pub(super) fn bit_planes(rows: &[Vector; 64], width: usize) -> [Vector; 32] {
+    let mut words = [Vector::ZERO; 32];
+    for (fold, rows) in rows.chunks_exact(width).enumerate() {
+        for (word, &row) in words.iter_mut().zip(rows) {
+            *word = *word | row.shl((fold * width) as u32);
+        }
+    }
+    let mut half = width / 2;
+    while half > 0 {
+        // Ones in the low `half` bits of every 2 * `half` bits.
+        let low = Vector::splat(u64::MAX / ((1_u64 << half) + 1));
+        for block in words[..width].chunks_exact_mut(2 * half) {
+            let (upper, lower) = block.split_at_mut(half);
+            for (a, b) in upper.iter_mut().zip(lower) {
+                let swap = (a.shr(half as u32) ^ *b) & low;
+                *a = *a ^ swap.shl(half as u32);
+                *b = *b ^ swap;
+            }
+        }
+        half /= 2;
+    }
+    words
+}

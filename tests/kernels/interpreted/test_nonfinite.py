@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+import torch
+from kvspec_kernels import NEVER, SlotFault
+from rig import Fault, Geometry, Rig
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_first_token_with_nonfinite_logits(dtype):
+    geometry = Geometry(16, 1, 16)
+    rig = Rig(geometry, slots=8)
+    rig.table.load([Fault(geometry, 0.1, 1).model()], [Fault(geometry, 0.1, 1).selector()])
+    fault = SlotFault(model=0, selector=0, request=0, prompt_len=10)
+    # slots: 5 and 2 and 7 watched, 1 golden, 3 not watched
+    unwatched = SlotFault(model=0, selector=0, request=0, prompt_len=10, watch=False)
+    rig.table.assign([5, 2, 7, 1, 3], [fault, fault, fault, None, unwatched])
+    vocab, wide = 5003, 5100
+    logits = torch.zeros(7, wide, dtype=dtype)[:, :vocab]
+    logits[:] = torch.finfo(dtype).max
+    batch_slot = torch.tensor([5, 2, 7, 1, 3, -1, 4], dtype=torch.int32)
+
+    def find(lengths):
+        rig.injector.find_nonfinite(logits, batch_slot, torch.tensor(lengths, dtype=torch.int32))
+        return rig.table.nonfinite.tolist()
+
+    assert find([12] * 7) == [NEVER] * 8
+    logits[0, vocab - 1] = float("nan")
+    logits[2, 0] = float("-inf")
+    logits[3:] = float("inf")
+    expected = [NEVER] * 8
+    # a prompt that is not complete predicts nothing
+    assert find([9, 12, 9, 12, 12, 12, 12]) == expected
+    expected[5], expected[7] = 3, 0
+    assert find([13, 12, 10, 12, 12, 12, 12]) == expected
+    # the first one stays
+    assert find([14, 12, 11, 12, 12, 12, 12]) == expected
+    rig.table.assign([5], [fault])
+    expected[5] = NEVER
+    assert rig.table.nonfinite.tolist() == expected
+
+
+def test_every_nonfinite_code_counts_and_no_other():
+    codes = np.arange(2**16, dtype=np.uint16)
+    geometry = Geometry(16, 1, 16)
+    rig = Rig(geometry, slots=1)
+    rig.table.load([Fault(geometry, 0.1, 1).model()], [Fault(geometry, 0.1, 1).selector()])
+    fault = SlotFault(model=0, selector=0, request=0, prompt_len=0)
+    slot, length = torch.zeros(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    for dtype in (torch.bfloat16, torch.float16):
+        values = torch.from_numpy(codes.view(np.int16)).view(dtype)
+        finite = torch.isfinite(values)
+        for part, expected in ((values[finite], NEVER), (values[~finite], 0)):
+            rig.table.assign([0], [fault])
+            rig.injector.find_nonfinite(part[None], slot, length)
+            assert rig.table.nonfinite.tolist() == [expected]
+        for value in values[~finite][:: max(1, int((~finite).sum()) // 5)]:
+            rig.table.assign([0], [fault])
+            rig.injector.find_nonfinite(value.view(1, 1), slot, length)
+            assert rig.table.nonfinite.tolist() == [0]

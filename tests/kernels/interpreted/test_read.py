@@ -1,0 +1,111 @@
+"""Transient reads: applied before attention, undone by the launch of the next layer, keyed by the event."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from rig import Fault, Geometry, Request, Rig, random_fault, random_key, random_where, with_op
+
+NEVER_SEEN = np.uint8(0)
+
+
+def walk(rig: Rig) -> int:
+    """One forward with reads: at each layer exactly Rust's flips are there, in the layers before nothing is left."""
+    before, codes = rig.snapshot(), rig.all_codes(read=True)
+    rig.begin(writes=False, reads=True)
+    total = 0
+    for layer in range(rig.layers):
+        rig.injector.reads(layer, rig.block_table)
+        total += rig.check(before, codes, [layer], read=True)
+    rig.injector.reads(rig.layers, rig.block_table)
+    assert all((a == b).all() for a, b in zip(before, rig.snapshot(), strict=True))
+    return total
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_mixed_batches(seed):
+    rng = np.random.default_rng(100 + seed)
+    geometry = Geometry(int(rng.choice([16, 80])), int(rng.choice([1, 3])), int(rng.choice([4, 8, 16, 32])))
+    rig = Rig(geometry, layers=2, layout=["packed", "flash", "padded"][seed % 3], block_tokens=4, blocks=40)
+    requests = []
+    for slot in range(3):
+        fault = with_op(replace(random_fault(rng, geometry), where=random_where(rng, 2, geometry.heads)), "flip")
+        count = int(rng.integers(1, 4))
+        start = int(rng.integers(0, 4)) if slot else 0
+        requests.append(Request(slot, start, count, fault, slot, int(rng.integers(0, 8)), None, random_key(rng)))
+    rig.enter([*requests, Request(5, 0, 3)])
+    total = walk(rig)
+    assert sum(rig.tallies(1)) == sum(rig.tallies(2)) == total
+    assert sum(rig.tallies(0)) == 0
+
+
+def test_chunks_of_a_prefill_are_one_event_and_each_decode_step_its_own():
+    geometry = Geometry(16, 2, 16)
+    fault = Fault(geometry, 0.004, 0xFFFF)
+    request = Request(3, 0, 6, fault, 4, 6, None, (21, 22))
+    rig = Rig(geometry, layers=1, block_tokens=4, fill="zeros")
+    rig.enter([replace(request, count=8)])
+    seen = []
+    for start, count in ((0, 2), (2, 3), (5, 1), (6, 1), (7, 1)):
+        rig.step([replace(request, start=start, count=count)])
+        rig.begin(writes=False, reads=True)
+        rig.injector.reads(0, rig.block_table)
+        seen.append(rig.codes(0, 0, 0, start + count))
+        np.testing.assert_array_equal(seen[-1], rig.masks(rig.requests[0], 0, read=True))
+        rig.injector.reads(1, rig.block_table)
+    for chunk in seen[:2]:
+        np.testing.assert_array_equal(chunk, seen[2][: len(chunk)])
+    assert seen[2].any()
+    assert (seen[3][:6] != seen[2]).any()
+    assert (seen[4][:7] != seen[3]).any()
+
+
+def test_event_windows():
+    geometry = Geometry(16, 1, 16)
+    request = Request(3, 0, 4, Fault(geometry, 1.0, 0xFFFF, "row"), 4, 4, None, (1, 2), events=(1, 2))
+    rig = Rig(geometry, layers=1, block_tokens=4)
+    rig.enter([replace(request, count=6)])
+    landed = []
+    for start, count in ((0, 4), (4, 1), (5, 1)):
+        rig.step([replace(request, start=start, count=count)])
+        landed.append(walk(rig))
+    assert landed == [0, 5 * 2, 0]
+
+
+def test_write_and_read_of_one_trial_are_independent():
+    geometry = Geometry(16, 2, 16)
+    request = Request(3, 0, 5, Fault(geometry, 0.01, 0xFFFF), 4, 5, (1, 2), (3, 4))
+    rig = Rig(geometry, layers=1, block_tokens=4)
+    rig.enter([request])
+    written = rig.check_write()
+    before, codes = rig.snapshot(), rig.all_codes(read=True)
+    rig.begin(writes=True, reads=True)
+    rig.injector.reads(0, rig.block_table)
+    shown = rig.check(before, codes, [0], read=True)
+    rig.injector.reads(1, rig.block_table)
+    assert written > 0
+    assert shown > 0
+    assert [rig.tallies(c) for c in range(4)] == [[written], [shown], [shown], [0]]
+
+
+def test_reads_share_a_list_of_limited_length():
+    geometry = Geometry(16, 1, 16)
+    rig = Rig(geometry, layers=2, block_tokens=4, read_tokens=3)
+    rig.enter([Request(1, 0, 5, Fault(geometry, 1.0, 0xFFFF, "row"), 0, 5, None, (1, 1))])
+    before = rig.snapshot()
+    rig.begin(writes=False, reads=True)
+    for layer in range(3):
+        rig.injector.reads(layer, rig.block_table)
+    assert [rig.tallies(c) for c in range(1, 4)] == [[12], [12], [4]]
+    assert all((a == b).all() for a, b in zip(before, rig.snapshot(), strict=True))
+
+
+def test_wide_block_tables():
+    """Rows of the table are addressed by its stride, so a slice of a larger table will do."""
+    geometry = Geometry(16, 1, 16)
+    rig = Rig(geometry, layers=1, block_tokens=4)
+    fault = Fault(geometry, 0.02, 0xFFFF)
+    rig.enter([Request(i, 0, 6, fault, i, 6, None, (9, i)) for i in range(2)])
+    rig.block_table = torch.nn.functional.pad(rig.block_table, (0, 3), value=-1)[:, :2]
+    assert walk(rig) > 0
