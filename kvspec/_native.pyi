@@ -141,3 +141,43 @@ def score_texts(
     limit: int | None = None,
     threads: int = 0,
 ) -> dict[str, NDArray[np.generic]]: ...
+def detail_tokens(
+    golden_values: NDArray[np.uint32],
+    golden_offsets: NDArray[np.int64],
+    values: NDArray[np.uint32],
+    offsets: NDArray[np.int64],
+    golden_index: NDArray[np.uint32],
+    *,
+    lcs: bool = True,
+    threads: int = 0,
+) -> dict[str, NDArray[np.generic]]: ...
+def detail_texts(
+    golden: list[str],
+    texts: list[str],
+    golden_index: NDArray[np.uint32],
+    *,
+    lcs: bool = True,
+    threads: int = 0,
+) -> dict[str, NDArray[np.generic]]: ...
+def position_counts(
+    golden_values: NDArray[np.uint32],
+    golden_offsets: NDArray[np.int64],
+    values: NDArray[np.uint32],
+    offsets: NDArray[np.int64],
+    golden_index: NDArray[np.uint32],
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]: ...
+def first_divergence_histogram(first_divergence: NDArray[np.int64], positions: int) -> NDArray[np.uint64]: ...
+def survival(
+    first_divergence: NDArray[np.int64], lengths: NDArray[np.uint32], positions: int
+) -> NDArray[np.float64]: ...
+def periodic_tails(
+    values: NDArray[np.uint32], offsets: NDArray[np.int64], longest_period: int
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]: ...
+def kl_full(golden: NDArray[np.float32], faulty: NDArray[np.float32]) -> NDArray[np.float64]: ...
+def kl_topk(
+    golden_ids: NDArray[np.uint32],
+    golden: NDArray[np.float32],
+    faulty_ids: NDArray[np.uint32],
+    faulty: NDArray[np.float32],
+) -> NDArray[np.float64]: ...
+def topk_agreement(golden_ids: NDArray[np.uint32], faulty_ids: NDArray[np.uint32]) -> NDArray[np.float64]: ...

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from kvspec.records import RUN_FORMAT, SCHEMA, Record, RecordWriter, RunStore
 from kvspec.records import parts as parts_module
 from tests.run_folders import FINGERPRINT, make_plan, masked, write_run
 
+ROOT = Path(__file__).parents[1]
 PLAN = make_plan()
 TRIALS = list(PLAN.trials())
 
@@ -104,29 +106,29 @@ def test_any_sequence_of_sessions_keeps_what_was_flushed(
         assert not list((run / "parts").glob("*kvspec-tmp"))
 
 
-def _write_until_killed(run: str, ready: object) -> None:
-    store = RunStore.create(run, PLAN, version="t")
-    writer = RecordWriter(store, rows=2)
+def write_until_killed(run: Path) -> None:
+    """Body of the process that is killed: 11 records, two per part, one of them still in the buffer."""
+    writer = RecordWriter(RunStore.create(run, PLAN, version="t"), rows=2)
     for trial in TRIALS[:11]:
         writer.add(masked(trial))
-    ready.set()  # type: ignore[attr-defined]
+    print("ready", flush=True)
     signal.pause()
 
 
 def test_sigkill_costs_only_the_buffer(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    process = context.Process(target=_write_until_killed, args=(str(tmp_path / "run"), ready))
-    process.start()
-    assert ready.wait(60)
+    run = tmp_path / "run"
+    program = "import pathlib, sys; from tests.test_records import *; write_until_killed(pathlib.Path(sys.argv[1]))"
+    process = subprocess.Popen([sys.executable, "-c", program, run], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
     with pytest.raises(RecordsError) as busy:
-        RunStore.create(tmp_path / "run", PLAN, version="t")
+        RunStore.create(run, PLAN, version="t")
     assert codes(busy) == ["KVS501"]
     assert "another kvspec run" in str(busy.value)
-    os.kill(process.pid or 0, signal.SIGKILL)
-    process.join()
-    assert RunStore.open(tmp_path / "run").status == "running"
-    with RunStore.create(tmp_path / "run", PLAN, version="t") as store:
+    process.kill()
+    process.communicate()
+    assert RunStore.open(run).status == "running"
+    with RunStore.create(run, PLAN, version="t") as store:
         assert store.resumed
         assert store.done() == {t.id for t in TRIALS[:10]}
 

@@ -1,3 +1,4 @@
+# ruff: noqa: N803 - compile-time arguments are upper case, as everywhere in Triton
 """Where the bits of a cache are, and how they are changed.
 
 An element of B bits (4, 8, 16 or 32) is addressed in units of its own width:
@@ -48,9 +49,9 @@ class CacheView:
     ) -> CacheView:
         """The view of K and V, both `[blocks, block_tokens, heads, D]` of any strides and in one allocation.
 
-        `bits` = 4 means two elements per byte, element 2i in the low half of byte i (vLLM's `int4_per_token_head`); D is
-        then the number of bytes. Scales are a view of their own, float32 with D = 1. Raises `ValueError` for what the
-        words cannot address.
+        `bits` = 4 means two elements per byte, element 2i in the low half of byte i (vLLM's `int4_per_token_head`); D
+        is then the number of bytes. Scales are a view of their own, float32 with D = 1. Raises `ValueError` for what
+        the words cannot address.
         """
         width = key.element_size() * 8
         bits = width if bits is None else bits
@@ -72,7 +73,7 @@ class CacheView:
                 raise ValueError("V lies before K")
         storage = key.untyped_storage()
         at = (key.data_ptr() - storage.data_ptr()) // 4
-        words = torch.empty(0, dtype=torch.int32, device=key.device).set_(storage, at, (1,))  # type: ignore[call-overload]
+        words = torch.empty(0, dtype=torch.int32, device=key.device).set_(storage, at, (1,))
         block, token, head, elem = (stride * packed for stride in key.stride())
         return cls(
             words=words,
@@ -106,8 +107,9 @@ def change_bits(words_ptr, offset, bits, op, on, BITS: tl.constexpr):
     bits    uint32 vector, bits of the element; lanes that meet in an element must have different bits
     op      scalar: OP_FLIP x ^ b, OP_SET0 x & ~b, OP_SET1 x | b
 
-    The word is read again after the atomic, past the first-level cache, and compared with what the atomic found. So a bit
-    counts if and only if the memory behind the address holds its new value. (Nobody else changes these bits meanwhile.)
+    The word is read again after the atomic, past the first-level cache, and compared with what the atomic found. So a
+    bit counts if and only if the memory behind the address holds its new value. (Nobody else changes these bits
+    meanwhile.)
     """
     if BITS == 32:
         at = words_ptr + offset

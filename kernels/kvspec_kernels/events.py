@@ -1,3 +1,4 @@
+# ruff: noqa: N803 - compile-time arguments are upper case, as everywhere in Triton
 """Faults of an explicit map: events that the host lists for a step, applied to the cache of a layer.
 
     word ^= mask (flip), &= ~mask (set0), |= mask (set1) at (place, kv, head, token, elem)
@@ -27,18 +28,24 @@ EVENT_OP = tl.constexpr(7)
 EVENT_WIDTH = tl.constexpr(8)
 
 
-@triton.jit(do_not_specialize=["capacity", "local", "first_head", "behind", "table_stride"])
+@triton.jit(
+    do_not_specialize=[
+        "capacity", "layers", "local", "table_stride", "behind", "block_tokens", "block_stride", "kv_stride",
+        "token_stride", "head_stride", "elem_stride", "first_head", "local_heads",
+    ]
+)  # fmt: skip
 def inject_events_kernel(
-    events_ptr, starts_ptr, capacity, local, place_ptr, table_stride, words_ptr, behind, block_tokens,
+    events_ptr, starts_ptr, capacity, layers, local, place_ptr, table_stride, words_ptr, behind, block_tokens,
     block_stride, kv_stride, token_stride, head_stride, elem_stride, first_head, local_heads, tally_ptr,
-    READ: tl.constexpr, LAYERS: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
+    READ: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Grid (any, 1) at writes, (any, 2) at reads; axis 1 = 1 undoes layer `local - 1`. `place_ptr`: slot mapping or table."""
+    """Grid (any, 1) at writes, (any, 2) at reads; axis 1 = 1 undoes layer `local - 1`. `place_ptr` is the slot mapping
+    at writes, the block table at reads."""
     undo = tl.program_id(1)
     local = local - undo
     if local < 0:
         return
-    if local >= LAYERS:
+    if local == layers:
         return
     start = tl.load(starts_ptr + local)
     stop = tl.load(starts_ptr + local + 1)
@@ -74,4 +81,6 @@ def inject_events_kernel(
             if tl.max(now.to(tl.int32), 0) > 0:
                 landed += change_bits(words_ptr, offset, bits, which, now, BITS)
         slot = tl.load(event_ptr + EVENT_SLOT * width, mask=on, other=0)
-        tl.atomic_add(tally_ptr + slot * TALLY_WIDTH + column, landed.to(tl.int64), mask=on & (landed > 0), sem="relaxed")
+        tl.atomic_add(
+            tally_ptr + slot * TALLY_WIDTH + column, landed.to(tl.int64), mask=on & (landed > 0), sem="relaxed"
+        )

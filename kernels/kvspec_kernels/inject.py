@@ -1,3 +1,4 @@
+# ruff: noqa: N803 - compile-time arguments are upper case, as everywhere in Triton
 """Faults of the listed cells of one layer, in its cache: at writes, and around reads.
 
     write   word ^= b (or & ~b, | b) at slot_mapping[batch row], after the cache write
@@ -6,8 +7,8 @@
     slot_mapping  int64 [batch rows]            physical token of each row, -1 for padding
     block_table   int32 [requests, any]         blocks of each request
 
-A layer is not read again until the next forward. So its flips are undone by the launch that applies those of the next layer
-(grid axis 1 = 1, "behind"): one launch per layer and one after the last, instead of two per layer.
+A layer is not read again until the next forward. So its flips are undone by the launch that applies those of the next
+layer (grid axis 1 = 1, "behind"): one launch per layer and one after the last, instead of two per layer.
 
 A program takes every `num_programs`-th cell of the list; without cells it loads one count and ends.
 """
@@ -32,36 +33,44 @@ from kvspec_kernels.table import (
 
 @triton.jit
 def inject_cell(
-    words_ptr, block, inside, shift, block_stride, kv_stride, token_stride, head_stride, elem_stride, first_head, local_heads,
-    slot, token, layer, key0, key1, slots_ptr, models_ptr, thresholds_ptr, selectors_ptr, tally_ptr, column,
-    BITS: tl.constexpr, LAYER_WORDS: tl.constexpr, SELECTOR_WIDTH: tl.constexpr, LANES: tl.constexpr,
+    words_ptr, block, inside, shift, block_stride, kv_stride, token_stride, head_stride, elem_stride, first_head,
+    local_heads, slot, token, layer, key0, key1, slots_ptr, models_ptr, thresholds_ptr, selectors_ptr, layer_words,
+    selector_width, tally_ptr, column, BITS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Inject one listed cell at token `inside` of `block` (int64 scalars), and add what changed to the tally of its slot.
+    """Inject one listed cell at token `inside` of `block` (int64 scalars), and add what changed to the tally of its
+    slot.
 
     shift  int64: elements from the start of the words to the start of the layer
     """
     slot_ptr = slots_ptr + slot * SLOT_WIDTH
     landed = inject_token(
-        words_ptr, shift + block * block_stride + inside * token_stride, kv_stride, head_stride, elem_stride, first_head,
-        local_heads, models_ptr + tl.load(slot_ptr + SLOT_MODEL) * MODEL_WIDTH, thresholds_ptr,
-        selectors_ptr + tl.load(slot_ptr + SLOT_SELECTOR) * SELECTOR_WIDTH, token, layer, load_u32(slot_ptr + SLOT_REQUEST),
-        key0, key1, BITS, LAYER_WORDS, LANES,
+        words_ptr, shift + block * block_stride + inside * token_stride, kv_stride, head_stride, elem_stride,
+        first_head, local_heads, models_ptr + tl.load(slot_ptr + SLOT_MODEL) * MODEL_WIDTH, thresholds_ptr,
+        selectors_ptr + tl.load(slot_ptr + SLOT_SELECTOR) * selector_width, token, layer,
+        load_u32(slot_ptr + SLOT_REQUEST), key0, key1, layer_words, BITS, LANES,
     )  # fmt: skip
     if landed > 0:
         tl.atomic_add(tally_ptr + slot * TALLY_WIDTH + column, landed.to(tl.int64), sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["capacity", "local", "first_layer", "first_head"])
+# Nothing here gains from a stride known to be 1 or a multiple of 16, so one compiled kernel serves every layout.
+_ANY = [
+    "capacity", "layers", "local", "first_layer", "behind", "table_stride", "block_tokens", "block_stride", "kv_stride",
+    "token_stride", "head_stride", "elem_stride", "first_head", "local_heads", "layer_words", "selector_width",
+]  # fmt: skip
+
+
+@triton.jit(do_not_specialize=[name for name in _ANY if name not in ("behind", "table_stride")])
 def inject_writes_kernel(
-    cells_ptr, counts_ptr, capacity, local, first_layer, slot_mapping_ptr, words_ptr, block_tokens,
+    cells_ptr, counts_ptr, capacity, layers, local, first_layer, slot_mapping_ptr, words_ptr, block_tokens,
     block_stride, kv_stride, token_stride, head_stride, elem_stride, first_head, local_heads,
-    slots_ptr, models_ptr, thresholds_ptr, selectors_ptr, tally_ptr,
-    LAYERS: tl.constexpr, BITS: tl.constexpr, LAYER_WORDS: tl.constexpr, SELECTOR_WIDTH: tl.constexpr, LANES: tl.constexpr,
+    slots_ptr, models_ptr, thresholds_ptr, selectors_ptr, layer_words, selector_width, tally_ptr,
+    BITS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Grid (any,). `local` is the layer among those of this rank, `first_layer` the global index of local layer 0."""
     count = tl.minimum(tl.load(counts_ptr + local), capacity)
     layer = (first_layer + local).to(tl.uint32)
-    plane = capacity.to(tl.int64) * LAYERS
+    plane = capacity.to(tl.int64) * layers
     for i in range(tl.program_id(0), count, tl.num_programs(0)):
         entry_ptr = cells_ptr + local.to(tl.int64) * capacity + i
         slot = tl.load(entry_ptr)
@@ -73,18 +82,19 @@ def inject_writes_kernel(
                 words_ptr, block, at - block * block_tokens, at & 0, block_stride, kv_stride, token_stride, head_stride,
                 elem_stride, first_head, local_heads, slot, load_u32(entry_ptr + 2 * plane), layer,
                 load_u32(slot_ptr + SLOT_WRITE_KEY), load_u32(slot_ptr + SLOT_WRITE_KEY + 1), slots_ptr, models_ptr,
-                thresholds_ptr, selectors_ptr, tally_ptr, TALLY_WRITE, BITS, LAYER_WORDS, SELECTOR_WIDTH, LANES,
+                thresholds_ptr, selectors_ptr, layer_words, selector_width, tally_ptr, TALLY_WRITE, BITS, LANES,
             )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["capacity", "local", "first_layer", "first_head", "behind", "table_stride"])
+@triton.jit(do_not_specialize=_ANY)
 def inject_reads_kernel(
-    cells_ptr, counts_ptr, capacity, local, first_layer, read_keys_ptr, block_table_ptr, table_stride, words_ptr, behind,
-    block_tokens, block_stride, kv_stride, token_stride, head_stride, elem_stride, first_head, local_heads,
-    slots_ptr, models_ptr, thresholds_ptr, selectors_ptr, tally_ptr,
-    LAYERS: tl.constexpr, BITS: tl.constexpr, LAYER_WORDS: tl.constexpr, SELECTOR_WIDTH: tl.constexpr, LANES: tl.constexpr,
+    cells_ptr, counts_ptr, capacity, layers, local, first_layer, read_keys_ptr, block_table_ptr, table_stride,
+    words_ptr, behind, block_tokens, block_stride, kv_stride, token_stride, head_stride, elem_stride, first_head,
+    local_heads, slots_ptr, models_ptr, thresholds_ptr, selectors_ptr, layer_words, selector_width, tally_ptr,
+    BITS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Grid (any, 2): axis 1 = 0 applies layer `local` (none, if it is LAYERS), 1 undoes layer `local - 1` (if there is one).
+    """Grid (any, 2): axis 1 = 0 applies layer `local` (none, if it is `layers`), 1 undoes layer `local - 1`, if
+    there is one.
 
     behind  elements from the start of the words to the start of the layer before, possibly negative
     """
@@ -92,11 +102,11 @@ def inject_reads_kernel(
     local = local - undo
     if local < 0:
         return
-    if local >= LAYERS:
+    if local == layers:
         return
     count = tl.minimum(tl.load(counts_ptr + local), capacity)
     layer = (first_layer + local).to(tl.uint32)
-    plane = capacity.to(tl.int64) * LAYERS
+    plane = capacity.to(tl.int64) * layers
     shift = undo.to(tl.int64) * behind
     column = tl.where(undo == 1, TALLY_RESTORED, TALLY_READ)
     for i in range(tl.program_id(0), count, tl.num_programs(0)):
@@ -109,5 +119,5 @@ def inject_reads_kernel(
             words_ptr, block, token.to(tl.int64) - nth * block_tokens, shift, block_stride, kv_stride, token_stride,
             head_stride, elem_stride, first_head, local_heads, tl.load(entry_ptr), token, layer,
             load_u32(read_keys_ptr + 2 * index), load_u32(read_keys_ptr + 2 * index + 1), slots_ptr, models_ptr,
-            thresholds_ptr, selectors_ptr, tally_ptr, column, BITS, LAYER_WORDS, SELECTOR_WIDTH, LANES,
+            thresholds_ptr, selectors_ptr, layer_words, selector_width, tally_ptr, column, BITS, LANES,
         )  # fmt: skip

@@ -72,9 +72,9 @@ class Injector:
         first_layer: int = 0,
         tuning: Tuning | None = None,
     ) -> None:
-        """`max_rows`: rows of the largest batch. `read_tokens`: cells that a list of reads holds per layer; tokens of the
-        whole cache can never overflow it, and cost 12 bytes each per layer (0 without reads). `max_events`: of an explicit
-        map in one step. `layers`, `first_layer`: those of this rank, all by default."""
+        """`max_rows`: rows of the largest batch. `read_tokens`: cells that a list of reads holds per layer; tokens of
+        the whole cache can never overflow it, and cost 12 bytes each per layer (0 without reads). `max_events`: of an
+        explicit map in one step. `layers`, `first_layer`: those of this rank, all by default."""
         self.table = table
         self.layers = table.layers if layers is None else layers
         self.first_layer = first_layer
@@ -94,6 +94,7 @@ class Injector:
         """Explicit events of writes and of reads."""
         self.event_starts = zeros(2, self.layers + 1)
         self._tables = (table.slot_table, table.models, table.thresholds, table.selectors)
+        self._widths = (table.layer_words, table.selector_width)
         self._caches: list[CacheView] = []
         self._behind: list[int] = []
 
@@ -117,8 +118,9 @@ class Injector:
     ) -> None:  # fmt: skip
         """List the cells of a forward that may be hit, in all layers.
 
-        int32 tensors: `query_start` `[requests + 1]`, `batch_slot` and `seq_lens` `[requests]`. `max_query` and `max_seq`
-        (longest query and sequence, by default `max_query` 1 and the longest sequence unknown) only size the grid.
+        int32 tensors: `query_start` `[requests + 1]`, `batch_slot` and `seq_lens` `[requests]`. `max_query` and
+        `max_seq` (longest query and sequence, by default `max_query` 1 and the longest sequence unknown) only size the
+        grid.
         """
         for name, tensor in (("query_start", query_start), ("batch_slot", batch_slot), ("seq_lens", seq_lens)):
             if tensor.dtype != torch.int32:
@@ -140,9 +142,9 @@ class Injector:
         table = self.table
         list_cells_kernel[grid](
             query_start, slots, seq_lens, *self._tables, table.ranges,
-            self.read_cells if read else self.write_cells, self._read_counts if read else self._write_counts, self.read_keys, table.tally,
-            self._read_tokens if read else self._max_rows, self.first_layer,
-            READ=read, LAYERS=self.layers, SELECTOR_WIDTH=table.selector_width, BLOCK=128, num_warps=4,
+            self.read_cells if read else self.write_cells, self._read_counts if read else self._write_counts,
+            self.read_keys, table.tally, self._read_tokens if read else self._max_rows, self.first_layer,
+            table.selector_width, READ=read, LAYERS=self.layers, BLOCK=128, num_warps=4,
         )  # fmt: skip
 
     def end_step(self) -> None:
@@ -170,9 +172,9 @@ class Injector:
         tile = triton.next_power_of_2(heads * dim)
         store_kernel[(rows,)](
             key, value, key.stride(0), value.stride(0), key_cache, value_cache, slot_mapping,
-            self.write_cells, self._write_counts, self._max_rows, layer, self.first_layer, cache.words, *_layout(cache)[1:-1],
-            *self._tables, self.table.tally, HEADS=heads, HEAD_SIZE=dim, TILE=tile,
-            **self._constants(cache), num_warps=_between(1, tile // 256, 8),
+            self.write_cells, self._write_counts, self._max_rows, self.layers, layer, self.first_layer, cache.words,
+            *_layout(cache)[1:-1], *self._tables, *self._widths, self.table.tally,
+            HEADS=heads, HEAD_SIZE=dim, TILE=tile, BITS=cache.bits, LANES=LANES, num_warps=_between(1, tile // 256, 8),
         )  # fmt: skip
 
     def writes(self, layer: int, slot_mapping: torch.Tensor) -> None:
@@ -181,8 +183,9 @@ class Injector:
         if rows == 0:
             return
         inject_writes_kernel[(_between(1, rows, self.tuning.inject_programs),)](
-            self.write_cells, self._write_counts, self._max_rows, layer, self.first_layer, slot_mapping, cache.words,
-            *_layout(cache)[1:], *self._tables, self.table.tally, **self._constants(cache), num_warps=1,
+            self.write_cells, self._write_counts, self._max_rows, self.layers, layer, self.first_layer, slot_mapping,
+            cache.words, *_layout(cache)[1:], *self._tables, *self._widths, self.table.tally, BITS=cache.bits,
+            LANES=LANES, num_warps=1,
         )  # fmt: skip
 
     def reads(self, layer: int, block_table: torch.Tensor) -> None:
@@ -193,9 +196,9 @@ class Injector:
         """
         cache, behind = self._at(layer)
         inject_reads_kernel[(self.tuning.inject_programs, 2)](
-            self.read_cells, self._read_counts, self._read_tokens, layer, self.first_layer, self.read_keys, block_table,
-            block_table.stride(0), cache.words, behind, *_layout(cache)[1:], *self._tables, self.table.tally,
-            **self._constants(cache), num_warps=1,
+            self.read_cells, self._read_counts, self._read_tokens, self.layers, layer, self.first_layer, self.read_keys,
+            block_table, block_table.stride(0), cache.words, behind, *_layout(cache)[1:], *self._tables, *self._widths,
+            self.table.tally, BITS=cache.bits, LANES=LANES, num_warps=1,
         )  # fmt: skip
 
     def write_events(self, layer: int, slot_mapping: torch.Tensor) -> None:
@@ -209,14 +212,14 @@ class Injector:
     def _events(self, read: bool, layer: int, place: torch.Tensor, stride: int) -> None:
         cache, behind = self._at(layer)
         inject_events_kernel[(self.tuning.event_programs, 2 if read else 1)](
-            self.events[int(read)], self.event_starts[int(read)], self.events.shape[2], layer, place, stride, cache.words,
-            behind, *_layout(cache)[1:], self.table.tally,
-            READ=read, LAYERS=self.layers, BITS=cache.bits, BLOCK=LANES, num_warps=4,
+            self.events[int(read)], self.event_starts[int(read)], self.events.shape[2], self.layers, layer, place,
+            stride, cache.words, behind, *_layout(cache)[1:], self.table.tally,
+            READ=read, BITS=cache.bits, BLOCK=LANES, num_warps=4,
         )  # fmt: skip
 
     def set_events(self, reads: bool, layer: NDArray[np.integer], columns: NDArray[np.integer]) -> None:
-        """The explicit events of a step: `layer` (on this rank) ascending, `columns` `[EVENT_WIDTH, events]` as events.py
-        has them. Raises `ValueError` for more than `max_events`."""
+        """The explicit events of a step: `layer` (on this rank) ascending, `columns` `[EVENT_WIDTH, events]` as
+        events.py has them. Raises `ValueError` for more than `max_events`."""
         count = columns.shape[1]
         if count > self.events.shape[2]:
             raise ValueError(f"{count} events in a step, buffers were made for {self.events.shape[2]}")
@@ -247,15 +250,6 @@ class Injector:
         if layer < self.layers:
             return self._caches[layer], self._behind[layer]
         return self._caches[-1], 0
-
-    def _constants(self, cache: CacheView) -> dict[str, int]:
-        return {
-            "LAYERS": self.layers,
-            "BITS": cache.bits,
-            "LAYER_WORDS": self.table.layer_words,
-            "SELECTOR_WIDTH": self.table.selector_width,
-            "LANES": LANES,
-        }
 
 
 def _layout(cache: CacheView) -> tuple[int, ...]:

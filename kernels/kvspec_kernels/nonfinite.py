@@ -1,3 +1,4 @@
+# ruff: noqa: N803 - compile-time arguments are upper case, as everywhere in Triton
 """NaN and infinity among the logits, per request: one pass over them.
 
     x is not finite  <=>  all exponent bits of x are set

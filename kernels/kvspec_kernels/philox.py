@@ -4,7 +4,8 @@
 
     key      two uint32 words
     counter  c0 = token, c1 = layer << 16 | kv << 15 | head, c2 = request, c3 = domain << 24 | block
-    draw d   64 bits of block d >> 1: words 0 and 1 if d is even, words 2 and 3 if it is odd; the first word is the high half
+    draw d   64 bits of block d >> 1: words 0 and 1 if d is even, words 2 and 3 if it is odd; high half
+             first
 
 Every function takes scalars and vectors alike, mixed as broadcasting allows.
 """

@@ -1,14 +1,16 @@
-"""The sampler on the device: from a cell to flipped bits (sampling.md, sections 1 and 4 to 6). Equal to Rust bit for bit.
+# ruff: noqa: N803 - compile-time arguments are upper case, as everywhere in Triton
+"""The sampler on the device: from a cell to flipped bits (sampling.md, sections 1 and 4 to 6), equal to Rust's.
 
     S = units of the cell, sub = alternatives of a unit, m = eligible bits of an element, E = D * m of a row
     levels TOKEN and HEAD:  k = #{i : draw(0) >= T[i]};  Floyd, for s = 0 .. k - 1:
         j = S - k + s;  x = bounded(draw(s + 1), (j + 1) * sub);  t = x / sub;  a = x mod sub
         t = j if t is chosen already;  anchor = t * sub + a
     level DENSE:            unit u is hit iff draw(u) >= T[0];  anchor = u * sub + bounded(pick(u), sub)
-    burst:                  an anchor q covers [q, min(q + burst, E, next anchor of the row)): disjoint, so XOR is a union
+    burst:                  an anchor q covers [q, min(q + burst, E, next anchor of the row)); disjoint, so XOR
+                            is the union
 
-One program draws one cell. What holds for the whole cell is a scalar; the hits of the cell (at level DENSE the elements of
-a row) are lanes. A fault's parameters are loaded, not compiled in, so one kernel serves any mixture of faults, and a
+One program draws one cell. What holds for the whole cell is a scalar; the hits of the cell (at level DENSE the elements
+of a row) are lanes. A fault's parameters are loaded, not compiled in, so one kernel serves any mixture of faults, and a
 cell without hits has cost one Philox block (in step.py) before anything here runs.
 """
 
@@ -58,8 +60,8 @@ def load_u64(ptr):
 
 @triton.jit
 def shown_planes(model_ptr, thresholds_ptr, selector_ptr, token, layer, request, key0, key1):
-    """Planes of a token that may be hit, bit 0 for K and bit 1 for V, as int32: those of the model, of the selector, and of
-    hit pages. `token` and `layer` (uint32) may be vectors."""
+    """Planes of a token that may be hit, bit 0 for K and bit 1 for V, as int32: those of the model, of the selector,
+    and of hit pages. `token` and `layer` (uint32) may be vectors."""
     present = ((1 << tl.load(model_ptr + MODEL_PLANES)) - 1) << tl.load(model_ptr + MODEL_FIRST_PLANE)
     planes = (token & 0).to(tl.int32) | (present & tl.load(selector_ptr + SELECTOR_PLANES))
     page_tokens = load_u32(model_ptr + MODEL_PAGE_TOKENS)
@@ -94,9 +96,9 @@ def shown_layers(selector_ptr, layer, on):
 
 
 @triton.jit
-def shown_rows(selector_ptr, planes, kv, head, first_head, heads, LAYER_WORDS: tl.constexpr):
+def shown_rows(selector_ptr, planes, kv, head, first_head, heads, layer_words):
     """Whether a row is in a shown plane, of a shown head, and held by this rank. `kv` and `head` may be vectors."""
-    word = tl.load(selector_ptr + SELECTOR_BITS + LAYER_WORDS + (head >> 5))
+    word = tl.load(selector_ptr + SELECTOR_BITS + layer_words + (head >> 5))
     selected = ((word >> (head & 31)) & 1) == 1
     return selected & (((planes >> kv) & 1) == 1) & (head >= first_head) & (head < first_head + heads)
 
@@ -124,7 +126,8 @@ def _anchors(model_ptr, hits, token, word1, request, key0, key1, domain, LANES: 
 
 @triton.jit
 def _eligible(model_ptr, low, high):
-    """Storage bits, as uint32, of the eligible bits numbered `low` .. `high` - 1 of an element (int32 vectors, any values)."""
+    """Storage bits, as uint32, of the eligible bits numbered `low` .. `high` - 1 of an element (int32 vectors of
+    any values)."""
     limit = tl.load(model_ptr + MODEL_PER_ELEMENT)
     low = tl.minimum(tl.maximum(low, 0), limit)
     high = tl.minimum(tl.maximum(high, low), limit)
@@ -133,8 +136,8 @@ def _eligible(model_ptr, low, high):
 
 @triton.jit
 def _inject_counted(
-    words_ptr, base, kv_stride, head_stride, elem_stride, first_head, local_heads, model_ptr, thresholds_ptr, selector_ptr,
-    planes, token, layer, request, key0, key1, BITS: tl.constexpr, LAYER_WORDS: tl.constexpr, LANES: tl.constexpr,
+    words_ptr, base, kv_stride, head_stride, elem_stride, first_head, local_heads, model_ptr, thresholds_ptr,
+    selector_ptr, planes, token, layer, request, key0, key1, layer_words, BITS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """A cell at level TOKEN, or all rows of a token at level HEAD. Returns the changed bits per lane."""
     at_token = tl.load(model_ptr + MODEL_LEVEL) == LEVEL_TOKEN
@@ -156,7 +159,7 @@ def _inject_counted(
         cell = first_draw + i
         kv = first_plane + cell // heads
         head = cell % heads
-        wanted = at_token | shown_rows(selector_ptr, planes, kv, head, first_head, local_heads, LAYER_WORDS)
+        wanted = at_token | shown_rows(selector_ptr, planes, kv, head, first_head, local_heads, layer_words)
         hits = 0
         word1 = (layer << 16) | ((kv << 15) | head).to(tl.uint32)
         if wanted:
@@ -175,7 +178,7 @@ def _inject_counted(
             row = cell + within
             kv_of = first_plane + row // heads
             head_of = row % heads
-            live = live & shown_rows(selector_ptr, planes, kv_of, head_of, first_head, local_heads, LAYER_WORDS)
+            live = live & shown_rows(selector_ptr, planes, kv_of, head_of, first_head, local_heads, layer_words)
             at = base + kv_of.to(tl.int64) * kv_stride + (head_of - first_head).to(tl.int64) * head_stride
             first = (anchor - start) // per_element
             for step in range((burst + per_element - 2) // per_element + 1):
@@ -188,13 +191,13 @@ def _inject_counted(
 
 @triton.jit
 def _inject_dense(
-    words_ptr, base, kv_stride, head_stride, elem_stride, first_head, local_heads, model_ptr, thresholds_ptr, selector_ptr,
-    planes, token, layer, request, key0, key1, BITS: tl.constexpr, LAYER_WORDS: tl.constexpr, LANES: tl.constexpr,
+    words_ptr, base, kv_stride, head_stride, elem_stride, first_head, local_heads, model_ptr, thresholds_ptr,
+    selector_ptr, planes, token, layer, request, key0, key1, layer_words, BITS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """All rows of a token at level DENSE, lanes are elements. Returns the changed bits per lane.
 
-    Each element gathers the units whose bursts may reach it: (m - 1) / sub + ceil((burst - 1) / sub) + 1 of them, so long
-    bursts at dense rates are slow.
+    Each element gathers the units whose bursts may reach it: (m - 1) / sub + ceil((burst - 1) / sub) + 1 of them, so
+    long bursts at dense rates are slow.
     """
     heads = tl.load(model_ptr + MODEL_HEADS)
     first_plane = tl.load(model_ptr + MODEL_FIRST_PLANE)
@@ -211,7 +214,7 @@ def _inject_dense(
         row = (token & 0).to(tl.int32) + i
         kv = first_plane + row // heads
         head = row % heads
-        if shown_rows(selector_ptr, planes, kv, head, first_head, local_heads, LAYER_WORDS):
+        if shown_rows(selector_ptr, planes, kv, head, first_head, local_heads, layer_words):
             word1 = (layer << 16) | ((kv << 15) | head).to(tl.uint32)
             at = base + kv.to(tl.int64) * kv_stride + (head - first_head).to(tl.int64) * head_stride
             for first in range(0, head_size, LANES):
@@ -235,8 +238,8 @@ def _inject_dense(
 
 @triton.jit
 def inject_token(
-    words_ptr, base, kv_stride, head_stride, elem_stride, first_head, local_heads, model_ptr, thresholds_ptr, selector_ptr,
-    token, layer, request, key0, key1, BITS: tl.constexpr, LAYER_WORDS: tl.constexpr, LANES: tl.constexpr,
+    words_ptr, base, kv_stride, head_stride, elem_stride, first_head, local_heads, model_ptr, thresholds_ptr,
+    selector_ptr, token, layer, request, key0, key1, layer_words, BITS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Inject the faults of one (request, layer, token) into its rows; returns how many bits changed (int32).
 
@@ -250,12 +253,12 @@ def inject_token(
     if planes != 0:
         if tl.load(model_ptr + MODEL_LEVEL) == LEVEL_DENSE:
             landed = _inject_dense(
-                words_ptr, base, kv_stride, head_stride, elem_stride, first_head, local_heads, model_ptr, thresholds_ptr,
-                selector_ptr, planes, token, layer, request, key0, key1, BITS, LAYER_WORDS, LANES,
+                words_ptr, base, kv_stride, head_stride, elem_stride, first_head, local_heads, model_ptr,
+                thresholds_ptr, selector_ptr, planes, token, layer, request, key0, key1, layer_words, BITS, LANES,
             )  # fmt: skip
         else:
             landed = _inject_counted(
-                words_ptr, base, kv_stride, head_stride, elem_stride, first_head, local_heads, model_ptr, thresholds_ptr,
-                selector_ptr, planes, token, layer, request, key0, key1, BITS, LAYER_WORDS, LANES,
+                words_ptr, base, kv_stride, head_stride, elem_stride, first_head, local_heads, model_ptr,
+                thresholds_ptr, selector_ptr, planes, token, layer, request, key0, key1, layer_words, BITS, LANES,
             )  # fmt: skip
     return tl.sum(landed, 0)

@@ -1,8 +1,10 @@
+# ruff: noqa: N803 - compile-time arguments are upper case, as everywhere in Triton
 """One launch per step: which cells of the step may be hit, for all layers.
 
     write cells   (layer, token written in this forward)            of requests with SITE_WRITE
     read cells    (layer, token in the cache after this forward)    of requests with SITE_READ
-    listed        level TOKEN:  draw 0 of the cell >= T[0], and the selector shows layer, token and a plane of a hit page
+    listed        level TOKEN:  draw 0 of the cell >= T[0], and the selector shows layer, token and a plane
+                  of a hit page
                   otherwise:    the selector shows it
 
     query_start   int32 [requests + 1]   first row of each request in the flattened batch
@@ -12,11 +14,11 @@
     counts        int32 [layers]         cells listed; may exceed capacity (what did not fit is counted in the tally)
     read_keys     int32 [requests, 2]    key of the read event of this forward
 
-The order inside a list varies from run to run; the flips do not depend on it.
+The order inside a list varies from run to run; the flips do not depend on it. Tokens times layers of a request < 2^31.
 
-Why a list of cells: a kernel that runs between the cache write and attention of each layer costs a launch per layer, and
-half a percent of a decode step is less than 32 launches. So the drawing is taken out of the layers: what is left per layer
-is one load of `counts`, inside the cache write itself (store.py) or in a kernel that ends there (inject.py).
+Why a list of cells: a kernel that runs between the cache write and attention of each layer costs a launch per layer,
+and half a percent of a decode step is less than 32 launches. So the drawing is taken out of the layers: what is left
+per layer is one load of `counts`, inside the cache write itself (store.py) or in a kernel that ends there (inject.py).
 A program belongs to one request, so the parameters of its fault are scalars; its lanes are (token, layer) with layers
 innermost, so a decode step of a single token fills them too.
 """
@@ -49,11 +51,11 @@ from kvspec_kernels.table import (
 )
 
 
-@triton.jit(do_not_specialize=["capacity", "first_layer"])
+@triton.jit(do_not_specialize=["capacity", "first_layer", "selector_width"])
 def list_cells_kernel(
     query_start_ptr, batch_slot_ptr, seq_lens_ptr, slots_ptr, models_ptr, thresholds_ptr, selectors_ptr, ranges_ptr,
-    cells_ptr, counts_ptr, read_keys_ptr, tally_ptr, capacity, first_layer,
-    READ: tl.constexpr, LAYERS: tl.constexpr, SELECTOR_WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    cells_ptr, counts_ptr, read_keys_ptr, tally_ptr, capacity, first_layer, selector_width,
+    READ: tl.constexpr, LAYERS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Grid (requests, any): the programs of a request share its cells. `first_layer` is the global index of layer 0."""
     index = tl.program_id(0)
@@ -67,7 +69,7 @@ def list_cells_kernel(
     if (tl.load(slot_ptr + SLOT_SITE) & SITE) == 0:
         return
     model_ptr = models_ptr + tl.load(slot_ptr + SLOT_MODEL) * MODEL_WIDTH
-    selector_ptr = selectors_ptr + tl.load(slot_ptr + SLOT_SELECTOR) * SELECTOR_WIDTH
+    selector_ptr = selectors_ptr + tl.load(slot_ptr + SLOT_SELECTOR) * selector_width
     request = load_u32(slot_ptr + SLOT_REQUEST)
     prompt_len = load_u32(slot_ptr + SLOT_PROMPT_LEN)
     seq_len = load_u32(seq_lens_ptr + index)

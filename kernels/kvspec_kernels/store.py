@@ -1,3 +1,4 @@
+# ruff: noqa: N803 - compile-time arguments are upper case, as everywhere in Triton
 """Cache write and fault injection in one kernel, for caches that hold K and V as they come (bf16, fp16, float32).
 
     cache[slot] = K, V of each batch row, then the faults of its listed cell on the bits just stored
@@ -17,14 +18,15 @@ from kvspec_kernels.sampler import load_u32
 from kvspec_kernels.table import SLOT_WIDTH, SLOT_WRITE_KEY, TALLY_WRITE
 
 
-@triton.jit(do_not_specialize=["capacity", "local", "first_layer", "first_head"])
+@triton.jit(
+    do_not_specialize=["capacity", "layers", "local", "first_layer", "first_head", "layer_words", "selector_width"]
+)
 def store_kernel(
     key_ptr, value_ptr, key_stride, value_stride, key_cache_ptr, value_cache_ptr, slot_mapping_ptr,
-    cells_ptr, counts_ptr, capacity, local, first_layer, words_ptr, block_tokens,
+    cells_ptr, counts_ptr, capacity, layers, local, first_layer, words_ptr, block_tokens,
     block_stride, kv_stride, token_stride, head_stride, elem_stride, first_head,
-    slots_ptr, models_ptr, thresholds_ptr, selectors_ptr, tally_ptr,
-    HEADS: tl.constexpr, HEAD_SIZE: tl.constexpr, TILE: tl.constexpr,
-    LAYERS: tl.constexpr, BITS: tl.constexpr, LAYER_WORDS: tl.constexpr, SELECTOR_WIDTH: tl.constexpr, LANES: tl.constexpr,
+    slots_ptr, models_ptr, thresholds_ptr, selectors_ptr, layer_words, selector_width, tally_ptr,
+    HEADS: tl.constexpr, HEAD_SIZE: tl.constexpr, TILE: tl.constexpr, BITS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Grid (rows,): one program stores a row and injects into it. TILE >= HEADS * HEAD_SIZE, a power of two."""
     row = tl.program_id(0)
@@ -38,12 +40,17 @@ def store_kernel(
         return
     block = at // block_tokens
     inside = at - block * block_tokens
-    to = block * block_stride + inside * token_stride + (elem // HEAD_SIZE) * head_stride + (elem % HEAD_SIZE) * elem_stride
+    to = (
+        block * block_stride
+        + inside * token_stride
+        + (elem // HEAD_SIZE) * head_stride
+        + (elem % HEAD_SIZE) * elem_stride
+    )
     tl.store(key_cache_ptr + to, key, mask=inside_row)
     tl.store(value_cache_ptr + to, value, mask=inside_row)
     if count > 0:
         list_ptr = cells_ptr + local.to(tl.int64) * capacity
-        plane = capacity.to(tl.int64) * LAYERS
+        plane = capacity.to(tl.int64) * layers
         lane = tl.arange(0, LANES)
         found = tl.full([LANES], -1, tl.int32)
         for begin in range(0, count, LANES):
@@ -57,8 +64,8 @@ def store_kernel(
             slot = tl.load(list_ptr + entry)
             slot_ptr = slots_ptr + slot * SLOT_WIDTH
             inject_cell(
-                words_ptr, block, inside, at & 0, block_stride, kv_stride, token_stride, head_stride, elem_stride, first_head,
-                HEADS, slot, load_u32(list_ptr + 2 * plane + entry), (first_layer + local).to(tl.uint32),
+                words_ptr, block, inside, at & 0, block_stride, kv_stride, token_stride, head_stride, elem_stride,
+                first_head, HEADS, slot, load_u32(list_ptr + 2 * plane + entry), (first_layer + local).to(tl.uint32),
                 load_u32(slot_ptr + SLOT_WRITE_KEY), load_u32(slot_ptr + SLOT_WRITE_KEY + 1), slots_ptr, models_ptr,
-                thresholds_ptr, selectors_ptr, tally_ptr, TALLY_WRITE, BITS, LAYER_WORDS, SELECTOR_WIDTH, LANES,
+                thresholds_ptr, selectors_ptr, layer_words, selector_width, tally_ptr, TALLY_WRITE, BITS, LANES,
             )  # fmt: skip

@@ -19,7 +19,7 @@ def warnings(run: RunInfo, floor: Floor, cells: Sequence[CellScore]) -> tuple[st
     if run.recorded < run.planned:
         found.append(f"the run is partial: {run.recorded:,} of {run.planned:,} trials ({run.status})")
     if run.error:
-        found.append(f"the run ended with an error: {run.error}")
+        found.append(f"the run ended with an error: {run.error.splitlines()[0]}")
     if floor.unusable_golden:
         found.append(
             f"golden failed for request {_list(str(r) for r in floor.unusable_golden)}: its trials are unscored"

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 
 from kvspec.errors import Mark
-from kvspec.spec import schema
 from kvspec.spec.prompts import read_prompts
 from kvspec.spec.ranges import parse_range
 from kvspec.spec.tree import Findings, Node, show
@@ -27,7 +26,7 @@ def check_tree(root: Node) -> tuple[str, ...]:
     findings = Findings()
     _check_version(root, findings)
     findings.raise_if_any()  # Another version has other keys: naming them all would not help.
-    schema.check(root, schema.spec_schema(), findings)
+    _check_structure(root, findings)
     malformed = findings.touched()
     faults = root.get("faults")
     if faults is not None and isinstance(faults.value, list):
@@ -39,6 +38,12 @@ def check_tree(root: Node) -> tuple[str, ...]:
     texts = read_prompts(prompts, findings) if prompts is not None and "$.prompts" not in malformed else ()
     findings.raise_if_any()
     return texts
+
+
+def _check_structure(root: Node, findings: Findings) -> None:
+    from kvspec.spec import schema  # jsonschema takes long to import, and only who reads a spec needs it.
+
+    schema.check(root, findings)
 
 
 def _check_version(root: Node, findings: Findings) -> None:

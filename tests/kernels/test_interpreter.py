@@ -1,8 +1,8 @@
-"""Runs `interpreted/` in Triton's interpreter and reports each of its tests here.
+"""Runs `device/` in Triton's interpreter and reports each of its tests here.
 
-TRITON_INTERPRET must be set before Triton is imported, and this process may have imported it already. So the tests run in
-processes of their own (two, one per core), and one test here stands for one test function there.
-By hand: TRITON_INTERPRET=1 pytest tests/kernels/interpreted
+TRITON_INTERPRET must be set before Triton is imported, and this process may have imported it already. So the tests run
+in processes of their own (two, one per core), and one test here stands for one test function there.
+By hand: TRITON_INTERPRET=1 pytest tests/kernels/device
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-FOLDER = Path(__file__).parent / "interpreted"
-SHARDS = (("test_golden.py", "test_philox.py", "test_events.py", "test_read.py"), ("test_write.py", "test_store.py", "test_nonfinite.py"))
+FOLDER = Path(__file__).parent / "device"
+SHARDS = (
+    ("test_golden.py", "test_philox.py", "test_events.py", "test_read.py"),
+    ("test_write.py", "test_store.py", "test_nonfinite.py"),
+)
 SECONDS = 500
 
 

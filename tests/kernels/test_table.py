@@ -16,7 +16,13 @@ def make_table(**limits: int) -> FaultTable:
 
 
 def model(**changes: object) -> FaultModel:
-    values = {"level": "token", "thresholds": np.array([5, 2**64 - 1], np.uint64), "head_size": 8, "heads": 3, "mask": 0xC1}
+    values = {
+        "level": "token",
+        "thresholds": np.array([5, 2**64 - 1], np.uint64),
+        "head_size": 8,
+        "heads": 3,
+        "mask": 0xC1,
+    }
     return FaultModel(**{**values, **changes})
 
 
@@ -25,7 +31,8 @@ def row(table: torch.Tensor, at: int) -> list[int]:
 
 
 @pytest.mark.parametrize(("per", "level", "units", "sub"), [
-    ("bit", "token", 6 * 24, 1), ("bit", "head", 24, 1), ("element", "token", 6 * 8, 3), ("element", "dense", 8, 3), ("row", "head", 1, 24),
+    ("bit", "token", 6 * 24, 1), ("bit", "head", 24, 1), ("element", "token", 6 * 8, 3), ("element", "dense", 8, 3),
+    ("row", "head", 1, 24),
 ])  # fmt: skip
 def test_models(per, level, units, sub):
     table = make_table()
@@ -73,11 +80,15 @@ def test_slots():
     never = model(thresholds=np.array([], np.uint64))
     no_page = model(page_tokens=4)
     table.load([model(), never, no_page], [Selector()])
-    fault = SlotFault(model=0, selector=0, request=2**32 - 1, prompt_len=9, write_key=(2**32 - 1, 1), read_master=(2, 3))
+    fault = SlotFault(
+        model=0, selector=0, request=2**32 - 1, prompt_len=9, write_key=(2**32 - 1, 1), read_master=(2, 3)
+    )
     table.assign([3, 0], [fault, None])
     assert row(table.slot_table, 3) == [7, 0, 0, 2**32 - 1, 9, 2**32 - 1, 1, 2, 3, 0, 0, 0]
     for index, site in ((1, 4), (2, 4)):
-        table.assign([1], [SlotFault(model=index, selector=0, request=0, prompt_len=0, write_key=(1, 1), read_master=(1, 1))])
+        table.assign(
+            [1], [SlotFault(model=index, selector=0, request=0, prompt_len=0, write_key=(1, 1), read_master=(1, 1))]
+        )
         assert row(table.slot_table, 1)[0] == site
     table.assign([2], [SlotFault(model=0, selector=0, request=0, prompt_len=0, write_key=(1, 1), watch=False)])
     assert row(table.slot_table, 2)[0] == 1

@@ -170,8 +170,8 @@ fn step(shape: &Shape, sampler: Sampler) -> Result<(Duration, Duration, Duration
 
     let mut faults = table.write_step(&step)?;
     let block = 2 * BLOCK * (shape.heads * shape.head_size) as usize;
-    let offsets: Vec<i64> = (0..block as i64).collect();
-    let blocks: Vec<i32> = (0..3 * ROWS as i32).collect();
+    let offsets: Vec<i64> = (0..).take(block).collect();
+    let blocks: Vec<i32> = (0..).take(3 * entries).collect();
     let tables = CacheTables {
         block_table: &blocks,
         blocks_per_row: 3,

@@ -24,7 +24,14 @@ mod _native {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use super::drift::{score_texts, score_tokens};
+    use super::drift::logprobs::{kl_full, kl_topk, topk_agreement};
+    #[pymodule_export]
+    use super::drift::texts::{detail_texts, score_texts};
+    #[pymodule_export]
+    use super::drift::tokens::{
+        detail_tokens, first_divergence_histogram, periodic_tails, position_counts, score_tokens,
+        survival,
+    };
     #[pymodule_export]
     use super::formats::{decode, encode, format_bits, format_mask};
     #[pymodule_export]

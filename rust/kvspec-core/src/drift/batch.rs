@@ -1,6 +1,6 @@
 //! Scoring many trials at once.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::thread;
 
 use pulp::{Arch, NullaryFnOnce};
@@ -76,7 +76,7 @@ pub fn score_tokens(
 }
 
 /// Rows that one task takes: enough to fill lanes with pairs of like size, few enough to stay in the second-level cache.
-const TASK_ROWS: usize = 1024;
+pub(super) const TASK_ROWS: usize = 1024;
 
 /// Symbols from which a second thread pays for its start.
 const PARALLEL_SYMBOLS: usize = 1 << 20;
@@ -93,21 +93,13 @@ pub fn score_rows<'a, T: Symbol>(
     pair: impl Fn(usize) -> (&'a [T], &'a [T]) + Sync,
     options: Options,
 ) -> Result<Columns, Error> {
-    let mut symbols = 0;
-    for row in 0..rows {
-        let (golden, faulty) = pair(row);
-        let length = golden.len().max(faulty.len());
-        if length > LONGEST {
-            return Err(Error::TooLong { length });
-        }
-        symbols += length;
-    }
+    let symbols = count_symbols(rows, &pair)?;
     let arch = Arch::new();
     let mut columns = Columns::new(rows, options);
     let mut parts: Vec<Part<'_>> = split(&mut columns, TASK_ROWS);
     let threads = threads(options.threads);
     if symbols >= PARALLEL_SYMBOLS && parts.len() >= 2 * threads {
-        share(&mut parts, threads, |part, scratch| {
+        share(&mut parts, threads, |part, scratch: &mut Scratch<T>| {
             let mut jobs = compare(arch, part, &pair, options);
             solve(arch, &mut jobs, options.limit as usize, scratch);
             store(part, &jobs);
@@ -129,7 +121,7 @@ pub fn score_rows<'a, T: Symbol>(
             };
             tasks.extend(jobs.chunks_mut(size.max(1)));
         }
-        share(&mut tasks, threads, |jobs, scratch| {
+        share(&mut tasks, threads, |jobs, scratch: &mut Scratch<T>| {
             solve(arch, jobs, options.limit as usize, scratch);
         });
         drop(tasks);
@@ -138,6 +130,23 @@ pub fn score_rows<'a, T: Symbol>(
         }
     }
     Ok(columns)
+}
+
+/// Symbols of the longer sequence of every pair, added up.
+pub(super) fn count_symbols<'a, T: Symbol>(
+    rows: usize,
+    pair: &impl Fn(usize) -> (&'a [T], &'a [T]),
+) -> Result<usize, Error> {
+    let mut symbols = 0;
+    for row in 0..rows {
+        let (golden, faulty) = pair(row);
+        let length = golden.len().max(faulty.len());
+        if length > LONGEST {
+            return Err(Error::TooLong { length });
+        }
+        symbols += length;
+    }
+    Ok(symbols)
 }
 
 /// A run of rows and where their results go.
@@ -239,28 +248,33 @@ impl<'a, T: Symbol, F: Fn(usize) -> (&'a [T], &'a [T])> NullaryFnOnce
     }
 }
 
+/// Asking the system costs as much as scoring a thousand short rows, so it is asked once.
+static AVAILABLE: LazyLock<usize> =
+    LazyLock::new(|| thread::available_parallelism().map_or(1, usize::from));
+
 fn threads(wanted: usize) -> usize {
-    if wanted > 0 {
-        wanted
-    } else {
-        thread::available_parallelism().map_or(1, usize::from)
-    }
+    if wanted > 0 { wanted } else { *AVAILABLE }
+}
+
+/// Threads for `tasks` tasks, of which one alone is not worth a second thread.
+pub(super) fn parallel_threads(wanted: usize, tasks: usize) -> usize {
+    if tasks < 2 { 1 } else { threads(wanted) }
 }
 
 /// Hands `tasks` out to threads, one at a time. Each task writes to memory of its own, so the order does not matter.
-fn share<S: Send, T: Symbol>(
+pub(super) fn share<S: Send, W: Default>(
     tasks: &mut [S],
     threads: usize,
-    work: impl Fn(&mut S, &mut Scratch<T>) + Sync,
+    work: impl Fn(&mut S, &mut W) + Sync,
 ) {
-    if threads.min(tasks.len()) <= 1 {
-        let mut scratch = Scratch::default();
+    let workers = threads.min(tasks.len());
+    if workers <= 1 {
+        let mut scratch = W::default();
         return tasks.iter_mut().for_each(|task| work(task, &mut scratch));
     }
-    let workers = threads.min(tasks.len());
     let queue = Mutex::new(tasks.iter_mut());
     let run = || {
-        let mut scratch = Scratch::default();
+        let mut scratch = W::default();
         loop {
             let task = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
             match task {

@@ -13,6 +13,7 @@ pub(super) const MAX_WORDS: usize = 8;
 pub(super) struct Scratch<T> {
     text: Vec<[T; LANES]>,
     pattern: Vec<[T; LANES]>,
+    /// Bit planes of the patterns: the highest plane of every word, then the next.
     planes: Vec<Vector>,
 }
 
@@ -72,14 +73,13 @@ impl<T: Symbol> NullaryFnOnce for Prepare<'_, '_, T> {
         );
         let width = planes.next_power_of_two().max(8);
         scratch.planes.clear();
-        for word in scratch.pattern.chunks_exact(64).take(words) {
-            let mut rows = [Vector::ZERO; 64];
-            for (row, symbols) in rows.iter_mut().zip(word) {
-                *row = widen(symbols);
+        scratch.planes.resize(words * planes, Vector::ZERO);
+        let mut encoded = [Vector::ZERO; 32];
+        for (index, word) in scratch.pattern.chunks_exact(64).take(words).enumerate() {
+            bit_planes(|row| widen(&word[row & 63]), width, &mut encoded);
+            for plane in 0..planes {
+                scratch.planes[plane * words + index] = encoded[(planes - 1 - plane) & 31];
             }
-            scratch
-                .planes
-                .extend_from_slice(&bit_planes(&rows, width)[..planes]);
         }
     }
 }
@@ -157,14 +157,11 @@ fn interleave<'a, T: Symbol>(
         for (row, sequence) in square.iter_mut().zip(sequences.clone()) {
             row.copy_from_slice(&sequence[block * LANES..][..LANES]);
         }
-        for (i, row) in target.iter_mut().enumerate() {
-            for (lane, symbol) in row.iter_mut().enumerate() {
-                *symbol = square[lane][i];
-            }
-        }
+        target.copy_from_slice(&T::transpose(square));
     }
     for (lane, sequence) in sequences.enumerate() {
-        for (row, &symbol) in out.iter_mut().zip(sequence).skip(blocks * LANES) {
+        let rest = &sequence[blocks * LANES..];
+        for (row, &symbol) in out[blocks * LANES..].iter_mut().zip(rest) {
             row[lane] = symbol;
         }
     }
@@ -179,8 +176,25 @@ fn widen<T: Symbol>(symbols: &[T; LANES]) -> Vector {
     out
 }
 
+/// Repeats a block for every word. The compiler would leave longer loops rolled and keep the state in memory.
+macro_rules! unroll {
+    ($count:expr, |$index:ident| $body:block) => {
+        unroll!(@ $count, $index, $body, 0 1 2 3 4 5 6 7)
+    };
+    (@ $count:expr, $index:ident, $body:block, $($value:literal)*) => {
+        $(if $value < $count {
+            let $index = $value;
+            $body
+        })*
+    };
+}
+
 /// Runs all lanes over a stretch of text.
 #[inline(always)]
+#[expect(
+    unused_assignments,
+    reason = "what leaves the last word enters no other"
+)]
 fn advance<T: Symbol, const WORDS: usize>(
     planes: &[Vector],
     text: &[[T; LANES]],
@@ -189,19 +203,22 @@ fn advance<T: Symbol, const WORDS: usize>(
     let count = planes.len() / WORDS;
     let mut state = *columns;
     for symbols in text {
-        let symbol = widen(symbols);
+        // The symbol moves left plane by plane, so that its top bit is the one to compare. A shift by a counter would
+        // invite the compiler to vectorise over planes, with gathers.
+        let mut bits = widen(symbols).shl((64 - count) as u32);
         let mut differ = [Vector::ZERO; WORDS];
-        for plane in 0..count {
-            let bit = symbol.spread(plane as u32);
-            for (word, differ) in differ.iter_mut().enumerate() {
-                *differ = *differ | (planes[word * count + plane] ^ bit);
-            }
+        for plane in planes.chunks_exact(WORDS) {
+            let bit = bits.spread();
+            bits = bits.shl(1);
+            unroll!(WORDS, |word| {
+                differ[word] = differ[word] | (plane[word] ^ bit);
+            });
         }
         // Row 0 of the matrix is D[0][j] = j: a +1 enters at the top.
         let mut above = (Vector::splat(1), Vector::ZERO);
-        for (column, differ) in state.iter_mut().zip(differ) {
-            above = column.step(!differ, above);
-        }
+        unroll!(WORDS, |word| {
+            above = state[word].step(!differ[word], above);
+        });
     }
     *columns = state;
 }

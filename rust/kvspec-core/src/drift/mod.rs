@@ -22,24 +22,29 @@
 )]
 
 mod batch;
-
+mod curve;
+mod detail;
 mod frontier;
 mod lanes;
 mod lcs;
 mod levenshtein;
-
+mod logprobs;
 mod prefix;
 mod ragged;
-
+mod repetition;
 mod symbol;
 mod text;
 mod vector;
 mod wave;
 
 pub use batch::{Columns, Options, score_rows, score_tokens};
+pub use curve::{PositionCounts, first_divergence_histogram, position_counts, survival};
+pub use detail::{DetailOptions, Details, detail_rows, detail_tokens};
 pub use lcs::{indel_distance, lcs_length};
 pub use levenshtein::{edit_distance, edit_distance_within};
+pub use logprobs::{kl_full, kl_topk, topk_agreement};
 pub use prefix::{common_prefix, common_suffix, first_divergence, mismatches, positional};
 pub use ragged::{Error, Ragged};
+pub use repetition::{Tail, periodic_tail};
 pub use symbol::Symbol;
-pub use text::score_texts;
+pub use text::{detail_texts, score_texts};

@@ -8,6 +8,9 @@ pub trait Symbol: Copy + Eq + Default + Send + Sync + 'static {
     /// The symbol as a number.
     fn bits(self) -> u64;
 
+    /// Transposes a square of symbols.
+    fn transpose(rows: [[Self; 8]; 8]) -> [[Self; 8]; 8];
+
     /// Renames symbols so that `pattern` uses `0..count` in order of first appearance and every symbol of `text` that
     /// `pattern` lacks becomes `count`. Returns the two renamed sequences and `count`.
     fn rename(pattern: &[Self], text: &[Self]) -> (Vec<u32>, Vec<u32>, u32);
@@ -19,6 +22,25 @@ impl Symbol for u8 {
     #[inline(always)]
     fn bits(self) -> u64 {
         u64::from(self)
+    }
+
+    #[inline(always)]
+    fn transpose(rows: [[Self; 8]; 8]) -> [[Self; 8]; 8] {
+        // A row is one number; swapping ever smaller blocks between rows needs no single-byte moves.
+        let mut rows = rows.map(u64::from_le_bytes);
+        for (half, mask) in [
+            (4, 0xffff_ffff),
+            (2, 0xffff_0000_ffff),
+            (1, 0x00ff_00ff_00ff_00ff),
+        ] {
+            for k in 0..4 {
+                let upper = (2 * (k & !(half - 1))) | (k & (half - 1));
+                let swap = ((rows[upper] >> (8 * half)) ^ rows[upper + half]) & mask;
+                rows[upper] ^= swap << (8 * half);
+                rows[upper + half] ^= swap;
+            }
+        }
+        rows.map(u64::to_le_bytes)
     }
 
     fn rename(pattern: &[Self], text: &[Self]) -> (Vec<u32>, Vec<u32>, u32) {
@@ -52,6 +74,11 @@ impl Symbol for u32 {
     #[inline(always)]
     fn bits(self) -> u64 {
         u64::from(self)
+    }
+
+    #[inline(always)]
+    fn transpose(rows: [[Self; 8]; 8]) -> [[Self; 8]; 8] {
+        std::array::from_fn(|i| std::array::from_fn(|j| rows[j][i]))
     }
 
     fn rename(pattern: &[Self], text: &[Self]) -> (Vec<u32>, Vec<u32>, u32) {

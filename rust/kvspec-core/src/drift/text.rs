@@ -1,7 +1,11 @@
 //! Scoring texts by Unicode code point.
 
+use pulp::{Arch, NullaryFnOnce};
+
 use super::batch::{Columns, Options, score_rows};
+use super::detail::{DetailOptions, Details, detail_rows};
 use super::ragged::{Error, check_index};
+use super::symbol::Symbol;
 
 /// Non-ASCII rows that are decoded at a time: bounds the memory of a large batch.
 const DECODED_ROWS: usize = 8192;
@@ -16,25 +20,112 @@ pub fn score_texts(
     golden_index: &[u32],
     options: Options,
 ) -> Result<Columns, Error> {
+    by_code_point(golden, texts, golden_index, options)
+}
+
+/// Details of every text against its golden text, in Unicode code points.
+///
+/// # Errors
+/// If the golden indices do not fit the two sides.
+pub fn detail_texts(
+    golden: &[&str],
+    texts: &[&str],
+    golden_index: &[u32],
+    options: DetailOptions,
+) -> Result<Details, Error> {
+    by_code_point(golden, texts, golden_index, options)
+}
+
+/// A table of results that can be computed over rows of any symbol.
+trait Table: Copy {
+    type Rows;
+
+    fn compute<'a, T: Symbol>(
+        self,
+        rows: usize,
+        pair: impl Fn(usize) -> (&'a [T], &'a [T]) + Sync,
+    ) -> Result<Self::Rows, Error>;
+
+    fn empty(self, rows: usize) -> Self::Rows;
+
+    /// Copies row `i` of `from` to row `rows[i]` of `into`.
+    fn scatter(into: &mut Self::Rows, from: Self::Rows, rows: &[usize]);
+}
+
+impl Table for Options {
+    type Rows = Columns;
+
+    fn compute<'a, T: Symbol>(
+        self,
+        rows: usize,
+        pair: impl Fn(usize) -> (&'a [T], &'a [T]) + Sync,
+    ) -> Result<Columns, Error> {
+        score_rows(rows, pair, self)
+    }
+
+    fn empty(self, rows: usize) -> Columns {
+        Columns::new(rows, self)
+    }
+
+    fn scatter(into: &mut Columns, from: Columns, rows: &[usize]) {
+        copy_to(&mut into.first_divergence, &from.first_divergence, rows);
+        copy_to(&mut into.positional, &from.positional, rows);
+        copy_to(&mut into.edit_distance, &from.edit_distance, rows);
+    }
+}
+
+impl Table for DetailOptions {
+    type Rows = Details;
+
+    fn compute<'a, T: Symbol>(
+        self,
+        rows: usize,
+        pair: impl Fn(usize) -> (&'a [T], &'a [T]) + Sync,
+    ) -> Result<Details, Error> {
+        detail_rows(rows, pair, self)
+    }
+
+    fn empty(self, rows: usize) -> Details {
+        Details::new(rows, self.lcs)
+    }
+
+    fn scatter(into: &mut Details, mut from: Details, rows: &[usize]) {
+        for (into, from) in into.columns_mut().into_iter().zip(from.columns_mut()) {
+            copy_to(into, from, rows);
+        }
+    }
+}
+
+/// A column that was not asked for is empty on both sides.
+fn copy_to<T: Copy>(into: &mut [T], from: &[T], rows: &[usize]) {
+    for (&value, &row) in from.iter().zip(rows) {
+        into[row] = value;
+    }
+}
+
+fn by_code_point<M: Table>(
+    golden: &[&str],
+    texts: &[&str],
+    golden_index: &[u32],
+    table: M,
+) -> Result<M::Rows, Error> {
     check_index(golden_index, golden.len(), texts.len())?;
-    let golden_ascii: Vec<bool> = golden.iter().map(|text| text.is_ascii()).collect();
+    let arch = Arch::new();
+    let golden_ascii = arch.dispatch(AreAscii(golden));
+    let text_ascii = arch.dispatch(AreAscii(texts));
     let golden_of = |row: usize| golden_index[row] as usize;
-    let wide: Vec<usize> = (0..texts.len())
-        .filter(|&row| !(golden_ascii[golden_of(row)] && texts[row].is_ascii()))
-        .collect();
+    let is_narrow = |row: usize| text_ascii[row] && golden_ascii[golden_of(row)];
     // In ASCII a byte is a code point, so the bytes are compared where they stand.
     let bytes = |row: usize| (golden[golden_of(row)].as_bytes(), texts[row].as_bytes());
+    let (narrow, wide): (Vec<usize>, Vec<usize>) =
+        (0..texts.len()).partition(|&row| is_narrow(row));
     if wide.is_empty() {
-        return score_rows(texts.len(), bytes, options);
+        return table.compute(texts.len(), bytes);
     }
-    let mut columns = Columns::new(texts.len(), options);
-    let mut is_wide = wide.iter().copied().peekable();
-    let narrow: Vec<usize> = (0..texts.len())
-        .filter(|&row| is_wide.next_if_eq(&row).is_none())
-        .collect();
-    scatter(
-        &mut columns,
-        &score_rows(narrow.len(), |index| bytes(narrow[index]), options)?,
+    let mut out = table.empty(texts.len());
+    M::scatter(
+        &mut out,
+        table.compute(narrow.len(), |index| bytes(narrow[index]))?,
         &narrow,
     );
     for block in wide.chunks(DECODED_ROWS) {
@@ -48,14 +139,26 @@ pub fn score_texts(
             }
             pairs.push((*slot, decoded.push(texts[row])));
         }
-        let pair = |index: usize| (decoded.get(pairs[index].0), decoded.get(pairs[index].1));
-        scatter(
-            &mut columns,
-            &score_rows(block.len(), pair, options)?,
-            block,
-        );
+        let pair = |index: usize| {
+            let (golden, text) = pairs[index];
+            (decoded.get(golden), decoded.get(text))
+        };
+        M::scatter(&mut out, table.compute(block.len(), pair)?, block);
     }
-    Ok(columns)
+    Ok(out)
+}
+
+/// Which texts are ASCII. The search does not stop at the first other byte, so it runs at the speed of memory.
+struct AreAscii<'a>(&'a [&'a str]);
+
+impl NullaryFnOnce for AreAscii<'_> {
+    type Output = Vec<bool>;
+
+    #[inline(always)]
+    fn call(self) -> Vec<bool> {
+        let is_ascii = |text: &&str| text.bytes().fold(0, |bits, byte| bits | byte) < 0x80;
+        self.0.iter().map(is_ascii).collect()
+    }
 }
 
 /// Code points of several texts in one buffer.
@@ -75,15 +178,5 @@ impl Decoded {
     fn get(&self, slot: usize) -> &[u32] {
         let start = slot.checked_sub(1).map_or(0, |before| self.ends[before]);
         &self.symbols[start..self.ends[slot]]
-    }
-}
-
-fn scatter(into: &mut Columns, from: &Columns, rows: &[usize]) {
-    for (index, &row) in rows.iter().enumerate() {
-        into.first_divergence[row] = from.first_divergence[index];
-        into.positional[row] = from.positional[index];
-        if let Some(edits) = from.edit_distance.get(index) {
-            into.edit_distance[row] = *edits;
-        }
     }
 }

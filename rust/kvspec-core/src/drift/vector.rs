@@ -48,17 +48,27 @@ impl Vector {
         self.map(|lane| lane >> by)
     }
 
-    /// All ones in the lanes whose bit `bit` is set, zero in the others.
+    /// All ones in the lanes whose top bit is set, zero in the others.
     #[inline(always)]
-    pub(super) fn spread(self, bit: u32) -> Self {
-        self.map(|lane| ((lane << (63 - bit)) as i64 >> 63) as u64)
+    pub(super) fn spread(self) -> Self {
+        self.map(|lane| (lane as i64 >> 63) as u64)
     }
 
-    /// Every lane moves up by one; `low` enters lane 0.
     #[inline(always)]
-    pub(super) fn push(self, low: u64) -> Self {
-        let [a, b, c, d, e, f, g, _] = self.0;
-        Self([low, a, b, c, d, e, f, g])
+    pub(super) fn widen(lanes: [u32; LANES]) -> Self {
+        Self(lanes.map(u64::from))
+    }
+
+    /// Lane `l` is byte `l` of a number.
+    #[inline(always)]
+    pub(super) fn from_bytes(bytes: u64) -> Self {
+        Self(bytes.to_le_bytes().map(u64::from))
+    }
+
+    /// The low byte of every lane, lane 0 lowest.
+    #[inline(always)]
+    pub(super) fn to_bytes(self) -> u64 {
+        u64::from_le_bytes(self.0.map(|lane| lane as u8))
     }
 
     /// `self` in the lanes where `mask` is all ones, `other` where it is zero.
@@ -141,31 +151,35 @@ impl Column {
 }
 
 /// Turns 64 rows of symbols into bit planes: bit `i` of plane `p` is bit `p` of row `i`. `width` is 8, 16 or 32 bits;
-/// the planes are the first `width` entries of the result.
+/// the planes are the first `width` entries of `words`.
 ///
 /// The rows are first folded into `width` words, so that word `i` holds rows `i`, `i + width`, and so on; each fold is
 /// then a `width` x `width` bit matrix, transposed in place by swapping ever smaller blocks.
+///
+/// Vectors are addressed by masked indices on purpose: with plain strides the compiler vectorises across vectors, with
+/// gathers and scatters, which is ten times slower.
 #[inline(always)]
-pub(super) fn bit_planes(rows: &[Vector; 64], width: usize) -> [Vector; 32] {
-    let mut words = [Vector::ZERO; 32];
-    for (fold, rows) in rows.chunks_exact(width).enumerate() {
-        for (word, &row) in words.iter_mut().zip(rows) {
-            *word = *word | row.shl((fold * width) as u32);
-        }
+pub(super) fn bit_planes(row: impl Fn(usize) -> Vector, width: usize, words: &mut [Vector; 32]) {
+    let low = width - 1;
+    for (i, word) in words.iter_mut().enumerate().take(width) {
+        *word = row(i);
+    }
+    for i in width..64 {
+        let word = &mut words[i & low & 31];
+        *word = *word | row(i).shl((i & !low) as u32);
     }
     let mut half = width / 2;
     while half > 0 {
         // Ones in the low `half` bits of every 2 * `half` bits.
-        let low = Vector::splat(u64::MAX / ((1_u64 << half) + 1));
-        for block in words[..width].chunks_exact_mut(2 * half) {
-            let (upper, lower) = block.split_at_mut(half);
-            for (a, b) in upper.iter_mut().zip(lower) {
-                let swap = (a.shr(half as u32) ^ *b) & low;
-                *a = *a ^ swap.shl(half as u32);
-                *b = *b ^ swap;
-            }
+        let mask = Vector::splat(u64::MAX / ((1_u64 << half) + 1));
+        for k in 0..width / 2 {
+            let upper = ((2 * (k & !(half - 1))) | (k & (half - 1))) & 31;
+            let lower = (upper + half) & 31;
+            let (a, b) = (words[upper], words[lower]);
+            let swap = (a.shr(half as u32) ^ b) & mask;
+            words[upper] = a ^ swap.shl(half as u32);
+            words[lower] = b ^ swap;
         }
         half /= 2;
     }
-    words
 }

@@ -1,7 +1,7 @@
 //! Bit-parallel edit distance of one long pair, inside a band.
 //!
-//! The matrix is cut into strips of 512 rows. In a strip lane `l` holds rows `64 l .. 64 l + 64` and runs one text
-//! column behind lane `l - 1`, so that the horizontal difference leaving one lane enters the next a step later: a
+//! The matrix is cut into strips of 512 rows. In a strip lane `l` holds rows `64 l .. 64 l + 64` and runs `LAG` text
+//! columns behind lane `l - 1`, so that the horizontal difference leaving one lane enters the next `LAG` steps later: a
 //! wavefront, with all lanes busy however few pairs there are.
 
 use pulp::{Arch, NullaryFnOnce};
@@ -12,11 +12,19 @@ use super::vector::{Column, LANES, Vector, bit_planes};
 /// Rows of one strip.
 pub(super) const STRIP: usize = 64 * LANES;
 
+/// Columns between neighbouring lanes: enough to hide the way from one lane to the next.
+const LAG: usize = 4;
+
+/// Columns between the first and the last lane.
+const TAIL: usize = LAG * (LANES - 1);
+
 /// A pair in renamed symbols: the pattern (shorter) uses `0..absent`, the text also `absent`.
 pub(super) struct Renamed {
     arch: Arch,
     pattern: Vec<u32>,
-    text: Vec<u32>,
+    /// `staggered[t][l]` is text symbol `t - LAG l`, `absent` where there is none.
+    staggered: Vec<[u32; LANES]>,
+    cols: usize,
     absent: u32,
 }
 
@@ -24,10 +32,18 @@ impl Renamed {
     /// `pattern` is not empty and not longer than `text`.
     pub(super) fn new<T: Symbol>(arch: Arch, pattern: &[T], text: &[T]) -> Self {
         let (pattern, text, absent) = T::rename(pattern, text);
+        let cols = text.len();
+        let mut padded = vec![absent; cols + 2 * TAIL];
+        padded[TAIL..TAIL + cols].copy_from_slice(&text);
+        let staggered = padded
+            .windows(TAIL + 1)
+            .map(|window| std::array::from_fn(|lane| window[TAIL - LAG * lane]))
+            .collect();
         Self {
             arch,
             pattern,
-            text,
+            staggered,
+            cols,
             absent,
         }
     }
@@ -35,19 +51,19 @@ impl Renamed {
     /// The cost of the cheapest edit that stays within the band of paths of cost `limit`: the edit distance where it
     /// is at most `limit`, an upper bound of it otherwise. `limit` is at least the difference of the lengths.
     pub(super) fn within(&self, limit: usize) -> usize {
-        self.strips(&self.pattern, &self.text, limit)
+        self.strips(self.pattern.len(), self.cols, limit)
     }
 
     /// A guess of the edit distance from the two beginnings, meant to be a little too high.
     pub(super) fn guess(&self) -> usize {
-        let (rows, cols) = (self.pattern.len(), self.text.len());
+        let (rows, cols) = (self.pattern.len(), self.cols);
         let sample = STRIP.min(rows);
-        let found = self.strips(&self.pattern[..sample], &self.text[..sample], sample);
+        let found = self.strips(sample, sample, sample);
         found * rows / sample * 17 / 16 + 64 + (cols - rows)
     }
 
-    fn strips(&self, pattern: &[u32], text: &[u32], limit: usize) -> usize {
-        let (rows, cols) = (pattern.len(), text.len());
+    /// `within` for the first `rows` and `cols` of the pair.
+    fn strips(&self, rows: usize, cols: usize, limit: usize) -> usize {
         // A path that reaches cell (i, j) costs at least |j - i| + |(cols - j) - (rows - i)|.
         let slack = limit.saturating_sub(cols - rows) / 2;
         let (left, right) = (slack, slack.saturating_add(cols - rows));
@@ -74,9 +90,10 @@ impl Renamed {
             (start, end) = (from, to);
             let along: i64 = across[from..to].iter().map(|&code| signed(code)).sum();
             let column = self.arch.dispatch(Strip {
-                pattern: &pattern[top..bottom],
-                text: &text[from..to],
+                pattern: &self.pattern[top..bottom],
+                staggered: &self.staggered,
                 absent: self.absent,
+                from,
                 across: &mut across[from..to],
             });
             if bottom == rows {
@@ -92,12 +109,13 @@ impl Renamed {
     }
 }
 
-/// One strip over its stretch of text. `across` enters as the horizontal differences above the strip and leaves as those
-/// at its last row. Returns every lane's vertical differences behind the last column.
+/// One strip over the columns `from .. from + across.len()` of the text. `across` enters as the horizontal differences
+/// above the strip and leaves as those at its last row. Returns every lane's vertical differences behind the last column.
 struct Strip<'a> {
     pattern: &'a [u32],
-    text: &'a [u32],
+    staggered: &'a [[u32; LANES]],
     absent: u32,
+    from: usize,
     across: &'a mut [u8],
 }
 
@@ -110,19 +128,98 @@ impl NullaryFnOnce for Strip<'_> {
         let planes = encode(self.pattern, needed.next_power_of_two().max(8));
         // Fewer planes are fewer instructions; eight suffice for nearly all text once the symbols are renamed.
         match needed {
-            0..=5 => wavefront::<5>(&planes, self),
-            6 => wavefront::<6>(&planes, self),
-            7 => wavefront::<7>(&planes, self),
-            8 => wavefront::<8>(&planes, self),
-            9 | 10 => wavefront::<10>(&planes, self),
-            11 | 12 => wavefront::<12>(&planes, self),
-            13..=16 => wavefront::<16>(&planes, self),
-            _ => wavefront::<32>(&planes, self),
+            0..=5 => self.run::<5>(&planes),
+            6 => self.run::<6>(&planes),
+            7 => self.run::<7>(&planes),
+            8 => self.run::<8>(&planes),
+            9 | 10 => self.run::<10>(&planes),
+            11 | 12 => self.run::<12>(&planes),
+            13..=16 => self.run::<16>(&planes),
+            _ => self.run::<32>(&planes),
         }
     }
 }
 
-#[inline(always)]
+impl Strip<'_> {
+    #[inline(always)]
+    fn run<const PLANES: usize>(self, planes: &[Vector; 32]) -> Column {
+        let mut wave = Wave::<PLANES> {
+            planes: std::array::from_fn(|plane| planes[plane]),
+            absent: Vector::splat(u64::from(self.absent)),
+            column: Column::START,
+            ring: [0; LAG],
+        };
+        let cols = self.across.len();
+        let steps = &self.staggered[self.from..][..cols + TAIL];
+        // While the text enters and leaves, some lanes stand outside the strip.
+        let full = TAIL.min(cols)..cols;
+        wave.advance::<true>(steps, self.across, 0..full.start);
+        wave.advance::<false>(steps, self.across, full.clone());
+        wave.advance::<true>(steps, self.across, full.end..cols + TAIL);
+        wave.column
+    }
+}
+
+struct Wave<const PLANES: usize> {
+    planes: [Vector; PLANES],
+    absent: Vector,
+    column: Column,
+    /// What left each lane in the last `LAG` steps, as one byte a lane, moved up to the lane that takes it.
+    ring: [u64; LAG],
+}
+
+impl<const PLANES: usize> Wave<PLANES> {
+    /// Runs some steps; in step `t` lane `l` is at column `t - LAG l`. `EDGE` steps have lanes outside the strip: before
+    /// it they see a symbol that matches nothing and no difference from above, which leaves the first column as it is;
+    /// behind it they keep what they have.
+    #[inline(always)]
+    fn advance<const EDGE: bool>(
+        &mut self,
+        steps: &[[u32; LANES]],
+        across: &mut [u8],
+        range: std::ops::Range<usize>,
+    ) {
+        let Self {
+            planes,
+            absent,
+            mut column,
+            mut ring,
+        } = *self;
+        for t in range {
+            let mut symbols = Vector::widen(steps[t]);
+            let inside = |lane: usize| (lane * LAG..across.len() + lane * LAG).contains(&t);
+            let mask = Vector(std::array::from_fn(
+                |lane| if inside(lane) { u64::MAX } else { 0 },
+            ));
+            if EDGE {
+                symbols = symbols.select(absent, mask);
+            }
+            let mut differ = Vector::ZERO;
+            for (plane, &bits) in planes.iter().enumerate() {
+                differ = differ | (bits ^ symbols.shl(63 - plane as u32).spread());
+            }
+            let entering = if EDGE {
+                across.get(t).copied().unwrap_or(0)
+            } else {
+                across[t]
+            };
+            let above = Vector::from_bytes(ring[t % LAG] | u64::from(entering));
+            let before = column;
+            let (plus, minus) = column.step(!differ, (above & Vector::splat(1), above.shr(1)));
+            if EDGE {
+                column.plus = column.plus.select(before.plus, mask);
+                column.minus = column.minus.select(before.minus, mask);
+            }
+            let leaving = (plus | minus.shl(1)).to_bytes();
+            ring[t % LAG] = leaving << 8;
+            if let Some(done) = t.checked_sub(TAIL) {
+                across[done] = (leaving >> 56) as u8;
+            }
+        }
+        (self.column, self.ring) = (column, ring);
+    }
+}
+
 fn signed(code: u8) -> i64 {
     i64::from(code & 1) - i64::from(code >> 1)
 }
@@ -136,57 +233,7 @@ fn encode(pattern: &[u32], width: usize) -> [Vector; 32] {
             row.0[lane] = u64::from(symbol);
         }
     }
-    bit_planes(&rows, width)
-}
-
-#[inline(always)]
-fn wavefront<const PLANES: usize>(planes: &[Vector; 32], strip: Strip<'_>) -> Column {
-    let Strip {
-        text,
-        across,
-        absent,
-        ..
-    } = strip;
-    let planes: [Vector; PLANES] = std::array::from_fn(|plane| planes[plane]);
-    let absent = u64::from(absent);
-    let cols = text.len();
-    let mut column = Column::START;
-    // A lane that the text has not reached yet sees a symbol that matches nothing and no difference from above, which
-    // leaves the first column as it is.
-    let mut symbols = Vector::splat(absent);
-    let mut carry = Vector::ZERO;
-    let equal = |symbols: Vector| {
-        let mut differ = Vector::ZERO;
-        for (plane, &bits) in planes.iter().enumerate() {
-            differ = differ | (bits ^ symbols.spread(plane as u32));
-        }
-        !differ
-    };
-    for step in 0..cols {
-        symbols = symbols.push(u64::from(text[step]));
-        let above = carry.push(u64::from(across[step]));
-        let (plus, minus) = column.step(equal(symbols), (above & Vector::splat(1), above.shr(1)));
-        carry = plus | minus.shl(1);
-        if let Some(done) = step.checked_sub(LANES - 1) {
-            across[done] = carry.0[LANES - 1] as u8;
-        }
-    }
-    // The text has left the upper lanes; they keep their last column while it leaves the lower ones.
-    for late in 0..LANES - 1 {
-        symbols = symbols.push(absent);
-        let above = carry.push(0);
-        let frozen = column;
-        let (plus, minus) = column.step(equal(symbols), (above & Vector::splat(1), above.shr(1)));
-        let mut active = Vector::ZERO;
-        for lane in &mut active.0[late + 1..] {
-            *lane = u64::MAX;
-        }
-        column.plus = column.plus.select(frozen.plus, active);
-        column.minus = column.minus.select(frozen.minus, active);
-        carry = plus | minus.shl(1);
-        if let Some(done) = (cols + late).checked_sub(LANES - 1) {
-            across[done] = carry.0[LANES - 1] as u8;
-        }
-    }
-    column
+    let mut planes = [Vector::ZERO; 32];
+    bit_planes(|row| rows[row & 63], width, &mut planes);
+    planes
 }

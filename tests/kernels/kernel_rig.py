@@ -1,11 +1,12 @@
 """A small paged cache with requests in it, on the CPU (interpreter) or a GPU, and what Rust says must happen to it.
 
-The kernels see the cache as words, strides and block tables. Everything here sees it as codes: plain tensor indexing, so
-that no address arithmetic is shared.
+The kernels see the cache as words, strides and block tables. Everything here sees it as codes: plain tensor indexing,
+so that no address arithmetic is shared.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from kvspec import _native
 
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 STORAGE = {4: torch.uint8, 8: torch.uint8, 16: torch.int16, 32: torch.int32}
 MASKS = {
     4: [0xF, 0x8, 0x5],
@@ -55,16 +57,17 @@ class Fault:
     def sampler(self) -> _native.Sampler:
         g = self.geometry
         return _native.Sampler(
-            head_size=g.head_size, bits=g.bits, heads=g.heads, planes=g.planes, first_plane=g.first_plane, rate=self.rate,
-            per=self.per, mask=self.mask, burst_len=self.burst_len, page_tokens=self.page_tokens, page_rate=self.page_rate,
+            head_size=g.head_size, bits=g.bits, heads=g.heads, planes=g.planes, first_plane=g.first_plane,
+            rate=self.rate, per=self.per, mask=self.mask, burst_len=self.burst_len, page_tokens=self.page_tokens,
+            page_rate=self.page_rate,
         )  # fmt: skip
 
     def model(self) -> FaultModel:
         s, g = self.sampler(), self.geometry
         return FaultModel(
-            level=s.level, thresholds=s.thresholds, page_threshold=s.page_threshold, head_size=g.head_size, heads=g.heads,
-            planes=g.planes, first_plane=g.first_plane, per=self.per, mask=self.mask, burst_len=self.burst_len,
-            page_tokens=self.page_tokens, op=self.op,
+            level=s.level, thresholds=s.thresholds, page_threshold=s.page_threshold, head_size=g.head_size,
+            heads=g.heads, planes=g.planes, first_plane=g.first_plane, per=self.per, mask=self.mask,
+            burst_len=self.burst_len, page_tokens=self.page_tokens, op=self.op,
         )  # fmt: skip
 
     def selector(self, events: tuple[int, int] = (0, 2**32)) -> Selector:
@@ -140,7 +143,7 @@ class Rig:
         self,
         geometry: Geometry,
         *,
-        device: str = "cpu",
+        device: str = DEVICE,
         layers: int = 2,
         first_layer: int = 0,
         all_layers: int | None = None,
@@ -159,7 +162,9 @@ class Rig:
         self.rng = np.random.default_rng(5)
         stored = geometry.head_size // (2 if geometry.bits == 4 else 1)
         self.storage = [
-            allocate(layout, blocks, block_tokens, self.heads[1] - self.heads[0], stored, STORAGE[geometry.bits], device)
+            allocate(
+                layout, blocks, block_tokens, self.heads[1] - self.heads[0], stored, STORAGE[geometry.bits], device
+            )
             for _ in range(layers)
         ]
         for whole, _, _ in self.storage:
@@ -180,7 +185,8 @@ class Rig:
 
     def views(self) -> list[CacheView]:
         return [
-            CacheView.of(key, value, bits=self.geometry.bits, first_head=self.heads[0]) for _, key, value in self.storage
+            CacheView.of(key, value, bits=self.geometry.bits, first_head=self.heads[0])
+            for _, key, value in self.storage
         ]
 
     def enter(self, requests: list[Request]) -> None:
@@ -269,7 +275,12 @@ class Rig:
         return masks[:, :, self.heads[0] : self.heads[1]]
 
     def check(
-        self, before: list[NDArray[np.uint8]], codes: list[list[NDArray[np.uint32]]], layers: list[int], *, read: bool = False
+        self,
+        before: list[NDArray[np.uint8]],
+        codes: list[list[NDArray[np.uint32]]],
+        layers: list[int],
+        *,
+        read: bool = False,
     ) -> int:
         """Every code is what Rust says, no other byte changed in any layer, and the tally counts it. Returns flips."""
         total, changed = np.zeros(len(self.requests), np.int64), 0
@@ -291,13 +302,16 @@ class Rig:
 
     def all_codes(self, *, read: bool = False) -> list[list[NDArray[np.uint32]]]:
         return [
-            [self.codes(i, layer, 0 if read else r.start, r.end - (0 if read else r.start)) for i, r in enumerate(self.requests)]
+            [
+                self.codes(i, layer, 0 if read else r.start, r.end - (0 if read else r.start))
+                for i, r in enumerate(self.requests)
+            ]
             for layer in range(self.layers)
         ]
 
     def check_write(self) -> int:
-        """Inject the write faults of the entered batch in all layers and compare. Returns the number of changed bits."""
-        before, codes = self.snapshot(), self.all_codes()
+        """Inject the write faults of the entered batch in all layers and compare. Returns the number of changed
+        bits.""" before, codes = self.snapshot(), self.all_codes()
         self.write()
         changed = self.check(before, codes, list(range(self.layers)))
         landed = self.table.tally.cpu().numpy()
@@ -331,8 +345,9 @@ def random_fault(rng: np.random.Generator, geometry: Geometry, level: str | None
         rate = float(rng.choice([0.3, 0.6, 1.0]))
     pages = int(rng.choice([0, 0, 1, 7, 16]))
     return Fault(
-        geometry, min(rate, 1.0), mask, per, int(rng.choice([1, 1, 2, 5, 40])) if aim != "dense" else int(rng.choice([1, 3])),
-        pages, float(rng.choice([0.5, 0.8, 1.0])) if pages else 1.0, str(rng.choice(["flip", "flip", "set0", "set1"])),
+        geometry, min(rate, 1.0), mask, per, int(rng.choice([1, 1, 2, 5, 40])) if aim != "dense" else int(rng.choice([1,
+        3])), pages, float(rng.choice([0.5, 0.8, 1.0])) if pages else 1.0, str(rng.choice(["flip", "flip", "set0",
+        "set1"])),
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from kvspec_kernels import NEVER, SlotFault
-from rig import Fault, Geometry, Rig
+from kernel_rig import DEVICE, Fault, Geometry, Rig
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -15,12 +15,12 @@ def test_first_token_with_nonfinite_logits(dtype):
     unwatched = SlotFault(model=0, selector=0, request=0, prompt_len=10, watch=False)
     rig.table.assign([5, 2, 7, 1, 3], [fault, fault, fault, None, unwatched])
     vocab, wide = 5003, 5100
-    logits = torch.zeros(7, wide, dtype=dtype)[:, :vocab]
+    logits = torch.zeros(7, wide, dtype=dtype, device=DEVICE)[:, :vocab]
     logits[:] = torch.finfo(dtype).max
-    batch_slot = torch.tensor([5, 2, 7, 1, 3, -1, 4], dtype=torch.int32)
+    batch_slot = torch.tensor([5, 2, 7, 1, 3, -1, 4], dtype=torch.int32, device=DEVICE)
 
     def find(lengths):
-        rig.injector.find_nonfinite(logits, batch_slot, torch.tensor(lengths, dtype=torch.int32))
+        rig.injector.find_nonfinite(logits, batch_slot, torch.tensor(lengths, dtype=torch.int32, device=DEVICE))
         return rig.table.nonfinite.tolist()
 
     assert find([12] * 7) == [NEVER] * 8
@@ -45,9 +45,9 @@ def test_every_nonfinite_code_counts_and_no_other():
     rig = Rig(geometry, slots=1)
     rig.table.load([Fault(geometry, 0.1, 1).model()], [Fault(geometry, 0.1, 1).selector()])
     fault = SlotFault(model=0, selector=0, request=0, prompt_len=0)
-    slot, length = torch.zeros(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    slot, length = torch.zeros(1, dtype=torch.int32, device=DEVICE), torch.zeros(1, dtype=torch.int32, device=DEVICE)
     for dtype in (torch.bfloat16, torch.float16):
-        values = torch.from_numpy(codes.view(np.int16)).view(dtype)
+        values = torch.from_numpy(codes.view(np.int16)).view(dtype).to(DEVICE)
         finite = torch.isfinite(values)
         for part, expected in ((values[finite], NEVER), (values[~finite], 0)):
             rig.table.assign([0], [fault])

@@ -5,9 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from rig import Fault, Geometry, Request, Rig, random_fault, random_key, random_where, with_op
-
-NEVER_SEEN = np.uint8(0)
+from kernel_rig import Fault, Geometry, Request, Rig, random_fault, random_key, random_where, with_op
 
 
 def walk(rig: Rig) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rig import Fault, Geometry, Request, Rig, applied
+from kernel_rig import Fault, Geometry, Request, Rig, applied
 
 from kvspec import _native
 
@@ -15,7 +15,7 @@ DOCUMENT = json.loads((Path(__file__).parents[1] / "vectors" / "sampling.json").
 CASES = {case["name"]: case for case in DOCUMENT["cases"]}
 
 
-def check_case(case: dict[str, Any], device: str) -> None:
+def check_case(case: dict[str, Any]) -> None:
     """Inject a golden case, at the write or around the read, and compare every code of its tokens."""
     shape, model = case["layer_shape"], dict(case["model"])
     geometry = Geometry(shape["dim"], shape["heads"], shape["bits"], shape["planes"], shape["first_plane"])
@@ -31,7 +31,7 @@ def check_case(case: dict[str, Any], device: str) -> None:
         None if read else write_key, master if read else None,
     )  # fmt: skip
     rig = Rig(
-        geometry, device=device, layers=1, first_layer=layer, block_tokens=16, blocks=-(-(start % 16 + count) // 16) + 1,
+        geometry, layers=1, first_layer=layer, block_tokens=16, blocks=-(-(start % 16 + count) // 16) + 1,
         layout="packed",
     )  # fmt: skip
     rig.enter([request])

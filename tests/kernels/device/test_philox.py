@@ -3,7 +3,8 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from golden import DOCUMENT
+from kernel_golden import DOCUMENT
+from kernel_rig import DEVICE
 from kvspec_kernels.philox import bounded, draw, join, philox, read_key
 
 from kvspec import _native
@@ -60,7 +61,7 @@ def join_kernel(out_ptr):
 
 
 def device_words(values) -> torch.Tensor:
-    return torch.from_numpy(np.array(values, np.uint32).view(np.int32).copy())
+    return torch.from_numpy(np.array(values, np.uint32).view(np.int32).copy()).to(DEVICE)
 
 
 def run_philox(counters, keys):
@@ -68,9 +69,9 @@ def run_philox(counters, keys):
     columns = np.zeros((6, n), np.uint32)
     columns[:4, : len(counters)] = np.array(counters, np.uint32).T
     columns[4:, : len(keys)] = np.array(keys, np.uint32).T
-    out = torch.zeros(4, n, dtype=torch.int32)
+    out = torch.zeros(4, n, dtype=torch.int32, device=DEVICE)
     words_kernel[(1,)](device_words(columns), out, N=n)
-    return [tuple(w) for w in out.numpy().view(np.uint32).T[: len(counters)].tolist()]
+    return [tuple(w) for w in out.cpu().numpy().view(np.uint32).T[: len(counters)].tolist()]
 
 
 def test_published_answers():
@@ -91,13 +92,13 @@ def test_draws_and_bounded_numbers(domain):
     rng = np.random.default_rng(domain)
     n, words = 64, rng.integers(0, 2**32, 5).tolist()
     bounds = np.concatenate([[1, 2, 3, 2**31 - 1], rng.integers(1, 2**31, n - 4)]).astype(np.int32)
-    draws, numbers = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int32)
-    draws_kernel[(1,)](device_words(words), torch.from_numpy(bounds), draws, numbers, DOMAIN=domain, N=n)
+    draws, numbers = torch.zeros(n, dtype=torch.int64, device=DEVICE), torch.zeros(n, dtype=torch.int32, device=DEVICE)
+    draws_kernel[(1,)](device_words(words), torch.from_numpy(bounds).to(DEVICE), draws, numbers, DOMAIN=domain, N=n)
     for d in range(n):
         block = _native.philox((*words[:3], domain << 24 | d >> 1), tuple(words[3:]))
         high, low = block[2 * (d & 1) :][:2]
         expected = high << 32 | low
-        assert int(draws.numpy().view(np.uint64)[d]) == expected
+        assert int(draws.cpu().numpy().view(np.uint64)[d]) == expected
         assert int(numbers[d]) == expected * int(bounds[d]) >> 64
 
 
@@ -109,13 +110,18 @@ def test_read_keys():
     assert keys == [_native.read_key(master, row["request"], step) for step in steps]
     n = triton.next_power_of_2(len(steps))
     columns = np.zeros((4, n), np.uint32)
-    columns[:, : len(steps)] = [[master[0]] * len(steps), [master[1]] * len(steps), [row["request"]] * len(steps), steps]
-    out = torch.zeros(2, n, dtype=torch.int32)
+    columns[:, : len(steps)] = [
+        [master[0]] * len(steps),
+        [master[1]] * len(steps),
+        [row["request"]] * len(steps),
+        steps,
+    ]
+    out = torch.zeros(2, n, dtype=torch.int32, device=DEVICE)
     read_key_kernel[(1,)](device_words(columns), out, N=n)
-    assert [tuple(k) for k in out.numpy().view(np.uint32).T[: len(steps)].tolist()] == keys
+    assert [tuple(k) for k in out.cpu().numpy().view(np.uint32).T[: len(steps)].tolist()] == keys
 
 
 def test_join_keeps_all_64_bits():
-    out = torch.tensor([0xFFFFFFFE], dtype=torch.int64)
+    out = torch.tensor([0xFFFFFFFE], dtype=torch.int64, device=DEVICE)
     join_kernel[(1,)](out)
-    assert int(out.numpy().view(np.uint64)[0]) == 0xFFFFFFFE_FFFFFFFF
+    assert int(out.cpu().numpy().view(np.uint64)[0]) == 0xFFFFFFFE_FFFFFFFF

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from rig import Fault, Geometry, Request, Rig, random_key
+from kernel_rig import DEVICE, Fault, Geometry, Request, Rig, random_key
 
 
-@pytest.mark.parametrize(("bits", "heads", "dim", "layout"), [(16, 3, 64, "flash"), (16, 2, 80, "packed"), (32, 1, 16, "padded")])
+@pytest.mark.parametrize(
+    ("bits", "heads", "dim", "layout"), [(16, 3, 64, "flash"), (16, 2, 80, "packed"), (32, 1, 16, "padded")]
+)
 def test_store_is_copy_and_injection(bits, heads, dim, layout):
     geometry = Geometry(dim, heads, bits)
     rng = np.random.default_rng(dim)
@@ -17,7 +19,7 @@ def test_store_is_copy_and_injection(bits, heads, dim, layout):
     # K and V as slices of one projection output, with a row more than there are slots
     rows = sum(r.count for r in requests)
     qkv = rng.integers(0, 2**bits, (rows + 1, 3 * heads * dim)).astype(f"u{bits // 8}").view(f"i{bits // 8}")
-    key, value = (x.view(-1, heads, dim) for x in torch.from_numpy(qkv).split(heads * dim, dim=1)[1:])
+    key, value = (x.view(-1, heads, dim) for x in torch.from_numpy(qkv).to(DEVICE).split(heads * dim, dim=1)[1:])
     results = []
     for fused in (False, True):
         rig = Rig(geometry, layers=2, layout=layout, block_tokens=4, blocks=16)
@@ -33,7 +35,7 @@ def test_store_is_copy_and_injection(bits, heads, dim, layout):
                         key_cache[at // 4, at % 4] = key[row]
                         value_cache[at // 4, at % 4] = value[row]
                 rig.injector.writes(layer, rig.slot_mapping)
-        results.append((rig.snapshot(), rig.table.tally.clone()))
+        results.append((rig.snapshot(), rig.table.tally.cpu()))
     (copied, counted), (stored, tally) = results
     assert all((a == b).all() for a, b in zip(copied, stored, strict=True))
     assert torch.equal(counted, tally)
@@ -46,9 +48,9 @@ def test_store_refuses_what_is_not_a_copy():
     rig = Rig(geometry, layers=1)
     rig.enter([Request(0, 0, 2)])
     _, key_cache, value_cache = rig.storage[0]
-    key = torch.zeros(2, 2, 16, dtype=torch.int16)
+    key = torch.zeros(2, 2, 16, dtype=torch.int16, device=DEVICE)
     with pytest.raises(ValueError, match=r"K is torch.float32"):
         rig.injector.store(0, key.float(), key.float(), key_cache, value_cache, rig.slot_mapping)
     with pytest.raises(ValueError, match="not contiguous"):
-        wide = torch.zeros(2, 2, 32, dtype=torch.int16)[..., :16]
+        wide = torch.zeros(2, 2, 32, dtype=torch.int16, device=DEVICE)[..., :16]
         rig.injector.store(0, wide, key, key_cache, value_cache, rig.slot_mapping)

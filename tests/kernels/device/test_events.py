@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from kvspec_kernels.events import EVENT_WIDTH
 from kvspec_kernels.table import OPS
-from rig import Geometry, Request, Rig, applied
+from kernel_rig import Geometry, Request, Rig, applied
 
 
 def random_events(rng, rig, count, read):

@@ -1,7 +1,7 @@
 import pytest
-from golden import CASES, check_case
+from kernel_golden import CASES, check_case
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_golden(name):
-    check_case(CASES[name], "cpu")
+    check_case(CASES[name])

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from rig import Fault, Geometry, Request, Rig, random_fault, random_key, random_where
+from kernel_rig import Fault, Geometry, Request, Rig, random_fault, random_key, random_where
 
 
 def random_geometry(rng: np.random.Generator) -> Geometry:
@@ -25,7 +25,12 @@ def random_batch(rng: np.random.Generator, geometry: Geometry, count: int, token
         start = int(rng.integers(0, 50))
         requests.append(
             Request(
-                slot, start, int(rng.integers(1, tokens + 1)), fault, int(rng.integers(2**32)), int(rng.integers(0, 60)),
+                slot,
+                start,
+                int(rng.integers(1, tokens + 1)),
+                fault,
+                int(rng.integers(2**32)),
+                int(rng.integers(0, 60)),
                 random_key(rng),
             )  # fmt: skip
         )
@@ -39,7 +44,16 @@ def test_mixed_batches(seed):
     layout = ["flash", "packed", "padded"][seed % 3]
     first = int(rng.integers(0, geometry.heads))
     heads = (first, int(rng.integers(first + 1, geometry.heads + 1))) if seed % 2 else None
-    rig = Rig(geometry, layout=layout, layers=2, first_layer=2 * (seed % 2), all_layers=4, heads=heads, block_tokens=4, blocks=40)
+    rig = Rig(
+        geometry,
+        layout=layout,
+        layers=2,
+        first_layer=2 * (seed % 2),
+        all_layers=4,
+        heads=heads,
+        block_tokens=4,
+        blocks=40,
+    )
     rig.enter(random_batch(rng, geometry, 3, 5))
     print(geometry, [(r.fault.sampler().level, r.fault.per, r.fault.op) for r in rig.requests[:3]], rig.check_write())
 

@@ -1,0 +1,318 @@
+"""Golden diffing: how far faulty outputs are from their golden ones, in one call for a whole campaign.
+
+This module stands alone: it needs numpy, and pyarrow only for Arrow input. Nothing else of kvspec is imported.
+
+```python
+from kvspec.score.drift import score
+
+score("the cat sat", ["the cat sat", "the bat sat!"])["drift"]        # array([0, 2], dtype=uint32)
+score([[5, 6, 7]], [[5, 6, 9], [5, 6]], golden_index=[0, 0])["first_divergence"]    # array([2, 2])
+```
+
+Outputs are texts (`list[str]`, measured in Unicode code points) or token ids: an Arrow list array, a pair `(values,
+offsets)`, a two-dimensional array, or a list of arrays or lists. The first two are read without a Python object per
+token. A str with a lone surrogate is not Unicode text and raises ValueError.
+
+With `g` the golden and `f` the faulty sequence, the metrics are:
+
+==================== ======= ===========================================================================================
+`exact`              bool    `g == f`
+`first_divergence`   int64   least `i` with `g[i] != f[i]`; `min(|g|, |f|)` if one begins the other; -1 if identical
+`drift`              uint32  `sum(a != b for a, b in zip(g, f)) + abs(|g| - |f|)`
+`edit_distance`      uint32  Levenshtein: least number of insertions, deletions and substitutions from `g` to `f`
+`edit_rate`          float64 `edit_distance / max(|g|, |f|)`; 0 for two empty sequences
+`mismatches`         uint32  `sum(a != b for a, b in zip(g, f))`: the Hamming distance where the lengths are equal
+`common_prefix`      uint32  greatest `p` with `g[:p] == f[:p]`
+`common_suffix`      uint32  greatest `s` with equal last `s` symbols; it may overlap the prefix
+`lcs`                uint32  length of the longest common subsequence
+`indel_distance`     uint32  `|g| + |f| - 2 lcs`: least number of insertions and deletions
+`indel_ratio`        float64 `2 lcs / (|g| + |f|)`; 1 for two empty sequences
+`golden_length`      uint32  `|g|`
+`length`             uint32  `|f|`
+==================== ======= ===========================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kvspec import _native
+
+Column = NDArray[Any]
+
+CHEAP = ("exact", "first_divergence", "drift")
+EDIT = ("edit_distance", "edit_rate")
+LCS = ("lcs", "indel_distance", "indel_ratio")
+DETAIL = ("mismatches", "common_prefix", "common_suffix", "golden_length", "length")
+METRICS = CHEAP + EDIT + LCS + DETAIL
+"""Every metric that `score` knows."""
+
+
+class Ragged(NamedTuple):
+    """Token ids of many outputs in one buffer: row `i` is `values[offsets[i]:offsets[i + 1]]`."""
+
+    values: NDArray[np.uint32]
+    offsets: NDArray[np.int64]
+
+
+def score(
+    golden: Any,
+    faulty: Any,
+    golden_index: ArrayLike | None = None,
+    *,
+    metrics: Iterable[str] = (*CHEAP, "edit_distance"),
+    limit: int | None = None,
+    threads: int = 0,
+) -> dict[str, Column]:
+    """Compares every faulty output with its golden one. Returns one array per metric, one entry per faulty output.
+
+    Args:
+        golden: the golden outputs; a single `str` is one output.
+        faulty: the faulty outputs, of the same kind.
+        golden_index: `[n]`, the golden output of each faulty one. Left out, a single golden output serves all, and
+            otherwise both sides are paired in order.
+        metrics: names from the table above.
+        limit: edit distances above it are reported as `limit + 1`, which saves the time to find them out. Does not go
+            with `edit_rate`.
+        threads: at most so many; 0 takes all. The result does not depend on it.
+
+    Raises:
+        ValueError: an unknown metric, arrays that do not fit each other, token ids outside 0 .. 2^32 - 1, a lone
+            surrogate, or a sequence of 2^31 symbols or more.
+        TypeError: outputs of a kind that is not listed above, or texts against token ids.
+    """
+    wanted = list(metrics)
+    unknown = sorted(set(wanted) - set(METRICS))
+    if unknown:
+        raise ValueError(f"unknown metrics {unknown}; known are {list(METRICS)}")
+    if limit is not None and "edit_rate" in wanted:
+        raise ValueError("`edit_rate` needs the full edit distance; leave `limit` out")
+    if limit is not None and not 0 <= limit < 2**32 - 1:
+        raise ValueError(f"limit {limit} is not in 0 .. 2^32 - 2")
+
+    golden_texts, faulty_texts = _texts(golden), _texts(faulty)
+    if (golden_texts is None) != (faulty_texts is None):
+        raise TypeError("golden and faulty outputs must both be texts or both be token ids")
+    lcs = any(name in LCS for name in wanted)
+    detailed = lcs or "edit_rate" in wanted or any(name in DETAIL for name in wanted)
+    edit_distance = any(name in EDIT for name in wanted)
+    found: dict[str, Column] = {}
+    if golden_texts is not None and faulty_texts is not None:
+        index = _index(golden_index, len(golden_texts), len(faulty_texts))
+        if detailed:
+            found |= _native.detail_texts(golden_texts, faulty_texts, index, lcs=lcs, threads=threads)
+        drift = _native.score_texts(
+            golden_texts, faulty_texts, index, edit_distance=edit_distance, limit=limit, threads=threads
+        )
+    else:
+        g, f = ragged(golden), ragged(faulty)
+        index = _index(golden_index, len(g.offsets) - 1, len(f.offsets) - 1)
+        if detailed:
+            found |= _native.detail_tokens(*g, *f, index, lcs=lcs, threads=threads)
+        drift = _native.score_tokens(*g, *f, index, edit_distance=edit_distance, limit=limit, threads=threads)
+    found |= {name.removeprefix("token_").removeprefix("char_"): column for name, column in drift.items()}
+    if detailed:
+        found |= _derived(found)
+    return {name: found[name] for name in wanted}
+
+
+def repetition(
+    outputs: Any, *, longest_period: int = 16, repeats: int = 4, symbols: int = 16
+) -> dict[str, Column]:
+    """Finds outputs that collapsed into repeating themselves, such as `!!!!!!!!`.
+
+    `tail_length` is the length of the longest end `s` of an output with `s[i] == s[i - p]` for all `i >= p`, over
+    periods `p` up to `longest_period`, of which `tail_period` is the smallest one that reaches it. A period above 1
+    must occur twice. `collapsed` is `tail_length >= symbols and tail_length >= repeats * tail_period`.
+
+    Golden outputs of small models repeat themselves too: compare the two sides before blaming a fault.
+    """
+    texts = _texts(outputs)
+    if texts is None:
+        rows = ragged(outputs)
+    else:
+        code_points = [np.frombuffer(text.encode("utf-32-le"), np.uint32) for text in texts]
+        rows = ragged(code_points)
+    length, period = _native.periodic_tails(*rows, longest_period)
+    long_enough = length >= np.maximum(symbols, repeats * period.astype(np.int64))
+    return {"tail_length": length, "tail_period": period, "collapsed": long_enough & (period > 0)}
+
+
+def position_counts(
+    golden: Any, faulty: Any, golden_index: ArrayLike | None = None
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Token ids only. `compared[t]` is the number of trials of which both outputs have a position `t`, `differing[t]` of
+    how many of those the tokens differ there; `t` runs over the longest golden output."""
+    g, f = ragged(golden), ragged(faulty)
+    return _native.position_counts(*g, *f, _index(golden_index, len(g.offsets) - 1, len(f.offsets) - 1))
+
+
+def divergence_histogram(first_divergence: ArrayLike, positions: int) -> NDArray[np.uint64]:
+    """`h[t] = #{trials with first_divergence == t}` for `t < positions`; identical trials (-1) are in no bin."""
+    return _native.first_divergence_histogram(_offsets(first_divergence), positions)
+
+
+def survival(first_divergence: ArrayLike, lengths: ArrayLike, positions: int) -> NDArray[np.float64]:
+    """Kaplan-Meier estimate of the probability `S(t)` that an output has not diverged before position `t`.
+
+    `S(0) = 1`, `S(t + 1) = S(t) (1 - diverged(t) / at_risk(t))` for `t < positions`: `diverged(t)` trials diverge first
+    at `t`, out of `at_risk(t)` that had not diverged before and go on to `t`. An identical output of `lengths` tokens
+    leaves at its end without counting as diverged, so outputs of different lengths go into one curve.
+    """
+    return _native.survival(_offsets(first_divergence), _ids(np.asarray(lengths)), positions)
+
+
+def kl_divergence(
+    golden: ArrayLike,
+    faulty: ArrayLike,
+    *,
+    golden_ids: ArrayLike | None = None,
+    faulty_ids: ArrayLike | None = None,
+) -> NDArray[np.float64]:
+    """Kullback-Leibler divergence `D(golden || faulty)` of next-token distributions in nats, one value per row.
+
+    Args:
+        golden: `[n, vocab]` natural logarithms of probabilities, or `[n, k]` with `golden_ids`.
+        faulty: the same for the faulty run; its `k` may differ.
+        golden_ids: `[n, k]` the tokens that the columns stand for, each at most once in a row.
+        faulty_ids: the same for the faulty run.
+
+    Without ids the value is `sum_t p(t) (ln p(t) - ln q(t))`, infinite where `q` rules out what `p` allows. With ids,
+    tokens in both lists count one by one and all others as one event, whose probability is taken as at least 1e-6
+    (32-bit logarithms are no finer). Merging events can only lower the divergence: it is a lower bound of the full one.
+    """
+    p, q = np.ascontiguousarray(golden, np.float32), np.ascontiguousarray(faulty, np.float32)
+    if (golden_ids is None) != (faulty_ids is None):
+        raise ValueError("ids are needed for both sides or for none")
+    if golden_ids is None or faulty_ids is None:
+        return _native.kl_full(p, q)
+    return _native.kl_topk(_ids(np.asarray(golden_ids)), p, _ids(np.asarray(faulty_ids)), q)
+
+
+def topk_agreement(golden_ids: ArrayLike, faulty_ids: ArrayLike) -> NDArray[np.float64]:
+    """`|G and F| / k` per row of `[n, k]` token ids, the likeliest tokens of either run; `k` is the larger of the two."""
+    return _native.topk_agreement(_ids(np.asarray(golden_ids)), _ids(np.asarray(faulty_ids)))
+
+
+def _derived(found: dict[str, Column]) -> dict[str, Column]:
+    """Metrics that follow from others."""
+    golden, faulty = found["golden_length"].astype(np.int64), found["length"].astype(np.int64)
+    out: dict[str, Column] = {}
+    if "edit_distance" in found:
+        out["edit_rate"] = _quotient(found["edit_distance"], np.maximum(golden, faulty), empty=0.0)
+    if "lcs" in found:
+        common = 2 * found["lcs"].astype(np.int64)
+        out["indel_distance"] = (golden + faulty - common).astype(np.uint32)
+        out["indel_ratio"] = _quotient(common, golden + faulty, empty=1.0)
+    return out
+
+
+def _quotient(over: Column, under: Column, empty: float) -> Column:
+    out = np.full(len(under), empty)
+    np.divide(over, under, out=out, where=under != 0)
+    return out
+
+
+def _texts(outputs: Any) -> list[str] | None:
+    """The outputs as a list of texts, or None if they are token ids."""
+    if isinstance(outputs, str):
+        return [outputs]
+    if _is_arrow(outputs):
+        import pyarrow as pa
+
+        kind = outputs.type
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+            texts: list[str] = outputs.to_pylist()
+            return texts
+        return None
+    if isinstance(outputs, list) and outputs and isinstance(outputs[0], str):
+        return outputs
+    if isinstance(outputs, Sequence) and len(outputs) > 0 and isinstance(outputs[0], str):
+        return list(outputs)
+    return None
+
+
+def ragged(tokens: Any) -> Ragged:
+    """Brings token ids into one buffer. Arrow list arrays and `(values, offsets)` of 32-bit integers are not copied.
+
+    Raises:
+        ValueError: nulls, negative ids, or ids of 2^32 and above.
+        TypeError: not token ids.
+    """
+    if isinstance(tokens, Ragged):
+        return Ragged(_ids(tokens.values), _offsets(tokens.offsets))
+    if _is_arrow(tokens):
+        return _from_arrow(tokens)
+    if isinstance(tokens, np.ndarray) and tokens.ndim == 2:
+        rows, width = tokens.shape
+        return Ragged(_ids(tokens.reshape(-1)), np.arange(rows + 1, dtype=np.int64) * width)
+    if isinstance(tokens, tuple) and len(tokens) == 2 and isinstance(tokens[1], np.ndarray):
+        return Ragged(_ids(tokens[0]), _offsets(tokens[1]))
+    if isinstance(tokens, Sequence) and not isinstance(tokens, (str, bytes)):
+        offsets = np.zeros(len(tokens) + 1, np.int64)
+        np.cumsum(np.fromiter(map(len, tokens), np.int64, len(tokens)), out=offsets[1:])
+        if not len(tokens):
+            return Ragged(np.zeros(0, np.uint32), offsets)
+        if isinstance(tokens[0], np.ndarray):
+            return Ragged(_ids(np.concatenate(tokens)), offsets)
+        flat = np.fromiter((token for row in tokens for token in row), np.int64, int(offsets[-1]))
+        return Ragged(_ids(flat), offsets)
+    raise TypeError(f"token ids cannot be read from {type(tokens).__name__}")
+
+
+def _is_arrow(value: Any) -> bool:
+    return type(value).__module__.split(".")[0] == "pyarrow"
+
+
+def _from_arrow(array: Any) -> Ragged:
+    import pyarrow as pa
+
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    if array.null_count:
+        raise ValueError("an output is null")
+    if pa.types.is_fixed_size_list(array.type):
+        offsets = np.arange(len(array) + 1, dtype=np.int64) * array.type.list_size
+        values = array.flatten()
+    elif pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        offsets = np.asarray(array.offsets, dtype=np.int64)
+        values = array.values
+    else:
+        raise TypeError(f"token ids cannot be read from Arrow type {array.type}")
+    if values.null_count:
+        raise ValueError("a token id is null")
+    return Ragged(_ids(values.to_numpy(zero_copy_only=True)), offsets)
+
+
+def _ids(tokens: Any) -> NDArray[np.uint32]:
+    values: NDArray[Any] = np.ascontiguousarray(tokens)
+    if values.dtype == np.uint32:
+        return values
+    if values.size == 0:
+        return np.zeros(0, np.uint32)
+    if values.dtype.kind not in "iu":
+        raise TypeError(f"token ids are {values.dtype}, not integers")
+    if values.dtype.kind == "i" and values.min() < 0:
+        raise ValueError("a token id is negative")
+    if values.dtype.itemsize > 4 and values.max() >= 2**32:
+        raise ValueError("a token id does not fit 32 bits")
+    # Not negative, so the bits of an int32 are those of the uint32.
+    return values.view(np.uint32) if values.dtype == np.int32 else values.astype(np.uint32)
+
+
+def _offsets(offsets: Any) -> NDArray[np.int64]:
+    return np.ascontiguousarray(offsets, dtype=np.int64)
+
+
+def _index(golden_index: ArrayLike | None, golden: int, faulty: int) -> NDArray[np.uint32]:
+    if golden_index is not None:
+        return _ids(np.asarray(golden_index))
+    if golden == 1:
+        return np.zeros(faulty, np.uint32)
+    if golden == faulty:
+        return np.arange(faulty, dtype=np.uint32)
+    raise ValueError(f"{golden} golden and {faulty} faulty outputs need a `golden_index`")

@@ -1,0 +1,121 @@
+//! What a report may want to know beyond the drift itself.
+
+use super::batch::{TASK_ROWS, count_symbols, parallel_threads, share};
+use super::lcs::lcs_length;
+use super::prefix::{common_prefix, common_suffix, mismatches};
+use super::ragged::{Error, Ragged, check_index};
+use super::symbol::Symbol;
+
+/// One entry per trial in every column.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Details {
+    /// Symbols of the golden output.
+    pub golden_length: Vec<u32>,
+    /// Symbols of the trial's output.
+    pub length: Vec<u32>,
+    /// Length of the longest common prefix.
+    pub common_prefix: Vec<u32>,
+    /// Length of the longest common suffix. It may overlap the prefix: `aba` and `aba c aba` share 3 at either end.
+    pub common_suffix: Vec<u32>,
+    /// Differing positions over the common length.
+    pub mismatches: Vec<u32>,
+    /// Length of the longest common subsequence; empty if not asked for.
+    pub lcs: Vec<u32>,
+}
+
+/// How details are computed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DetailOptions {
+    /// Whether the longest common subsequence is wanted.
+    pub lcs: bool,
+    /// Threads to use at most; 0 takes as many as the machine offers. The result does not depend on it.
+    pub threads: usize,
+}
+
+impl Details {
+    pub(super) fn new(rows: usize, lcs: bool) -> Self {
+        Self {
+            golden_length: vec![0; rows],
+            length: vec![0; rows],
+            common_prefix: vec![0; rows],
+            common_suffix: vec![0; rows],
+            mismatches: vec![0; rows],
+            lcs: vec![0; if lcs { rows } else { 0 }],
+        }
+    }
+
+    /// All columns in the order of their declaration.
+    pub(super) fn columns_mut(&mut self) -> [&mut Vec<u32>; 6] {
+        [
+            &mut self.golden_length,
+            &mut self.length,
+            &mut self.common_prefix,
+            &mut self.common_suffix,
+            &mut self.mismatches,
+            &mut self.lcs,
+        ]
+    }
+}
+
+/// Details of every trial against its golden output.
+///
+/// # Errors
+/// If the golden indices do not fit the two sides.
+pub fn detail_tokens(
+    golden: Ragged<'_, u32>,
+    trials: Ragged<'_, u32>,
+    golden_index: &[u32],
+    options: DetailOptions,
+) -> Result<Details, Error> {
+    check_index(golden_index, golden.len(), trials.len())?;
+    let pair = |row: usize| (golden.row(golden_index[row] as usize), trials.row(row));
+    detail_rows(trials.len(), pair, options)
+}
+
+/// Details of `rows` pairs given by a function.
+///
+/// # Errors
+/// If a sequence is too long.
+pub fn detail_rows<'a, T: Symbol>(
+    rows: usize,
+    pair: impl Fn(usize) -> (&'a [T], &'a [T]) + Sync,
+    options: DetailOptions,
+) -> Result<Details, Error> {
+    count_symbols(rows, &pair)?;
+    let mut details = Details::new(rows, options.lcs);
+    let mut columns = details
+        .columns_mut()
+        .map(|column| column.chunks_mut(TASK_ROWS));
+    let mut tasks: Vec<(usize, [&mut [u32]; 6])> = (0..rows)
+        .step_by(TASK_ROWS)
+        .map(|first| {
+            (
+                first,
+                columns
+                    .each_mut()
+                    .map(|column| column.next().unwrap_or_default()),
+            )
+        })
+        .collect();
+    let threads = parallel_threads(options.threads, tasks.len());
+    share(&mut tasks, threads, |(first, columns), (): &mut ()| {
+        for index in 0..columns[0].len() {
+            let (golden, faulty) = pair(*first + index);
+            let values = [
+                golden.len(),
+                faulty.len(),
+                common_prefix(golden, faulty),
+                common_suffix(golden, faulty),
+                mismatches(golden, faulty),
+            ];
+            for (column, value) in columns.iter_mut().zip(values) {
+                column[index] = value as u32;
+            }
+            if let Some(lcs) = columns[5].get_mut(index) {
+                *lcs = lcs_length(golden, faulty) as u32;
+            }
+        }
+    });
+    drop(tasks);
+    Ok(details)
+}

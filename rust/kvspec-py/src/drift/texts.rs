@@ -1,0 +1,102 @@
+//! Texts: lists of Python strings.
+
+use kvspec_core::drift::{self, DetailOptions};
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList, PyString};
+
+use super::{Ids, details_to_dict, options, slice, to_dict, value_error};
+
+/// Scores texts against their golden texts by Unicode code point. See `kvspec.score.drift.score`.
+#[pyfunction]
+#[pyo3(signature = (golden, texts, golden_index, *, edit_distance=true, limit=None, threads=0))]
+#[expect(clippy::needless_pass_by_value, reason = "a Python signature")]
+pub(crate) fn score_texts<'py>(
+    py: Python<'py>,
+    golden: &Bound<'py, PyList>,
+    texts: &Bound<'py, PyList>,
+    golden_index: Ids<'py>,
+    edit_distance: bool,
+    limit: Option<u32>,
+    threads: usize,
+) -> PyResult<Bound<'py, PyDict>> {
+    let options = options(edit_distance, limit, threads);
+    let columns = with_texts(py, golden, texts, &golden_index, |golden, texts, index| {
+        drift::score_texts(golden, texts, index, options)
+    })?;
+    to_dict(py, columns, "char", edit_distance)
+}
+
+/// Lengths, common ends, mismatches and longest common subsequence of texts, in Unicode code points.
+#[pyfunction]
+#[pyo3(signature = (golden, texts, golden_index, *, lcs=true, threads=0))]
+#[expect(clippy::needless_pass_by_value, reason = "a Python signature")]
+pub(crate) fn detail_texts<'py>(
+    py: Python<'py>,
+    golden: &Bound<'py, PyList>,
+    texts: &Bound<'py, PyList>,
+    golden_index: Ids<'py>,
+    lcs: bool,
+    threads: usize,
+) -> PyResult<Bound<'py, PyDict>> {
+    let options = DetailOptions { lcs, threads };
+    let details = with_texts(py, golden, texts, &golden_index, |golden, texts, index| {
+        drift::detail_texts(golden, texts, index, options)
+    })?;
+    details_to_dict(py, details, lcs)
+}
+
+/// Runs `score` on borrowed texts without the GIL. The strong references keep the strings alive and Python strings never
+/// change, so the borrowed text outlives the call.
+fn with_texts<R: Send>(
+    py: Python<'_>,
+    golden: &Bound<'_, PyList>,
+    texts: &Bound<'_, PyList>,
+    golden_index: &Ids<'_>,
+    score: impl Fn(&[&str], &[&str], &[u32]) -> Result<R, drift::Error> + Sync,
+) -> PyResult<R> {
+    let index = slice("golden_index", golden_index)?.to_vec();
+    let golden = strings("golden", golden)?;
+    let texts = strings("texts", texts)?;
+    let golden = borrow("golden", &golden)?;
+    let texts = borrow("texts", &texts)?;
+    py.detach(|| score(&golden, &texts, &index))
+        .map_err(value_error)
+}
+
+fn strings<'py>(name: &str, list: &Bound<'py, PyList>) -> PyResult<Vec<Bound<'py, PyString>>> {
+    let mut out = Vec::with_capacity(list.len());
+    for (index, item) in list.iter().enumerate() {
+        out.push(
+            item.cast_into::<PyString>()
+                .map_err(|_| PyTypeError::new_err(format!("`{name}[{index}]` is not a str")))?,
+        );
+    }
+    Ok(out)
+}
+
+fn borrow<'a>(name: &str, strings: &'a [Bound<'_, PyString>]) -> PyResult<Vec<&'a str>> {
+    let mut out = Vec::with_capacity(strings.len());
+    for (index, string) in strings.iter().enumerate() {
+        out.push(
+            string
+                .to_str()
+                .map_err(|error| surrogate(string.py(), name, index, &error))?,
+        );
+    }
+    Ok(out)
+}
+
+/// A `str` that is not valid Unicode has no UTF-8 form; everything else is passed on.
+fn surrogate(py: Python<'_>, name: &str, index: usize, error: &PyErr) -> PyErr {
+    match error
+        .value(py)
+        .getattr("start")
+        .and_then(|start| start.extract::<usize>())
+    {
+        Ok(start) => PyValueError::new_err(format!(
+            "`{name}[{index}]` has a lone surrogate at character {start}: it is not Unicode text"
+        )),
+        Err(_) => error.clone_ref(py),
+    }
+}
