@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 # ruff: noqa: N803 - compile-time arguments are upper case, as everywhere in Triton
 """Where the bits of a cache are, and how they are changed.
 

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 # ruff: noqa: N803 - compile-time arguments are upper case, as everywhere in Triton
 """Faults of an explicit map: events that the host lists for a step, applied to the cache of a layer.
 

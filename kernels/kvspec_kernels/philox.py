@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 """Philox4x32-10 on the device, and what is drawn from it (sampling.md, section 2).
 
 `tl.philox` is not used: it silently becomes Philox4x64 when a counter word is 64 bits wide.

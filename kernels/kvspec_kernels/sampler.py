@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 # ruff: noqa: N803 - compile-time arguments are upper case, as everywhere in Triton
 """The sampler on the device: from a cell to flipped bits (sampling.md, sections 1 and 4 to 6), equal to Rust's.
 

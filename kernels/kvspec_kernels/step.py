@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 # ruff: noqa: N803 - compile-time arguments are upper case, as everywhere in Triton
 """One launch per step: which cells of the step may be hit, for all layers.
 
@@ -63,10 +64,10 @@ def list_cells_kernel(
     if slot < 0:
         return
     slot_ptr = slots_ptr + slot * SLOT_WIDTH
-    SITE: tl.constexpr = SITE_READ if READ else SITE_WRITE
     # a list names the batch row of a written token, the batch index of a read one
-    STRIDE: tl.constexpr = 0 if READ else 1
-    if (tl.load(slot_ptr + SLOT_SITE) & SITE) == 0:
+    site: tl.constexpr = SITE_READ if READ else SITE_WRITE
+    stride: tl.constexpr = 0 if READ else 1
+    if (tl.load(slot_ptr + SLOT_SITE) & site) == 0:
         return
     model_ptr = models_ptr + tl.load(slot_ptr + SLOT_MODEL) * MODEL_WIDTH
     selector_ptr = selectors_ptr + tl.load(slot_ptr + SLOT_SELECTOR) * selector_width
@@ -120,7 +121,7 @@ def list_cells_kernel(
             entry_ptr = cells_ptr + local.to(tl.int64) * capacity + at
             plane = capacity.to(tl.int64) * LAYERS
             tl.store(entry_ptr, (cell & 0) + slot, mask=fits)
-            tl.store(entry_ptr + plane, place + nth * STRIDE, mask=fits)
+            tl.store(entry_ptr + plane, place + nth * stride, mask=fits)
             tl.store(entry_ptr + 2 * plane, token.to(tl.int32, bitcast=True), mask=fits)
     lost = tl.sum(dropped, 0)
     if lost > 0:

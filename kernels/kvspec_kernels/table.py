@@ -219,6 +219,8 @@ class FaultTable:
     """int32 `[slots]`: first generated token with NaN or infinity among its logits, `NEVER` if none."""
 
     def __post_init__(self) -> None:
+        """Allocate the tables, empty."""
+
         def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
             return torch.zeros(shape, dtype=dtype, device=self.device)
 

@@ -120,9 +120,7 @@ def score(
     return {name: found[name] for name in wanted}
 
 
-def repetition(
-    outputs: Any, *, longest_period: int = 16, repeats: int = 4, symbols: int = 16
-) -> dict[str, Column]:
+def repetition(outputs: Any, *, longest_period: int = 16, repeats: int = 4, symbols: int = 16) -> dict[str, Column]:
     """Finds outputs that collapsed into repeating themselves, such as `!!!!!!!!`.
 
     `tail_length` is the length of the longest end `s` of an output with `s[i] == s[i - p]` for all `i >= p`, over
@@ -145,8 +143,11 @@ def repetition(
 def position_counts(
     golden: Any, faulty: Any, golden_index: ArrayLike | None = None
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Token ids only. `compared[t]` is the number of trials of which both outputs have a position `t`, `differing[t]` of
-    how many of those the tokens differ there; `t` runs over the longest golden output."""
+    """Counts differing token ids per position `t` of the longest golden output.
+
+    `compared[t]` is the number of trials of which both outputs have a position `t`, and `differing[t]` of how many of
+    those the tokens differ there. Token ids only.
+    """
     g, f = ragged(golden), ragged(faulty)
     return _native.position_counts(*g, *f, _index(golden_index, len(g.offsets) - 1, len(f.offsets) - 1))
 
@@ -194,7 +195,7 @@ def kl_divergence(
 
 
 def topk_agreement(golden_ids: ArrayLike, faulty_ids: ArrayLike) -> NDArray[np.float64]:
-    """`|G and F| / k` per row of `[n, k]` token ids, the likeliest tokens of either run; `k` is the larger of the two."""
+    """`|G and F| / k` per row of `[n, k]` token ids, the likeliest tokens of either run; `k` is the larger one."""
     return _native.topk_agreement(_ids(np.asarray(golden_ids)), _ids(np.asarray(faulty_ids)))
 
 
@@ -305,12 +306,15 @@ def _ids(tokens: Any) -> NDArray[np.uint32]:
 
 
 def _offsets(offsets: Any) -> NDArray[np.int64]:
-    return np.ascontiguousarray(offsets, dtype=np.int64)
+    out: NDArray[np.int64] = np.ascontiguousarray(offsets, dtype=np.int64)
+    return out
 
 
 def _index(golden_index: ArrayLike | None, golden: int, faulty: int) -> NDArray[np.uint32]:
     if golden_index is not None:
         return _ids(np.asarray(golden_index))
+    if golden < 0 or faulty < 0:
+        raise ValueError("the offsets are empty; they need one entry more than there are rows")
     if golden == 1:
         return np.zeros(faulty, np.uint32)
     if golden == faulty:

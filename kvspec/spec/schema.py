@@ -87,7 +87,7 @@ def _unique_items(_: Any, unique: bool, instance: object, __: Schema) -> Errors:
             seen.add(key)
 
 
-_Validator = extend(
+_Validator = extend(  # type: ignore[no-untyped-call]
     Draft7Validator,
     validators={"items": _items, "maximum": _maximum, "pattern": _pattern, "uniqueItems": _unique_items},
     type_checker=Draft7Validator.TYPE_CHECKER.redefine("integer", _integer),
@@ -140,12 +140,13 @@ def _plain(root: Node) -> Any:
 def _meant(errors: Iterable[ValidationError]) -> Errors:
     """The same errors, with alternatives replaced by what is wrong with the one that was meant.
 
-    A wrong type is the only error of its value. The schema states types first, so it is also the first.
+    A wrong type is the only error of its value, unless the value has no place at all (`not`). The schema states types
+    first, so it is also the first.
     """
     wrong: set[tuple[str | int, ...]] = set()
     for error in errors:
         place = tuple(error.absolute_path)
-        if place in wrong:
+        if place in wrong and error.validator != "not":
             continue
         if error.validator == "type":
             wrong.add(place)
@@ -164,7 +165,8 @@ def _of_other_types(error: ValidationError) -> list[ValidationError]:
 
 def _is_choice(error: ValidationError) -> bool:
     """Whether the branches name one key each."""
-    return "required" in error.validator_value[0]
+    branches: Any = error.validator_value
+    return "required" in branches[0]
 
 
 # What they hear.
@@ -192,7 +194,7 @@ def _tell(root: Node, error: ValidationError) -> Iterator[Diagnostic]:
             yield from _tell_choice(error, node, path)
         case "type" | "anyOf":
             branches = [error] if error.validator == "type" else _of_other_types(error)
-            types = [branch.validator_value for branch in branches]
+            types: list[Any] = [branch.validator_value for branch in branches]
             expected = " or ".join(dict.fromkeys(_type_words(branch.schema) for branch in branches))
             yield told("KVS201", _wrong_type(node, path), expected, hints.for_type(node, path, types))
         case "oneOf" | "const":
@@ -228,15 +230,16 @@ def _tell(root: Node, error: ValidationError) -> Iterator[Diagnostic]:
         case "pattern":
             yield told("KVS210", f"{show(node)} has the wrong form", _phrase(schema["description"]))
         case "not":
-            key = error.absolute_path[-1]
-            yield told("KVS206", f"`{key}` does not go with the rest of the entry", schema["description"])
+            problem = f"`{error.absolute_path[-1]}` does not go with the rest of the entry"
+            yield told("KVS206", problem, schema["description"])
         case keyword:
             raise NotImplementedError(f"the schema uses `{keyword}`, for which there are no words")
 
 
 def _tell_choice(error: ValidationError, node: Node, path: str) -> Iterator[Diagnostic]:
     """Branches that name one key each: exactly one (`oneOf`), or at least one (`anyOf`), must be there."""
-    keys = [key for branch in error.validator_value for key in branch["required"]]
+    branches: Any = error.validator_value
+    keys = [key for branch in branches for key in branch["required"]]
     present = [key for key in keys if key in node.mapping]
     expected = f"{'exactly' if error.validator == 'oneOf' else 'at least'} one of: {_listed(keys)}"
     if not present:
@@ -253,7 +256,7 @@ def _wrong_type(node: Node, path: str) -> str:
     return f"this is {value}" if value == type_name(node) else f"{value} is {type_name(node)}"
 
 
-def _type_words(schema: Schema) -> str:
+def _type_words(schema: Any) -> str:
     """What a schema accepts: a kind of value, or the words if it lists them."""
     words = [branch["const"] for branch in schema.get("oneOf", ()) if "const" in branch]
     return _listed(words) if words else _TYPE_WORDS[schema["type"]]

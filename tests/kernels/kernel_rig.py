@@ -311,7 +311,8 @@ class Rig:
 
     def check_write(self) -> int:
         """Inject the write faults of the entered batch in all layers and compare. Returns the number of changed
-        bits.""" before, codes = self.snapshot(), self.all_codes()
+        bits."""
+        before, codes = self.snapshot(), self.all_codes()
         self.write()
         changed = self.check(before, codes, list(range(self.layers)))
         landed = self.table.tally.cpu().numpy()
@@ -332,23 +333,30 @@ def random_key(rng: np.random.Generator) -> tuple[int, int]:
 
 
 def random_fault(rng: np.random.Generator, geometry: Geometry, level: str | None = None) -> Fault:
-    """Any fault the sampler takes, aimed at a level (the level rule decides), with a few hits per token."""
+    """Any fault the sampler takes, aimed at a level (the level rule has the last word), with a few hits per token."""
+    if level is None:
+        small = geometry.head_size * geometry.heads * geometry.planes <= 100
+        level = str(rng.choice(["token", "token", "head", "dense" if small else "head"]))
     mask = int(rng.choice(MASKS[geometry.bits]))
     per = str(rng.choice(["bit", "bit", "element", "row"])) if level != "dense" else str(rng.choice(["bit", "element"]))
     n = {"bit": geometry.head_size * mask.bit_count(), "element": geometry.head_size, "row": 1}[per]
-    aim = level or str(rng.choice(["token", "token", "head"]))
-    if aim == "token":
+    if level == "token":
         rate = float(rng.choice([0.05, 0.5, 3.0, 12.0, 31.9])) / (n * geometry.planes * geometry.heads)
-    elif aim == "head":
+    elif level == "head":
         rate = float(rng.choice([8.0, 20.0, 32.0])) / n
     else:
         rate = float(rng.choice([0.3, 0.6, 1.0]))
     pages = int(rng.choice([0, 0, 1, 7, 16]))
     return Fault(
-        geometry, min(rate, 1.0), mask, per, int(rng.choice([1, 1, 2, 5, 40])) if aim != "dense" else int(rng.choice([1,
-        3])), pages, float(rng.choice([0.5, 0.8, 1.0])) if pages else 1.0, str(rng.choice(["flip", "flip", "set0",
-        "set1"])),
-    )  # fmt: skip
+        geometry,
+        min(rate, 1.0),
+        mask,
+        per,
+        burst_len=int(rng.choice([1, 3] if level == "dense" else [1, 1, 2, 5, 40])),
+        page_tokens=pages,
+        page_rate=float(rng.choice([0.5, 0.8, 1.0])) if pages else 1.0,
+        op=str(rng.choice(["flip", "flip", "set0", "set1"])),
+    )
 
 
 def random_where(rng: np.random.Generator, layers: int, heads: int) -> dict[str, Any]:

@@ -169,5 +169,5 @@ def test_layers_must_be_alike():
 def test_indices_of_a_batch_are_int32():
     injector = Injector(make_table(), max_rows=4, max_requests=2)
     start, slots = torch.zeros(2, dtype=torch.int32), torch.zeros(1, dtype=torch.int64)
-    with pytest.raises(ValueError, match="batch_slot is torch.int64"):
+    with pytest.raises(ValueError, match=r"batch_slot is torch\.int64"):
         injector.begin_step(start, slots, start, 1)

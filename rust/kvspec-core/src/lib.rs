@@ -9,8 +9,10 @@
 //! - A [`Selector`] hides flips and never moves one.
 //! - A [`Format`] encodes and decodes the stored elements.
 
+mod dense;
 pub mod drift;
 mod eligible;
+mod enumerate;
 mod error;
 mod fault;
 mod format;
@@ -22,11 +24,12 @@ mod select;
 mod step;
 mod thresholds;
 
+pub use enumerate::{Grid, MAX_FLIPS};
 pub use error::Error;
 pub use fault::{FaultModel, Geometry, Level, Page, Per, Sampler};
 pub use format::Format;
 pub use inject::{CacheTables, StepColumns, StepFaults};
-pub use map::{Columns, FaultMap, Grid, Layout, MAX_FLIPS, Op, Word};
+pub use map::{Columns, FaultMap, Layout, Op, Word};
 pub use philox::{Block, Key, LANES, Lanes, derive_keys, philox, philox_lanes, read_key};
 pub use select::{Indices, Phase, Selector};
 pub use step::{StepRows, TrialTable, Trials};

@@ -5,8 +5,7 @@
 
 use std::ops::Range;
 
-use pulp::Arch;
-
+use crate::dense::Dense;
 use crate::fault::{Level, Sampler};
 use crate::philox::{
     Block, Domain, Key, LANES, Lanes, bounded, draw, philox, philox_lanes, word1, word3,
@@ -34,10 +33,7 @@ pub(crate) struct Scratch {
     draws: Vec<u64>,
     chosen: Vec<u32>,
     anchors: Vec<u32>,
-    /// Hit units of a dense row.
-    units: Vec<u64>,
-    /// Flipped eligible bits of a dense row, with a spare word at the end.
-    bits: Vec<u64>,
+    dense: Dense,
     hits: Vec<Hit>,
 }
 
@@ -51,7 +47,7 @@ pub(crate) struct Place {
 
 /// The draws of one cell: key and counter words 0 to 2.
 #[derive(Clone, Copy, Debug)]
-struct Stream {
+pub(crate) struct Stream {
     key: Key,
     token: u32,
     word1: u32,
@@ -64,12 +60,12 @@ impl Stream {
         [self.token, self.word1, self.request, word3(domain, block)]
     }
 
-    fn block(&self, domain: Domain, block: u32) -> Block {
+    pub(crate) fn block(&self, domain: Domain, block: u32) -> Block {
         philox(self.counter(domain, block), self.key)
     }
 
     #[inline]
-    fn lanes(&self, domain: Domain, first: u32) -> Lanes {
+    pub(crate) fn lanes(&self, domain: Domain, first: u32) -> Lanes {
         philox_lanes::<3>(self.counter(domain, first), 1, self.key)
     }
 }
@@ -209,8 +205,8 @@ impl Sampler {
     fn draw_row(&self, stream: &Stream, row: u32, scratch: &mut Scratch) {
         scratch.hits.clear();
         if self.level == Level::Dense {
-            self.draw_dense(stream, scratch);
-            self.gather(row, scratch);
+            self.draw_dense(stream, &mut scratch.dense);
+            self.gather(row, &scratch.dense, &mut scratch.hits);
         } else {
             let block = stream.block(Domain::Row, 0);
             self.draw_anchors(stream, Domain::Row, &block, scratch);
@@ -289,75 +285,6 @@ impl Sampler {
         }
     }
 
-    /// One draw per unit; leaves the flipped eligible bits of the row in `scratch.bits`.
-    fn draw_dense(&self, stream: &Stream, scratch: &mut Scratch) {
-        let Scratch { units, bits, .. } = scratch;
-        bits.clear();
-        bits.resize(self.per_row.div_ceil(64) as usize + 1, 0);
-        if self.sub == 1 {
-            self.draw_units(stream, bits);
-        } else {
-            units.clear();
-            units.resize(self.units.div_ceil(64) as usize, 0);
-            self.draw_units(stream, units);
-            for (first, &word) in (0..).step_by(64).zip(&*units) {
-                for unit in set_bits(word).map(|i| first + i) {
-                    let pick = draw(&stream.block(Domain::Pick, unit / 2), unit);
-                    let bit = unit * self.sub + bounded(pick, self.sub);
-                    bits[(bit / 64) as usize] |= 1 << (bit % 64);
-                }
-            }
-        }
-        smear(bits, self.burst_len);
-    }
-
-    /// Sets the bits of the units hit; no bits beyond them.
-    fn draw_units(&self, stream: &Stream, bits: &mut [u64]) {
-        let Some(&threshold) = self.table.first() else {
-            return;
-        };
-        let words = bits.iter_mut().zip((0..self.units).step_by(64));
-        if threshold == 0 {
-            // every draw reaches it
-            words.for_each(|(word, _)| *word = u64::MAX);
-        } else {
-            Arch::new().dispatch(
-                #[inline(always)]
-                || {
-                    for (word, first) in words {
-                        let low = stream.lanes(Domain::Dense, first / 2);
-                        let high = stream.lanes(Domain::Dense, first / 2 + LANES as u32);
-                        *word = u64::from(reaching(&high, threshold)) << 32
-                            | u64::from(reaching(&low, threshold));
-                    }
-                },
-            );
-        }
-        let (last, live) = ((self.units / 64) as usize, self.units % 64);
-        if live > 0 {
-            bits[last] &= (1 << live) - 1;
-        }
-    }
-
-    /// Reads the hits of `row` out of `scratch.bits`; bits beyond the row are left alone, which clips bursts.
-    fn gather(&self, row: u32, scratch: &mut Scratch) {
-        let Scratch { bits, hits, .. } = scratch;
-        let every = (1_u64 << self.per_element) - 1;
-        for elem in 0..self.geometry.head_size {
-            let first = elem * self.per_element;
-            let word = (first / 64) as usize;
-            let wide = u128::from(bits[word + 1]) << 64 | u128::from(bits[word]);
-            let numbers = (wide >> (first % 64)) as u64 & every;
-            if numbers != 0 {
-                hits.push(Hit {
-                    row,
-                    elem: elem as u16,
-                    mask: self.eligible.scatter(numbers as u32),
-                });
-            }
-        }
-    }
-
     /// Drops hits of rows that are not shown or lie outside hit pages. They were drawn all the same, so that
     /// showing less moves nothing.
     fn hide(&self, rows: &Rows, planes: [bool; 2], scratch: &mut Scratch) {
@@ -417,42 +344,4 @@ impl Sampler {
 #[inline]
 fn both(block: &Block) -> [u64; 2] {
     [draw(block, 0), draw(block, 1)]
-}
-
-/// Bit `d` is set if draw `d` of the lanes, counted from their first block, reaches the threshold.
-#[inline]
-fn reaching(lanes: &Lanes, threshold: u64) -> u32 {
-    let [a, b, c, d] = &lanes.words;
-    let (high, low) = ((threshold >> 32) as u32, threshold as u32);
-    let reaches = |hi: u32, lo: u32| u32::from(hi > high || (hi == high && lo >= low));
-    let mut bits = 0;
-    for lane in 0..LANES {
-        bits |= reaches(a[lane], b[lane]) << (2 * lane);
-        bits |= reaches(c[lane], d[lane]) << (2 * lane + 1);
-    }
-    bits
-}
-
-/// The numbers of the set bits, ascending.
-fn set_bits(mut word: u64) -> impl Iterator<Item = u32> {
-    std::iter::from_fn(move || {
-        let bit = (word != 0).then(|| word.trailing_zeros());
-        word &= word.wrapping_sub(1);
-        bit
-    })
-}
-
-/// Sets every bit that lies less than `len` above a set bit.
-fn smear(bits: &mut [u64], len: u32) {
-    let mut covered = 1;
-    while covered < len {
-        let by = covered.min(len - covered);
-        let (words, shift) = ((by / 64) as usize, by % 64);
-        for i in (words..bits.len()).rev() {
-            let below = if i > words { bits[i - words - 1] } else { 0 };
-            let wide = u128::from(bits[i - words]) << 64 | u128::from(below);
-            bits[i] |= (wide >> (64 - shift)) as u64;
-        }
-        covered += by;
-    }
 }

@@ -10,10 +10,10 @@ use std::panic::resume_unwind;
 use std::sync::LazyLock;
 use std::thread;
 
+use crate::enumerate::{MAX_LAYERS, MAX_TOKENS, check_flips};
 use crate::error::Error;
 use crate::fault::{Level, Sampler};
 use crate::inject::{LayerFaults, StepFaults};
-use crate::map::{MAX_LAYERS, MAX_TOKENS, check_flips};
 use crate::philox::{Key, LANES};
 use crate::sample::{Place, Scratch};
 use crate::select::{Rows, Selector, check_range};

@@ -3,6 +3,7 @@
 mod drift;
 mod formats;
 mod sampling;
+mod trials;
 
 use kvspec_core::Error;
 use pyo3::PyErr;
@@ -35,9 +36,9 @@ mod _native {
     #[pymodule_export]
     use super::formats::{decode, encode, format_bits, format_mask};
     #[pymodule_export]
-    use super::sampling::{
-        Sampler, Selector, StepFaults, TrialTable, derive_keys, philox, read_key, thresholds,
-    };
+    use super::sampling::{Sampler, Selector, derive_keys, philox, read_key, thresholds};
+    #[pymodule_export]
+    use super::trials::{StepFaults, TrialTable};
 
     #[pymodule_export]
     #[allow(non_upper_case_globals)]

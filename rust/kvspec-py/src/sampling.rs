@@ -1,15 +1,7 @@
-//! Sampling: keys, samplers, and the trials of a campaign.
+//! Sampling: keys, samplers and selectors.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
-use kvspec_core::{
-    CacheTables, FaultModel, Format, Geometry, Grid, Indices, Page, Per, Phase, StepRows, Trials,
-};
-use numpy::{
-    IntoPyArray, PyArray1, PyReadonlyArray1, PyReadonlyArray2, PyReadonlyArray4,
-    PyReadwriteArrayDyn,
-};
-use pyo3::exceptions::PyValueError;
+use kvspec_core::{FaultModel, Geometry, Grid, Indices, Page, Per, Phase};
+use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -54,7 +46,7 @@ pub(crate) fn thresholds(
 
 /// A fault model bound to the geometry of a layer.
 #[pyclass(frozen, module = "kvspec._native")]
-pub(crate) struct Sampler(kvspec_core::Sampler);
+pub(crate) struct Sampler(pub(crate) kvspec_core::Sampler);
 
 #[pymethods]
 impl Sampler {
@@ -193,7 +185,7 @@ fn with_selector<T: Send>(
 
 /// What of a sample is shown.
 #[pyclass(frozen, module = "kvspec._native")]
-pub(crate) struct Selector(kvspec_core::Selector);
+pub(crate) struct Selector(pub(crate) kvspec_core::Selector);
 
 #[pymethods]
 impl Selector {
@@ -222,161 +214,4 @@ fn indices(name: &'static str, ranges: Option<Ranges>) -> PyResult<Indices> {
     };
     let ranges = ranges.into_iter().map(|(start, end)| start..end).collect();
     Indices::new(name, ranges, 1 << 32).map_err(value_error)
-}
-
-/// The fault entries of all trials of a campaign.
-#[pyclass(frozen, module = "kvspec._native")]
-pub(crate) struct TrialTable(kvspec_core::TrialTable);
-
-#[pymethods]
-impl TrialTable {
-    #[new]
-    #[pyo3(signature = (*, layers, samplers, selectors, sampler, selector, write_key, request, prompt_len))]
-    #[expect(clippy::too_many_arguments, reason = "keywords of the Python API")]
-    #[expect(clippy::needless_pass_by_value, reason = "arguments from Python")]
-    fn new(
-        layers: u32,
-        samplers: Vec<Py<Sampler>>,
-        selectors: Vec<Py<Selector>>,
-        sampler: PyReadonlyArray1<'_, u32>,
-        selector: PyReadonlyArray1<'_, u32>,
-        write_key: PyReadonlyArray2<'_, u32>,
-        request: PyReadonlyArray1<'_, u32>,
-        prompt_len: PyReadonlyArray1<'_, u32>,
-    ) -> PyResult<Self> {
-        let keys = write_key.as_array();
-        if keys.ncols() != 2 {
-            let shape = keys.shape();
-            return Err(PyValueError::new_err(format!(
-                "write_key has shape {shape:?} instead of [n, 2]"
-            )));
-        }
-        let trials = Trials {
-            sampler: column(&sampler),
-            selector: column(&selector),
-            write_key: keys
-                .rows()
-                .into_iter()
-                .map(|key| [key[0], key[1]])
-                .collect(),
-            request: column(&request),
-            prompt_len: column(&prompt_len),
-        };
-        let samplers = samplers.iter().map(|x| x.get().0.clone()).collect();
-        let selectors = selectors.iter().map(|x| x.get().0.clone()).collect();
-        kvspec_core::TrialTable::new(layers, samplers, selectors, &trials)
-            .map(Self)
-            .map_err(value_error)
-    }
-
-    fn __len__(&self) -> usize {
-        self.0.len()
-    }
-
-    #[pyo3(signature = (*, entry, row, start, count))]
-    #[expect(clippy::needless_pass_by_value, reason = "arguments from Python")]
-    fn write_step(
-        &self,
-        py: Python<'_>,
-        entry: PyReadonlyArray1<'_, u32>,
-        row: PyReadonlyArray1<'_, u32>,
-        start: PyReadonlyArray1<'_, u32>,
-        count: PyReadonlyArray1<'_, u32>,
-    ) -> PyResult<StepFaults> {
-        let (entry, row) = (column(&entry), column(&row));
-        let (start, count) = (column(&start), column(&count));
-        let faults = py.detach(|| {
-            self.0.write_step(&StepRows {
-                entry: &entry,
-                row: &row,
-                start: &start,
-                count: &count,
-            })
-        });
-        Ok(StepFaults(Mutex::new(faults.map_err(value_error)?)))
-    }
-}
-
-/// A copy of a column, since Python may write to its buffer while the GIL is released.
-fn column(array: &PyReadonlyArray1<'_, u32>) -> Vec<u32> {
-    array.as_array().iter().copied().collect()
-}
-
-/// The flips of one step and the count of those that landed.
-///
-/// Frozen like the other classes, so its counters need the lock. It is taken without holding the GIL wherever
-/// it may be held for long, hence cannot wait for a thread that waits for the GIL.
-#[pyclass(frozen, module = "kvspec._native")]
-pub(crate) struct StepFaults(Mutex<kvspec_core::StepFaults>);
-
-impl StepFaults {
-    fn lock(&self) -> MutexGuard<'_, kvspec_core::StepFaults> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[pymethods]
-impl StepFaults {
-    fn __len__(&self) -> usize {
-        self.lock().len()
-    }
-
-    fn layer_len(&self, layer: u32) -> PyResult<usize> {
-        self.lock().layer_len(layer).map_err(value_error)
-    }
-
-    #[pyo3(signature = (layer, words, *, block_table, offsets, block_stride, format))]
-    #[expect(clippy::too_many_arguments, reason = "keywords of the Python API")]
-    #[expect(clippy::needless_pass_by_value, reason = "arguments from Python")]
-    fn inject(
-        &self,
-        py: Python<'_>,
-        layer: u32,
-        mut words: PyReadwriteArrayDyn<'_, u32>,
-        block_table: PyReadonlyArray2<'_, i32>,
-        offsets: PyReadonlyArray4<'_, i64>,
-        block_stride: usize,
-        format: &str,
-    ) -> PyResult<()> {
-        let format = Format::parse(format).map_err(value_error)?;
-        let (_, blocks_per_row) = block_table.as_array().dim();
-        let offsets_shape = offsets.as_array().dim().into();
-        let words = words.as_slice_mut().map_err(|_| not_contiguous("words"))?;
-        // Borrowed without a copy even though the GIL is released: the tables are as large as the batch, and
-        // the engine changes neither them nor the cache during a forward.
-        let tables = CacheTables {
-            block_table: block_table
-                .as_slice()
-                .map_err(|_| not_contiguous("block_table"))?,
-            blocks_per_row,
-            offsets: offsets.as_slice().map_err(|_| not_contiguous("offsets"))?,
-            offsets_shape,
-            block_stride,
-        };
-        py.detach(|| self.lock().inject(layer, words, &tables, format))
-            .map_err(value_error)
-    }
-
-    #[getter]
-    fn landed<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<u64>> {
-        let landed = self.lock().landed().to_vec();
-        landed.into_pyarray(py)
-    }
-
-    fn columns<'py>(&self, py: Python<'py>, layer: u32) -> PyResult<Bound<'py, PyDict>> {
-        let columns = py.detach(|| self.lock().columns(layer));
-        let columns = columns.map_err(value_error)?;
-        let dict = PyDict::new(py);
-        dict.set_item("row", columns.row.into_pyarray(py))?;
-        dict.set_item("kv", columns.kv.into_pyarray(py))?;
-        dict.set_item("head", columns.head.into_pyarray(py))?;
-        dict.set_item("token", columns.token.into_pyarray(py))?;
-        dict.set_item("elem", columns.elem.into_pyarray(py))?;
-        dict.set_item("mask", columns.mask.into_pyarray(py))?;
-        Ok(dict)
-    }
-}
-
-fn not_contiguous(name: &str) -> PyErr {
-    PyValueError::new_err(format!("{name} is not a C-contiguous array"))
 }

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from kernel_rig import Geometry, Request, Rig, applied
 from kvspec_kernels.events import EVENT_WIDTH
 from kvspec_kernels.table import OPS
-from kernel_rig import Geometry, Request, Rig, applied
 
 
 def random_events(rng, rig, count, read):

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from kvspec_kernels import NEVER, SlotFault
 from kernel_rig import DEVICE, Fault, Geometry, Rig
+from kvspec_kernels import NEVER, SlotFault
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

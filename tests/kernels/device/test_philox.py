@@ -1,3 +1,4 @@
+# ruff: noqa: N803 - compile-time arguments are upper case, as everywhere in Triton
 import numpy as np
 import pytest
 import torch
@@ -76,8 +77,8 @@ def run_philox(counters, keys):
 
 def test_published_answers():
     rows = DOCUMENT["philox4x32_10"]
-    parse = lambda name: [[int(x, 16) for x in row[name]] for row in rows]
-    assert run_philox(parse("counter"), parse("key")) == [tuple(w) for w in parse("out")]
+    counters, keys, words = ([[int(x, 16) for x in row[name]] for row in rows] for name in ("counter", "key", "out"))
+    assert run_philox(counters, keys) == [tuple(w) for w in words]
 
 
 def test_blocks_equal_rust():

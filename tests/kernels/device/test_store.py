@@ -51,6 +51,6 @@ def test_store_refuses_what_is_not_a_copy():
     key = torch.zeros(2, 2, 16, dtype=torch.int16, device=DEVICE)
     with pytest.raises(ValueError, match=r"K is torch.float32"):
         rig.injector.store(0, key.float(), key.float(), key_cache, value_cache, rig.slot_mapping)
+    wide = torch.zeros(2, 2, 32, dtype=torch.int16, device=DEVICE)[..., :16]
     with pytest.raises(ValueError, match="not contiguous"):
-        wide = torch.zeros(2, 2, 32, dtype=torch.int16, device=DEVICE)[..., :16]
         rig.injector.store(0, wide, key, key_cache, value_cache, rig.slot_mapping)

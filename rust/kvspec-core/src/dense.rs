@@ -1,0 +1,125 @@
+//! Rows at level dense: one draw per unit, as sets of bits.
+
+use pulp::Arch;
+
+use crate::fault::Sampler;
+use crate::philox::{Domain, LANES, Lanes, bounded, draw};
+use crate::sample::{Hit, Stream};
+
+/// Buffers of one row.
+#[derive(Debug, Default)]
+pub(crate) struct Dense {
+    /// Hit units, where a unit has several bits.
+    units: Vec<u64>,
+    /// Flipped eligible bits, with a spare word at the end.
+    bits: Vec<u64>,
+}
+
+impl Sampler {
+    /// One draw per unit; leaves the flipped eligible bits of the row in `dense`.
+    pub(crate) fn draw_dense(&self, stream: &Stream, dense: &mut Dense) {
+        let Dense { units, bits } = dense;
+        bits.clear();
+        bits.resize(self.per_row.div_ceil(64) as usize + 1, 0);
+        if self.sub == 1 {
+            self.draw_units(stream, bits);
+        } else {
+            units.clear();
+            units.resize(self.units.div_ceil(64) as usize, 0);
+            self.draw_units(stream, units);
+            for (first, &word) in (0..).step_by(64).zip(&*units) {
+                for unit in set_bits(word).map(|i| first + i) {
+                    let pick = draw(&stream.block(Domain::Pick, unit / 2), unit);
+                    let bit = unit * self.sub + bounded(pick, self.sub);
+                    bits[(bit / 64) as usize] |= 1 << (bit % 64);
+                }
+            }
+        }
+        smear(bits, self.burst_len);
+    }
+
+    /// Sets the bits of the units hit; no bits beyond them.
+    fn draw_units(&self, stream: &Stream, bits: &mut [u64]) {
+        let Some(&threshold) = self.table.first() else {
+            return;
+        };
+        let words = bits.iter_mut().zip((0..self.units).step_by(64));
+        if threshold == 0 {
+            // every draw reaches it
+            words.for_each(|(word, _)| *word = u64::MAX);
+        } else {
+            Arch::new().dispatch(
+                #[inline(always)]
+                || {
+                    for (word, first) in words {
+                        let low = stream.lanes(Domain::Dense, first / 2);
+                        let high = stream.lanes(Domain::Dense, first / 2 + LANES as u32);
+                        *word = u64::from(reaching(&high, threshold)) << 32
+                            | u64::from(reaching(&low, threshold));
+                    }
+                },
+            );
+        }
+        let (last, live) = ((self.units / 64) as usize, self.units % 64);
+        if live > 0 {
+            bits[last] &= (1 << live) - 1;
+        }
+    }
+
+    /// Reads the hits of `row` out of `dense`; bits beyond the row are left alone, which clips bursts.
+    pub(crate) fn gather(&self, row: u32, dense: &Dense, hits: &mut Vec<Hit>) {
+        let bits = &dense.bits;
+        let every = (1_u64 << self.per_element) - 1;
+        for elem in 0..self.geometry.head_size {
+            let first = elem * self.per_element;
+            let word = (first / 64) as usize;
+            let wide = u128::from(bits[word + 1]) << 64 | u128::from(bits[word]);
+            let numbers = (wide >> (first % 64)) as u64 & every;
+            if numbers != 0 {
+                hits.push(Hit {
+                    row,
+                    elem: elem as u16,
+                    mask: self.eligible.scatter(numbers as u32),
+                });
+            }
+        }
+    }
+}
+
+/// Bit `d` is set if draw `d` of the lanes, counted from their first block, reaches the threshold.
+#[inline]
+fn reaching(lanes: &Lanes, threshold: u64) -> u32 {
+    let [a, b, c, d] = &lanes.words;
+    let (high, low) = ((threshold >> 32) as u32, threshold as u32);
+    let reaches = |hi: u32, lo: u32| u32::from(hi > high || (hi == high && lo >= low));
+    let mut bits = 0;
+    for lane in 0..LANES {
+        bits |= reaches(a[lane], b[lane]) << (2 * lane);
+        bits |= reaches(c[lane], d[lane]) << (2 * lane + 1);
+    }
+    bits
+}
+
+/// The numbers of the set bits, ascending.
+fn set_bits(mut word: u64) -> impl Iterator<Item = u32> {
+    std::iter::from_fn(move || {
+        let bit = (word != 0).then(|| word.trailing_zeros());
+        word &= word.wrapping_sub(1);
+        bit
+    })
+}
+
+/// Sets every bit that lies less than `len` above a set bit.
+fn smear(bits: &mut [u64], len: u32) {
+    let mut covered = 1;
+    while covered < len {
+        let by = covered.min(len - covered);
+        let (words, shift) = ((by / 64) as usize, by % 64);
+        for i in (words..bits.len()).rev() {
+            let below = if i > words { bits[i - words - 1] } else { 0 };
+            let wide = u128::from(bits[i - words]) << 64 | u128::from(below);
+            bits[i] |= (wide >> (64 - shift)) as u64;
+        }
+        covered += by;
+    }
+}
