@@ -173,7 +173,7 @@ def test_a_bug_is_short_until_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # Cold start.
 
-HEAVY = {"numpy", "scipy", "pyarrow", "rich", "torch", "vllm", "transformers", "tokenizers", "jsonschema", "statistics"}
+HEAVY = {"numpy", "scipy", "pyarrow", "rich", "torch", "vllm", "transformers", "tokenizers", "statistics"}
 
 
 def modules_after(code: str) -> set[str]:
@@ -186,14 +186,20 @@ def modules_after(code: str) -> set[str]:
 def test_check_imports_nothing_heavy() -> None:
     run = f"from kvspec.cli import main; main(['check', {str(QUICKSTART)!r}], standalone_mode=False)"
     modules = modules_after(run)
-    assert {"kvspec", "click", "ruamel"} <= modules
+    assert {"kvspec", "click", "ruamel", "jsonschema"} <= modules
     assert modules & HEAVY == set()
+
+
+@pytest.mark.parametrize("run", ["from kvspec.cli import main; main(['schema'], standalone_mode=False)",
+                                 "import kvspec.spec.model"])  # fmt: skip
+def test_jsonschema_is_imported_only_to_check(run: str) -> None:
+    assert modules_after(run) & (HEAVY | {"jsonschema"}) == set()
 
 
 def test_import_kvspec_imports_nothing() -> None:
     modules = modules_after("import kvspec")
     assert "kvspec" in modules
-    assert modules & (HEAVY | {"click", "ruamel"}) == set()
+    assert modules & (HEAVY | {"click", "ruamel", "jsonschema"}) == set()
 
 
 def test_public_names() -> None:

@@ -36,7 +36,7 @@ EVENT_WIDTH = tl.constexpr(8)
     ]
 )  # fmt: skip
 def inject_events_kernel(
-    events_ptr, starts_ptr, capacity, layers, local, place_ptr, table_stride, words_ptr, behind, block_tokens,
+    events_ptr, starts_ptr, capacity, layers, local, place_ptr, table_stride, words_ptr, behind: tl.int64, block_tokens,
     block_stride, kv_stride, token_stride, head_stride, elem_stride, first_head, local_heads, tally_ptr,
     READ: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip

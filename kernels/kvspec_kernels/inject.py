@@ -90,9 +90,9 @@ def inject_writes_kernel(
 @triton.jit(do_not_specialize=_ANY)
 def inject_reads_kernel(
     cells_ptr, counts_ptr, capacity, layers, local, first_layer, read_keys_ptr, block_table_ptr, table_stride,
-    words_ptr, behind, block_tokens, block_stride, kv_stride, token_stride, head_stride, elem_stride, first_head,
-    local_heads, slots_ptr, models_ptr, thresholds_ptr, selectors_ptr, layer_words, selector_width, tally_ptr,
-    BITS: tl.constexpr, LANES: tl.constexpr,
+    words_ptr, behind: tl.int64, block_tokens, block_stride, kv_stride, token_stride, head_stride, elem_stride,
+    first_head, local_heads, slots_ptr, models_ptr, thresholds_ptr, selectors_ptr, layer_words, selector_width,
+    tally_ptr, BITS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Grid (any, 2): axis 1 = 0 applies layer `local` (none, if it is `layers`), 1 undoes layer `local - 1`, if
     there is one.

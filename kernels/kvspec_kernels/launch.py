@@ -173,8 +173,9 @@ class Injector:
         store_kernel[(rows,)](
             key, value, key.stride(0), value.stride(0), key_cache, value_cache, slot_mapping,
             self.write_cells, self._write_counts, self._max_rows, self.layers, layer, self.first_layer, cache.words,
-            *_layout(cache)[1:-1], *self._tables, *self._widths, self.table.tally,
-            HEADS=heads, HEAD_SIZE=dim, TILE=tile, BITS=cache.bits, LANES=LANES, num_warps=_between(1, tile // 256, 8),
+            *_layout(cache)[2:-1], *self._tables, *self._widths, self.table.tally,
+            BLOCK_TOKENS=cache.block_tokens, HEADS=heads, HEAD_SIZE=dim, TILE=tile, BITS=cache.bits, LANES=LANES,
+            num_warps=_between(1, tile // 256, 8),
         )  # fmt: skip
 
     def writes(self, layer: int, slot_mapping: torch.Tensor) -> None:

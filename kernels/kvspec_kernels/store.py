@@ -24,10 +24,11 @@ from kvspec_kernels.table import SLOT_WIDTH, SLOT_WRITE_KEY, TALLY_WRITE
 )
 def store_kernel(
     key_ptr, value_ptr, key_stride, value_stride, key_cache_ptr, value_cache_ptr, slot_mapping_ptr,
-    cells_ptr, counts_ptr, capacity, layers, local, first_layer, words_ptr, block_tokens,
+    cells_ptr, counts_ptr, capacity, layers, local, first_layer, words_ptr,
     block_stride, kv_stride, token_stride, head_stride, elem_stride, first_head,
     slots_ptr, models_ptr, thresholds_ptr, selectors_ptr, layer_words, selector_width, tally_ptr,
-    HEADS: tl.constexpr, HEAD_SIZE: tl.constexpr, TILE: tl.constexpr, BITS: tl.constexpr, LANES: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr, HEADS: tl.constexpr, HEAD_SIZE: tl.constexpr, TILE: tl.constexpr, BITS: tl.constexpr,
+    LANES: tl.constexpr,
 ):  # fmt: skip
     """Grid (rows,): one program stores a row and injects into it. TILE >= HEADS * HEAD_SIZE, a power of two."""
     row = tl.program_id(0)
@@ -39,13 +40,14 @@ def store_kernel(
     value = tl.load(value_ptr + row.to(tl.int64) * value_stride + elem, mask=inside_row)
     if at < 0:
         return
-    block = at // block_tokens
-    inside = at - block * block_tokens
+    # a constant: 64-bit division would stand between the slot mapping and the stores
+    block = at // BLOCK_TOKENS
+    inside = at - block * BLOCK_TOKENS
     to = (
         block * block_stride
         + inside * token_stride
-        + (elem // HEAD_SIZE) * head_stride
-        + (elem % HEAD_SIZE) * elem_stride
+        + (elem // HEAD_SIZE).to(tl.int64) * head_stride
+        + (elem % HEAD_SIZE).to(tl.int64) * elem_stride
     )
     tl.store(key_cache_ptr + to, key, mask=inside_row)
     tl.store(value_cache_ptr + to, value, mask=inside_row)

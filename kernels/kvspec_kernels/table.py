@@ -242,11 +242,12 @@ class FaultTable:
     @property
     def selector_width(self) -> int:
         """Words of a selector."""
-        return SELECTOR_BITS.value + self.layer_words + -(-self.heads // 32)
+        return int(SELECTOR_BITS.value) + self.layer_words + -(-self.heads // 32)
 
     def load(self, models: Sequence[FaultModel], selectors: Sequence[Selector]) -> None:
         """Replace models and selectors, and empty all slots. Raises `ValueError` for what does not fit."""
-        records, thresholds = [], []
+        records: list[list[int]] = []
+        thresholds: list[int] = []
         for model in models:
             if len(model.thresholds) > MAX_HITS:
                 raise ValueError(f"a model has {len(model.thresholds)} thresholds, the limit is {MAX_HITS}")
@@ -254,7 +255,8 @@ class FaultTable:
                 raise ValueError(f"a model has {model.heads} heads, the table holds {self.heads}")
             records.append(model.record(len(thresholds)))
             thresholds += [model.page_threshold or 0, *model.thresholds.tolist()]
-        rows, ranges = [], []
+        rows: list[list[int]] = []
+        ranges: list[tuple[int, int]] = []
         for selector in selectors:
             tokens = _inclusive([(0, END)] if selector.tokens is None else selector.tokens)
             first, stop = selector.events

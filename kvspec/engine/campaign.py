@@ -72,7 +72,7 @@ def refuse_unsupported(spec: Spec) -> None:
         if fault.site != "KV_WRITE"
     ]
     if wrong:
-        raise EngineError(dict.fromkeys(wrong))
+        raise EngineError(spec.placed(wrong))
 
 
 def run_campaign(plan: Plan, out: Path, observer: Observer) -> Outcome:

@@ -71,4 +71,4 @@ def check_lengths(spec: Spec, info: ModelInfo, prompts: list[list[int]]) -> None
                 )
             )
     if wrong:
-        raise EngineError(wrong)
+        raise EngineError(spec.placed(wrong))

@@ -169,7 +169,7 @@ def estimate(plan: Plan, info: ModelInfo, prompts: list[int], exact: bool) -> Es
             CellEstimate(cell.name, plan.trials_per_cell, dose(parameters, geometry, bits), mean, total)
         )
     if errors:
-        raise PlanError(list(dict.fromkeys(errors)))
+        raise PlanError(spec.placed(errors))
     repeats = len(plan) // len(prompts)
     prompt_tokens, generated = sum(prompts) * repeats, max_tokens * len(plan)
     seconds = None
@@ -179,5 +179,5 @@ def estimate(plan: Plan, info: ModelInfo, prompts: list[int], exact: bool) -> Es
     longest = max(prompts) + max_tokens
     resident = min(spec.engine.max_num_seqs, len(plan)) * longest * geometry.bits_per_token(bits) / 8 / 2**30
     return Estimate(
-        tuple(cells), tuple(warnings), len(plan), prompt_tokens, generated, exact, resident, seconds
+        tuple(cells), tuple(spec.placed(warnings)), len(plan), prompt_tokens, generated, exact, resident, seconds
     )

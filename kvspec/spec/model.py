@@ -6,11 +6,11 @@ validated everything; they hold no logic beyond the conversion from and to plain
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from kvspec.errors import Mark
+from kvspec.errors import Diagnostic, Mark
 
 SITES = ("KV_WRITE", "KV_READ", "BOTH")
 FAULT_MODELS = ("random", "burst", "msb_biased", "page_local")
@@ -187,6 +187,12 @@ class Spec:
         while path and path not in self.marks:
             path = path[: max(path.rfind("."), path.rfind("["), 0)]
         return self.marks.get(path)
+
+    def placed(self, diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
+        """The same findings, each once, with the place in the file that their JSON path means."""
+        return [
+            replace(d, mark=self.mark(d.path)) if d.mark is None and d.path else d for d in dict.fromkeys(diagnostics)
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, the canonical resolved form written beside every run."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 from kvspec.errors import Diagnostic, Mark, SpecError
 from kvspec.spec.load import beside, read_text
@@ -13,6 +14,8 @@ MAX_PROMPTS = 100_000
 MAX_PROMPT_CHARS = 1 << 20
 MAX_FILE_BYTES = 64 << 20
 """Size of a prompt file."""
+MAX_LINE_ERRORS = 20
+"""Bad lines of a prompt file that are told."""
 
 
 def read_prompts(prompts: Node, findings: Findings) -> tuple[str, ...]:
@@ -47,16 +50,23 @@ def _read_file(node: Node) -> list[str]:
         raise SpecError(Diagnostic("KVS210", f"`{node.value}` has no known ending", node.mark, where, expected))
     text = read_text(path, MAX_FILE_BYTES, at=node.mark, where=where)
     texts: list[str] = []
+    wrong: list[Diagnostic] = []
     for number, line in _lines(text):
         mark = Mark(path, number, 1)
-        prompt = _from_json(line, mark) if path.endswith(".jsonl") else line
-        if not 1 <= len(prompt) <= MAX_PROMPT_CHARS:
-            expected = f"1 to {MAX_PROMPT_CHARS} characters"
-            raise SpecError(Diagnostic("KVS207", f"the prompt has {len(prompt)} characters", mark, where, expected))
-        texts.append(prompt)
+        try:
+            texts.append(_prompt(line, mark, where, as_json=path.endswith(".jsonl")))
+        except SpecError as error:
+            wrong += error.diagnostics
         if len(texts) > MAX_PROMPTS:
             problem = "the file holds too many prompts"
-            raise SpecError(Diagnostic("KVS207", problem, mark, where, f"at most {MAX_PROMPTS}"))
+            wrong.append(Diagnostic("KVS207", problem, mark, where, f"at most {MAX_PROMPTS}"))
+            break
+        if len(wrong) > MAX_LINE_ERRORS:
+            last = replace(wrong[-2], hint=f"more lines are wrong: these are the first {MAX_LINE_ERRORS}")
+            wrong[-2:] = [last]
+            break
+    if wrong:
+        raise SpecError(wrong)
     if not texts:
         raise SpecError(Diagnostic("KVS207", f"`{node.value}` holds no prompts", node.mark, where, "at least one line"))
     return texts
@@ -75,7 +85,15 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def _from_json(line: str, mark: Mark) -> str:
+def _prompt(line: str, mark: Mark, where: str, *, as_json: bool) -> str:
+    prompt = _from_json(line, mark, where) if as_json else line
+    if not 1 <= len(prompt) <= MAX_PROMPT_CHARS:
+        expected = f"1 to {MAX_PROMPT_CHARS} characters"
+        raise SpecError(Diagnostic("KVS207", f"the prompt has {len(prompt)} characters", mark, where, expected))
+    return prompt
+
+
+def _from_json(line: str, mark: Mark, where: str) -> str:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -83,10 +101,10 @@ def _from_json(line: str, mark: Mark) -> str:
     prompt = record.get("text") if isinstance(record, dict) else None
     if not isinstance(prompt, str):
         expected = 'a JSON object with a text, such as {"text": "The sun is"}'
-        raise SpecError(Diagnostic("KVS201", "the line is not a prompt", mark, "$.prompts.file", expected))
+        raise SpecError(Diagnostic("KVS201", "the line is not a prompt", mark, where, expected))
     try:
         prompt.encode()
     except UnicodeEncodeError:
         problem = "the prompt holds half of a surrogate pair"
-        raise SpecError(Diagnostic("KVS210", problem, mark, "$.prompts.file", "valid Unicode text")) from None
+        raise SpecError(Diagnostic("KVS210", problem, mark, where, "valid Unicode text")) from None
     return prompt

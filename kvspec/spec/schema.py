@@ -59,9 +59,14 @@ def _integer(_: TypeChecker, value: object) -> bool:
 
 
 def _items(validator: Any, items: Schema, instance: object, schema: Schema) -> Errors:
-    """The length is all that is told of a list that is too long."""
-    if not isinstance(instance, list) or len(instance) <= schema.get("maxItems", math.inf):
+    """Of a list that is too long, only that is told."""
+    if _has_entries(instance, schema):
         yield from Draft7Validator.VALIDATORS["items"](validator, items, instance, schema)
+
+
+def _has_entries(instance: object, schema: Schema) -> bool:
+    """Whether a value has entries to look at, and no more than it may have."""
+    return isinstance(instance, list) and len(instance) <= schema.get("maxItems", math.inf)
 
 
 def _maximum(_: Any, maximum: float, instance: object, __: Schema) -> Errors:
@@ -76,10 +81,10 @@ def _pattern(_: Any, pattern: str, instance: object, schema: Schema) -> Errors:
         yield ValidationError("does not match")
 
 
-def _unique_items(_: Any, unique: bool, instance: object, __: Schema) -> Errors:
+def _unique_items(_: Any, unique: bool, instance: Any, schema: Schema) -> Errors:
     """Scalars only, in linear time, and with the place of every repetition."""
     seen: set[Any] = set()
-    for index, item in enumerate(instance if unique and isinstance(instance, list) else ()):
+    for index, item in enumerate(instance if unique and _has_entries(instance, schema) else ()):
         if not isinstance(item, (dict, list)):
             key = (isinstance(item, bool), item)  # True is 1 in Python, not in JSON
             if key in seen:
@@ -96,6 +101,8 @@ _Validator = extend(  # type: ignore[no-untyped-call]
 
 class _Quiet:
     """jsonschema writes the value into every message. Nobody reads those, and aliases can make a value very long."""
+
+    __slots__ = ()
 
     def __repr__(self) -> str:
         return "..."

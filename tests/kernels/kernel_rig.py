@@ -155,6 +155,7 @@ class Rig:
         read_tokens: int = 512,
         tuning: Tuning | None = SMALL,
         fill: str = "random",
+        max_rows: int = 256,
     ) -> None:
         self.geometry, self.device = geometry, device
         self.layers, self.first_layer, self.block_tokens = layers, first_layer, block_tokens
@@ -174,11 +175,11 @@ class Rig:
             whole.view(-1).view(torch.uint8).copy_(torch.from_numpy(data))
         self.table = FaultTable(
             slots=slots, layers=all_layers or first_layer + layers, heads=geometry.heads, device=device,
-            max_models=64, max_selectors=64, max_ranges=64, max_thresholds=8192,
+            max_models=256, max_selectors=256, max_ranges=512, max_thresholds=32768,
         )  # fmt: skip
         self.injector = Injector(
-            self.table, max_rows=256, max_requests=16, read_tokens=read_tokens, max_events=4096, layers=layers,
-            first_layer=first_layer, tuning=tuning,
+            self.table, max_rows=max_rows, max_requests=max(16, slots), read_tokens=read_tokens, max_events=4096,
+            layers=layers, first_layer=first_layer, tuning=tuning,
         )  # fmt: skip
         self.injector.bind(self.views())
         self.blocks = self.rng.permutation(blocks)

@@ -1,0 +1,118 @@
+"""Cells as series of doses: what the dose-response charts draw. Doses and shares are taken as scored, none is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from kvspec.report import words
+from kvspec.report.safe import clip, visible
+from kvspec.score import Scores
+from kvspec.score.views import Views
+
+Dose = Literal["rate", "expected", "landed"]
+DOSES: dict[Dose, str] = {
+    "rate": "Declared rate",
+    "expected": "Expected flips per request",
+    "landed": "Landed flips per request",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One cell on a curve."""
+
+    cell: int
+    name: str
+    rate: str
+    """Declared rate in words."""
+    doses: dict[Dose, float | None]
+    k: int
+    n: int
+    share: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A fitted curve over one dose."""
+
+    curve: tuple[tuple[float, float, float | None, float | None], ...]
+    """(dose, accuracy, lower, upper)."""
+    ec50: float | None = None
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Cells that differ in their rate only, by rising rate."""
+
+    label: str
+    unit: str
+    points: tuple[Point, ...]
+    fits: dict[Dose, Fit] = field(default_factory=dict)
+
+
+def build_series(scores: Scores, views: Views | None, name_limit: int = 90) -> tuple[Series, ...]:
+    """All series with at least one measured cell, in plan order."""
+    landed = {} if views is None else {view.cell: view.landed_mean for view in views.cells}
+    groups: dict[str, list[int]] = {}
+    for number, cell in enumerate(scores.cells):
+        if cell.exact_match.n:
+            groups.setdefault(cell.plan.series, []).append(number)
+    labels = {trend.cells[0]: trend.label for trend in scores.trends if trend.cells}
+    found: list[Series] = []
+    for numbers in groups.values():
+        cells = sorted((scores.cells[n] for n in numbers), key=lambda c: float(c.plan.fault["rate"]["value"]))
+        points = []
+        for cell in cells:
+            match = cell.exact_match
+            assert match.rate is not None and match.low is not None and match.high is not None
+            points.append(
+                Point(
+                    cell=cell.plan.index,
+                    name=clip(visible(cell.plan.name), name_limit),
+                    rate=words.rate(cell.plan.fault),
+                    doses={
+                        "rate": float(cell.plan.fault["rate"]["value"]),
+                        "expected": cell.plan.expected_per_trial,
+                        "landed": landed.get(cell.plan.index),
+                    },
+                    k=match.k,
+                    n=match.n,
+                    share=match.rate,
+                    low=match.low,
+                    high=match.high,
+                )
+            )
+        label = labels.get(cells[0].plan.index, cells[0].plan.name)
+        found.append(
+            Series(clip(visible(label), name_limit), str(cells[0].plan.fault["rate"]["unit"]), tuple(points))
+        )
+    return _distinct(found)
+
+
+def _distinct(series: list[Series]) -> tuple[Series, ...]:
+    # Equal names would share a colour and a line: number them.
+    seen: dict[str, int] = {}
+    result = []
+    for one in series:
+        seen[one.label] = seen.get(one.label, 0) + 1
+        number = seen[one.label]
+        label = one.label if number == 1 else f"{one.label} ({number})"
+        result.append(Series(label, one.unit, one.points, one.fits))
+    return tuple(result)
+
+
+def drawable(series: tuple[Series, ...], dose: Dose) -> tuple[tuple[Series, ...], int]:
+    """The series with the points that a logarithmic axis can show, and how many points it cannot."""
+    kept, left_out = [], 0
+    for one in series:
+        points = tuple(p for p in one.points if (p.doses[dose] or 0.0) > 0.0)
+        left_out += len(one.points) - len(points)
+        if points:
+            kept.append(Series(one.label, one.unit, points, one.fits))
+    return tuple(kept), left_out
