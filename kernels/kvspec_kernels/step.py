@@ -20,6 +20,10 @@ The order inside a list varies from run to run; the flips do not depend on it. T
 Why a list of cells: a kernel that runs between the cache write and attention of each layer costs a launch per layer,
 and half a percent of a decode step is less than 32 launches. So the drawing is taken out of the layers: what is left
 per layer is one load of `counts`, inside the cache write itself (store.py) or in a kernel that ends there (inject.py).
+Considered instead: drawing inside each layer's kernel (the same launches, and a chain of loads from row to slot to
+thresholds in each of them); listing events rather than cells (less work per layer, but no batch size bounds the list:
+a prefill at a rate of 1e-3 has millions per layer); programmatic dependent launch (hides part of a launch, removes none).
+
 A program belongs to one request, so the parameters of its fault are scalars; its lanes are (token, layer) with layers
 innermost, so a decode step of a single token fills them too.
 """

@@ -37,14 +37,18 @@ def command(spec: Path, out: Path | None, overrides: tuple[str, ...], quiet: boo
     Exit codes: 0 done, 1 findings, 2 bad spec or usage, 3 engine failed or something is missing,
     130 interrupted (what is done is kept).
     """
-    from kvspec.cli.progress import CampaignProgress
-    from kvspec.engine.campaign import run_campaign
-    from kvspec.errors import EngineError
+    from kvspec.engine.requirements import require_vllm
     from kvspec.plan import compile_plan
-    from kvspec.report import print_report
     from kvspec.spec import load_spec
 
     plan = compile_plan(load_spec(spec, overrides))
+    require_vllm()  # the next imports need it
+
+    from kvspec.cli.progress import CampaignProgress
+    from kvspec.engine.campaign import run_campaign
+    from kvspec.errors import EngineError
+    from kvspec.report import print_report
+
     folder = out or default_folder(plan.spec.name, plan.digest)
     with CampaignProgress(quiet=quiet) as progress:
         outcome = run_campaign(plan, folder, progress)

@@ -16,7 +16,7 @@ from kvspec.engine.canary import run_canary
 from kvspec.engine.fingerprint import fingerprint
 from kvspec.engine.planned import PlannedFlips
 from kvspec.engine.prompts import check_lengths, load_tokenizer, materialize, tokenize
-from kvspec.engine.session import Finished, Session, Shape, require_vllm
+from kvspec.engine.session import Finished, Session, Shape
 from kvspec.engine.table import build_table
 from kvspec.errors import Diagnostic, EngineError
 from kvspec.models import Geometry, ModelInfo, describe
@@ -83,7 +83,6 @@ def run_campaign(plan: Plan, out: Path, observer: Observer) -> Outcome:
     Ctrl-C included; a campaign that cannot start leaves no folder behind.
     """
     refuse_unsupported(plan.spec)
-    require_vllm()
     RunStore.check(out, plan)
     observer.phase("preparing the model")
     inputs = Inputs.of(plan)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import os
 import sys
 import tempfile
@@ -13,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
-from kvspec.errors import EngineError, KvspecError, PrerequisiteError
+from kvspec.engine.requirements import require_vllm
+from kvspec.errors import EngineError, KvspecError
 from kvspec.models import Geometry
 from kvspec.spec.model import EngineSpec, GenerationSpec, ModelSpec
 
@@ -45,17 +45,6 @@ class Shape:
     requests: int
     """Requests of the campaign."""
     geometry: Geometry | None
-
-
-def require_vllm() -> None:
-    """Raise `PrerequisiteError` (KVS901) where torch or vLLM is missing, before anything else is done."""
-    for package in ("torch", "vllm"):
-        if importlib.util.find_spec(package) is None:
-            raise PrerequisiteError.one(
-                "KVS901",
-                f"the engine needs the package `{package}`, which is not installed",
-                hint="run with the `cpu` extra: `uv run --extra cpu kvspec ...`",
-            )
 
 
 def prepare_environment() -> None:

@@ -86,6 +86,16 @@ class Views:
 
 
 @dataclass(frozen=True, slots=True)
+class RunFiles:
+    """The JSON files of a run folder as they stand there; empty where a file is absent."""
+
+    manifest: Mapping[str, Any]
+    spec: Mapping[str, Any]
+    plan: Mapping[str, Any]
+    environment: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class FlipList:
     """Single flips of a trial, by rising token, layer, K before V, head, element, bit. All arrays are `[N]`."""
 
@@ -99,6 +109,13 @@ class FlipList:
     """Logical position in the request, the prompt included."""
     element: NDArray[np.int64]
     bit: NDArray[np.int64]
+
+
+def read_files(path: Path | str) -> RunFiles:
+    """Read the JSON files of a run, also of one that has no trial yet. Raises KVS502, KVS505."""
+    store = RunStore.open(path)
+    found = {name: store.read_json(f"{name}.json") or {} for name in ("spec", "plan", "environment")}
+    return RunFiles(manifest=store.manifest, **found)
 
 
 def view_run(path: Path | str, *, trials: int = 24) -> Views:

@@ -1,0 +1,281 @@
+"""Plans: identity, enumeration, doses and expectations. No engine."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvspec import _native
+from kvspec.errors import PlanError
+from kvspec.models import Geometry, ModelInfo
+from kvspec.plan import Plan, canonical_json, compile_plan
+from kvspec.plan.dose import dose, fit_probability, sampler_parameters
+from kvspec.plan.estimate import estimate, expected_flips, shown, shown_tokens
+from kvspec.spec import load_spec
+from kvspec.spec.model import Selector
+
+ROOT = Path(__file__).parents[1]
+SMALL = Geometry(layers=4, kv_heads=3, head_size=64)
+
+SPEC: dict[str, Any] = {
+    "kvspec": 1,
+    "name": "t",
+    "model": {"id": "bundled:smollm2"},
+    "prompts": {"inline": ["one", "two", "three"]},
+    "generation": {"max_tokens": 8},
+    "faults": [
+        {"name": "A", "model": "random", "site": "KV_WRITE", "rate": {"per_bit": [1e-5, 1e-3]}},
+        {"name": "B", "model": "burst", "site": "KV_WRITE", "rate": {"per_element": 1e-3}, "burst_len": 4},
+    ],
+    "controls": {"golden_repeats": 2, "null_trials": 3},
+    "trials": 5,
+    "seed": 42,
+}
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Any:
+    def make_plan(changes: dict[str, Any] | None = None, text: str | None = None) -> Plan:
+        path = tmp_path / "spec.yaml"
+        path.write_text(text or json.dumps({**SPEC, **(changes or {})}), encoding="utf-8")
+        return compile_plan(load_spec(path))
+
+    return make_plan
+
+
+def info(geometry: Geometry | None = SMALL) -> ModelInfo:
+    return ModelInfo("m", None, geometry, 100, None)
+
+
+def test_trials_are_complete_distinct_and_start_with_golden(make: Any) -> None:
+    plan = make()
+    trials = list(plan.trials())
+    assert len(trials) == len(plan) == 3 * (1 + 2 + 3 + 3 * 5)
+    assert len({t.id for t in trials}) == len(trials)
+    assert [t.kind for t in trials[:3]] == ["golden"] * 3
+    assert Counter(t.kind for t in trials) == {"golden": 3, "golden_repeat": 6, "null": 9, "fault": 45}
+    assert Counter((t.cell, t.request) for t in trials if t.kind == "fault") == {
+        (c, p): 5 for c in range(3) for p in range(3)
+    }
+    # An interrupted run has nearly equal n in every cell.
+    faults = [t.cell for t in trials if t.kind == "fault"]
+    for stop in range(1, len(faults)):
+        counts = Counter(faults[:stop])
+        assert max(counts.values()) - min(counts[c] for c in range(3)) <= 3
+
+
+@given(per_prompt=st.integers(1, 30), repeats=st.integers(0, 40), nulls=st.integers(0, 40))
+def test_controls_are_all_there_for_any_counts(per_prompt: int, repeats: int, nulls: int) -> None:
+    from dataclasses import replace
+
+    plan = compile_plan(load_spec(ROOT / "specs" / "smoke.yaml"))
+    spec = replace(
+        plan.spec,
+        controls=replace(plan.spec.controls, golden_repeats=repeats, null_trials=nulls),
+        trials=replace(plan.spec.trials, per_prompt=per_prompt),
+    )
+    plan = compile_plan(spec)
+    assert len({t.id for t in plan.trials()}) == len(plan)
+
+
+def test_comments_key_order_notes_and_engine_settings_do_not_change_the_digest(make: Any) -> None:
+    reference = make().digest
+    backwards = json.dumps(dict(reversed(SPEC.items())))
+    assert make(text=f"# a comment\n{backwards}\n# another").digest == reference
+    for harmless in (
+        {"x-note": "ours"},
+        {"description": "words"},
+        {"engine": {"max_num_seqs": 3, "submission_seed": 1}},
+        {"metrics": ["exact_match"]},
+    ):
+        assert make(harmless).digest == reference, harmless
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 43},
+        {"trials": 6},
+        {"name": "u"},
+        {"prompts": {"inline": ["one", "two", "three!"]}},
+        {"generation": {"max_tokens": 9}},
+        {"model": {"id": "gpt2"}},
+        {"model": {"id": "bundled:smollm2", "kv_cache_dtype": "fp16"}},
+        {"controls": {"golden_repeats": 1, "null_trials": 3}},
+        {"faults": [SPEC["faults"][0]]},
+        {"faults": [{**SPEC["faults"][0], "where": {"cache": ["K"]}}, SPEC["faults"][1]]},
+    ],
+)
+def test_every_meaningful_change_changes_the_digest(make: Any, change: dict[str, Any]) -> None:
+    assert make(change).digest != make().digest
+
+
+def test_the_digest_is_that_of_the_canonical_bytes(make: Any) -> None:
+    import hashlib
+
+    plan = make()
+    assert plan.digest == hashlib.sha256(canonical_json(plan.to_json()).encode()).hexdigest()
+    assert canonical_json({"b": 1e-06, "a": "\u00e9"}) == '{"a":"\\u00e9","b":1e-06}'
+
+
+def test_names_and_selectors_do_not_move_the_draws(make: Any) -> None:
+    cells = make().cells
+    renamed = make({"faults": [{**SPEC["faults"][0], "name": "Z", "where": {"layers": [1]}}]}).cells
+    assert [c.experiment for c in renamed] == [c.experiment for c in cells[:2]]
+    assert len({c.experiment for c in cells}) == 3
+    assert [c.name for c in cells] == ["A[1e-05]", "A[0.001]", "B"]
+
+
+@pytest.mark.parametrize(
+    ("rate", "per_row"),
+    [
+        ({"per_bit": 1e-3}, 1e-3 * 64 * 16),
+        ({"per_element": 1e-3}, 1e-3 * 64),
+        ({"per_row": 1e-3}, 1e-3),
+        ({"per_token": 1e-3}, 1e-3 / 6),
+        (
+            {"fit": {"raw_fit_per_mbit": 1e6, "residency_hours": 24}},
+            fit_probability(1e6, 24) * 64 * 16,
+        ),
+    ],
+)
+def test_rates_convert_into_expected_flips_per_row(make: Any, rate: dict[str, Any], per_row: float) -> None:
+    fault = make({"faults": [{"name": "A", "model": "random", "site": "KV_WRITE", "rate": rate}]}).cells[0].fault
+    figures = dose(sampler_parameters(fault, "bf16", SMALL), SMALL, 16)
+    assert figures.per_row == pytest.approx(per_row, rel=1e-9)
+    assert figures.per_element == pytest.approx(per_row / 64)
+    assert figures.per_token == pytest.approx(per_row * 6 * 4)
+    assert figures.per_gib == pytest.approx(per_row / (64 * 16) * 2**33)
+
+
+def test_fit_is_the_textbook_formula() -> None:
+    assert fit_probability(1000, 1000) == pytest.approx(1000 * 1000 / (1e9 * 2**20), rel=1e-6)
+    assert fit_probability(0, 5) == 0
+    assert fit_probability(1e30, 1e9) == 1
+
+
+def test_page_local_at_a_bit_rate_has_the_same_expected_flips_as_random(make: Any) -> None:
+    faults = [
+        {"name": "R", "model": "random", "site": "KV_WRITE", "rate": {"per_bit": 1e-4}},
+        {"name": "P", "model": "page_local", "site": "KV_WRITE", "rate": {"per_bit": 1e-4}, "page_density": 0.01},
+        {"name": "E", "model": "page_local", "site": "KV_WRITE", "rate": {"per_element": 1.6e-3}, "page_density": 0.01},
+    ]
+    rows = [
+        dose(sampler_parameters(c.fault, "bf16", SMALL), SMALL, 16).per_row for c in make({"faults": faults}).cells
+    ]
+    assert rows[1] == pytest.approx(rows[0])
+    assert rows[2] == pytest.approx(rows[0])
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"model": "random", "rate": {"per_bit": 2e-3}},
+        {"model": "random", "rate": {"per_element": 0.02}, "bits": "exponent"},
+        {"model": "burst", "rate": {"per_bit": 2e-4}, "burst_len": 9},
+        {"model": "msb_biased", "msb_policy": "BYTE_TOPBITS", "rate": {"per_bit": 2e-3}},
+        {"model": "page_local", "rate": {"per_page": 0.5}, "page_density": 5e-3, "page_tokens": 2},
+        {"model": "random", "rate": {"per_row": 0.1}, "where": {"layers": [0, 3], "cache": ["V"], "tokens": "decode"}},
+        {"model": "random", "rate": {"per_bit": 2e-3}, "where": {"heads": [1], "tokens": ["3-9"]}},
+    ],
+)
+def test_expected_flips_are_what_the_sampler_gives_on_average(make: Any, fault: dict[str, Any]) -> None:
+    from kvspec.engine.table import native_selector
+
+    cell = make({"faults": [{"name": "A", "site": "KV_WRITE", **fault}]}).cells[0]
+    parameters = sampler_parameters(cell.fault, "bf16", SMALL)
+    prompt, written, trials = 12, 19, 300
+    expected = expected_flips(cell, parameters, SMALL, 16, prompt, written)
+    counts = [
+        parameters.sampler(SMALL, 16).count(
+            key=_native.derive_keys(1, cell.experiment, t, 0)[0],
+            request=0,
+            layers=(0, 4),
+            tokens=(0, written),
+            prompt_len=prompt,
+            selector=native_selector(cell.fault.where),
+        )
+        for t in range(trials)
+    ]
+    mean = sum(counts) / trials
+    spread = math.sqrt(sum((c - mean) ** 2 for c in counts) / (trials - 1) / trials)
+    assert abs(mean - expected) < 5 * spread, (mean, expected, spread)
+
+
+def test_selectors_count_what_they_show() -> None:
+    assert shown(None, 7) == 7
+    assert shown(((0, 2), (1, 4), (6, None)), 8) == 6
+    assert shown_tokens(Selector(tokens="prompt"), 5, 9) == 5
+    assert shown_tokens(Selector(tokens="decode"), 5, 9) == 4
+    assert shown_tokens(Selector(tokens="decode"), 5, 5) == 0
+    assert shown_tokens(Selector(tokens=((2, 4),)), 5, 9) == 2
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ({"layers": [4]}, "layer `4`"),
+        ({"layers": ["2-9"]}, "layer `9`"),
+        ({"heads": [3]}, "head `3`"),
+        ({"tokens": ["50-60"]}, "no token"),
+    ],
+)
+def test_a_selector_that_matches_nothing_is_an_error(make: Any, where: dict[str, Any], words: str) -> None:
+    plan = make({"faults": [{**SPEC["faults"][1], "where": where}]})
+    with pytest.raises(PlanError) as caught:
+        estimate(plan, info(), [5, 6, 7], exact=True)
+    (found,) = caught.value.diagnostics
+    assert found.code == "KVS301"
+    assert words in found.message
+    assert found.mark is not None
+
+
+def test_impossible_cells_are_reported_together(make: Any) -> None:
+    faults = [
+        {"name": "A", "model": "random", "site": "KV_WRITE", "rate": {"per_bit": 1e-3}, "where": {"layers": [9]}},
+        {"name": "B", "model": "page_local", "site": "KV_WRITE", "rate": {"per_token": 1.0}, "page_density": 1e-6},
+    ]
+    with pytest.raises(PlanError) as caught:
+        estimate(make({"faults": faults}), info(), [5, 6, 7], exact=True)
+    assert [d.code for d in caught.value.diagnostics] == ["KVS301", "KVS303"]
+
+
+def test_a_cell_that_expects_no_flip_is_a_warning(make: Any) -> None:
+    fault = {"name": "A", "model": "random", "site": "KV_WRITE", "rate": {"per_bit": 1e-12}}
+    (warning,) = estimate(make({"faults": [fault]}), info(), [5, 6, 7], exact=True).warnings
+    assert warning.code == "KVS302"
+    assert warning.severity == "warning"
+
+
+def test_an_unknown_geometry_is_said(make: Any) -> None:
+    with pytest.raises(PlanError) as caught:
+        estimate(make(), info(None), [5, 6, 7], exact=True)
+    assert caught.value.diagnostics[0].code == "KVS306"
+
+
+def test_expectations_add_up(make: Any) -> None:
+    found = estimate(make(), info(), [5, 6, 7], exact=True)
+    assert found.requests == 63
+    assert found.generated_tokens == 63 * 8
+    assert found.prompt_tokens == 21 * 18
+    first = found.cells[0]
+    mean_written = sum(p + 7 for p in (5, 6, 7)) / 3
+    assert first.expected_flips_per_trial == pytest.approx(1e-5 * SMALL.bits_per_token(16) * mean_written)
+    assert first.expected_flips == pytest.approx(first.expected_flips_per_trial * 15)
+
+
+def test_the_guides_benchmark_is_its_six_experiments() -> None:
+    plan = compile_plan(load_spec(ROOT / "specs" / "gpt2_bitrot.yaml"))
+    assert [c.name for c in plan.cells] == [
+        "BitRot_1e-7", "BitRot_1e-5", "BitRot_1e-3", "BitRot_1e-1", "Burst_1e-5", "MSB_1e-5",
+    ]  # fmt: skip
+    assert plan.trials_per_cell == 10
+    assert plan.spec.seed == 42
+    assert plan.spec.generation.max_tokens == 50
