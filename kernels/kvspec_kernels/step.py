@@ -22,7 +22,8 @@ and half a percent of a decode step is less than 32 launches. So the drawing is 
 per layer is one load of `counts`, inside the cache write itself (store.py) or in a kernel that ends there (inject.py).
 Considered instead: drawing inside each layer's kernel (the same launches, and a chain of loads from row to slot to
 thresholds in each of them); listing events rather than cells (less work per layer, but no batch size bounds the list:
-a prefill at a rate of 1e-3 has millions per layer); programmatic dependent launch (hides part of a launch, removes none).
+a prefill at a rate of 1e-3 has millions per layer); programmatic dependent launch (hides part of a launch, removes
+none).
 
 A program belongs to one request, so the parameters of its fault are scalars; its lanes are (token, layer) with layers
 innermost, so a decode step of a single token fills them too.

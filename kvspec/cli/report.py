@@ -1,10 +1,17 @@
-"""`kvspec report`: a run folder in words or JSON."""
+"""`kvspec report`: a run folder in words, JSON, LaTeX, HTML or plots."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from kvspec.report.page import Extras
+
+PAGE = "report.html"
+"""Name of the page inside a run folder."""
 
 
 @click.command()
@@ -12,13 +19,20 @@ import click
 @click.option(
     "--format",
     "output",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="Form of the report.",
+    type=click.Choice(["text", "json", "latex"]),
+    default=None,
+    help="Form of the report. Default: text, or nothing beside --html and --plots.",
 )
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file instead.")
-def command(folder: Path, output: str, out: Path | None) -> int:
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write one HTML file that opens without a network.",
+)
+@click.option(
+    "--plots", type=click.Path(path_type=Path, file_okay=False), help="Write every plot as SVG and PNG into a folder."
+)
+def command(folder: Path, output: str | None, out: Path | None, html: Path | None, plots: Path | None) -> int:
     """Report the run in DIR: verdict, golden floor, one row per cell, a sample mismatch.
 
     Works on complete, interrupted and running campaigns, without torch or vLLM. docs/report.md explains every
@@ -27,7 +41,9 @@ def command(folder: Path, output: str, out: Path | None) -> int:
     \b
     Examples:
       kvspec report runs/quickstart-1a2b3c4d5e6f
+      kvspec report runs/quickstart-1a2b3c4d5e6f --html report.html --plots figures
       kvspec report runs/quickstart-1a2b3c4d5e6f --format json --out report.json
+      kvspec report runs/quickstart-1a2b3c4d5e6f --format latex --out table.tex
 
     \b
     Exit codes: 0 done, 1 flips did not land as planned, 2 the folder cannot be read or scored.
@@ -35,12 +51,77 @@ def command(folder: Path, output: str, out: Path | None) -> int:
     from kvspec.report import print_report, render
     from kvspec.score import score_run
 
-    if out is None:
-        scores = print_report(folder, output)
-    else:
+    if html is not None:
+        _say(html, write_html(folder, html))
+    if plots is not None:
+        write_plots(folder, plots)
+    if out is not None:
         from kvspec.cli.files import write_output
 
         scores = score_run(folder)
-        text = render(scores, output)
+        text = render(scores, output or "text")
         write_output(out, lambda file: file.write(text.encode()))
+    elif output is None and (html or plots):
+        scores = score_run(folder)
+    else:
+        scores = print_report(folder, output or "text")
     return 0 if scores.sound else 1
+
+
+def write_html(folder: Path, file: Path | None = None) -> int:
+    """Write the page of a run, by default into its folder. Returns its size in bytes."""
+    from kvspec.cli.files import write_output
+    from kvspec.report.html import html_report
+
+    page = html_report(folder, page_extras(folder)).encode()
+    write_output(file or folder / PAGE, lambda stream: stream.write(page))
+    return len(page)
+
+
+def write_plots(folder: Path, target: Path) -> None:
+    """Write every plot of a run as SVG and PNG into `target`, which is made if it is absent."""
+    from kvspec.cli.files import write_output
+    from kvspec.report.plots import plot_files
+
+    def write(name: str, content: bytes) -> None:
+        write_output(target / name, lambda stream: stream.write(content))
+
+    made = False
+    for name, content in plot_files(folder):
+        if not made:
+            _make(target)
+            made = True
+        write(name, content)
+        _say(target / name, len(content))
+    if not made:
+        click.echo("kvspec: nothing was scored, so there is no plot", err=True)
+
+
+def page_extras(folder: Path) -> Extras:
+    """Tokenizer and geometry of the run's model, as far as this machine has them. Never asks the network."""
+    from kvspec.models import describe, load_tokenizer
+    from kvspec.report.page import Extras
+    from kvspec.report.pieces import token_pieces
+    from kvspec.score.views import read_files
+    from kvspec.spec.model import ModelSpec
+
+    try:
+        model = read_files(folder).spec["model"]
+        info = describe(ModelSpec(id=str(model["id"]), revision=model.get("revision")))
+        tokenizer = None if info.folder is None else load_tokenizer(info.folder)
+    except Exception:  # what the page lacks then is a convenience, never a result
+        return Extras()
+    return Extras(None if tokenizer is None else token_pieces(tokenizer), info.geometry)
+
+
+def _make(folder: Path) -> None:
+    from kvspec.errors import RecordsError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecordsError.one("KVS501", f"cannot make `{folder}`: {error.strerror or error}") from error
+
+
+def _say(file: Path, size: int) -> None:
+    click.echo(f"kvspec: wrote {file} ({max(1, round(size / 1000)):,} kB)", err=True)

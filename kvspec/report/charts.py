@@ -17,6 +17,7 @@ from kvspec.score import CellScore, Scores
 from kvspec.score.views import Views
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif"
+RATE = "format(datum.value, '~e')"
 NUMBER = "datum.value >= 0.001 && datum.value < 100000 ? format(datum.value, ',~g') : format(datum.value, '~e')"
 
 
@@ -55,7 +56,14 @@ def config(palette: Palette) -> Spec:
             "titlePadding": 8,
             "labelPadding": 4,
         },
-        "legend": {**text, "labelFontSize": 12, "titleFontSize": 12, "symbolSize": 80, "labelLimit": 280},
+        "legend": {
+            **text,
+            "labelFontSize": 12,
+            "titleFontSize": 12,
+            "symbolSize": 110,
+            "labelLimit": 280,
+            "symbolOpacity": 1,
+        },
         "header": {**text, "labelFontSize": 12, "labelFontWeight": 600, "labelColor": palette.ink, "title": None},
     }
 
@@ -110,13 +118,18 @@ def _dose_chart(
         for one in drawn
         if (fit := one.fits.get(dose)) is not None and fit.ec50 is not None
     ]
-    ticks = _decades([p["x"] for p in points])  # type: ignore[misc]
+    ticks, domain = _log_axis([p["x"] for p in points])  # type: ignore[misc]
     labels = [one.label for one in drawn]
     x: Spec = {
         "field": "x",
         "type": "quantitative",
-        "scale": {"type": "log", "domain": [ticks[0], ticks[-1]], "nice": False, "clamp": True},
-        "axis": {"values": _thin(ticks, 4 if many else 12), "labelExpr": NUMBER, "title": title, "grid": False},
+        "scale": {"type": "log", "domain": domain, "nice": False, "clamp": True},
+        "axis": {
+            "values": _thin(ticks, 4 if many else 12),
+            "labelExpr": RATE if unit else NUMBER,
+            "title": title,
+            "grid": False,
+        },
     }
     y: Spec = {"type": "quantitative", "scale": {"domain": [0, 1]}, "axis": {"format": ".0%", "tickCount": 5}}
     accuracy = {**y, "field": "y", "title": None if many else "Accuracy (tokens equal golden)"}
@@ -145,7 +158,11 @@ def _dose_chart(
     layers.append({"data": {"values": points}, "mark": {"type": "rule", "strokeWidth": 1.5}, "encoding": bars})
     marks = {"x": x, "y": accuracy, "color": colour, "shape": shape, "tooltip": {"field": "t"}}
     layers.append(
-        {"data": {"values": points}, "mark": {"type": "point", "filled": True, "size": 64}, "encoding": marks}
+        {
+            "data": {"values": points},
+            "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
+            "encoding": marks,
+        }
     )
     if halves:
         layers += _ec50_marks(halves, x, y, colour)
@@ -175,7 +192,9 @@ def _panels(layers: list[Spec], labels: list[str]) -> Spec:
         if mine and "s" not in mine[0]:
             mine = [{**row, "s": label} for row in mine for label in labels]
         rows += mine
-        cut.append({**{k: v for k, v in layer.items() if k != "data"}, "transform": [{"filter": f"datum.k == {number}"}]})
+        cut.append(
+            {**{k: v for k, v in layer.items() if k != "data"}, "transform": [{"filter": f"datum.k == {number}"}]}
+        )
     return {
         "data": {"values": rows},
         "facet": {"field": "s", "type": "nominal", "sort": labels, "header": {"labelLimit": 210}},
@@ -327,7 +346,7 @@ def survival_chart(scores: Scores, views: Views, palette: Palette, limits: Limit
                 "field": "c",
                 "type": "nominal",
                 "scale": {"domain": names, "range": list(palette.series[: len(names)])},
-                "legend": {"title": None, "orient": "top", "columns": 4, "symbolLimit": 0},
+                "legend": {"title": None, "orient": "top", "columns": 4, "symbolLimit": 0, "symbolSize": 500},
             },
             "strokeDash": {
                 "field": "c",
@@ -367,13 +386,14 @@ def _labels(cells: Sequence[CellScore], limits: Limits) -> list[str]:
     return labels
 
 
-def _decades(values: Sequence[float]) -> list[float]:
-    low, high = math.floor(math.log10(min(values)) + 1e-9), math.ceil(math.log10(max(values)) - 1e-9)
-    if 10.0**low >= min(values):  # room beside the outermost points
-        low -= 1
-    if 10.0**high <= max(values):
-        high += 1
-    return [float(f"1e{power}") for power in range(max(low, -300), min(high, 300) + 1)]
+def _log_axis(values: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Ticks and ends of a logarithmic axis, with room beside the outermost points."""
+    low, high = max(min(values), 1e-300), min(max(values), 1e300)
+    room = max(1.6, (high / low) ** 0.04)
+    ends = [low / room, high * room]
+    first, last = math.ceil(math.log10(ends[0]) - 1e-9), math.floor(math.log10(ends[1]) + 1e-9)
+    ticks = [float(f"1e{power}") for power in range(first, last + 1)]
+    return ticks if len(ticks) > 1 else sorted({low, high, *ticks}), ends
 
 
 def _thin(ticks: list[float], most: int) -> list[float]:

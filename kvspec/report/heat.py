@@ -116,9 +116,7 @@ def _chart(kind: str, word: str, number: int, squares: list[_Square], palette: P
         }
     ]
     if len(squares) <= 640:
-        layers.append(
-            {"mark": {"type": "text", "fontSize": 11}, "encoding": {"text": {"field": "p"}, "color": ink}}
-        )
+        layers.append({"mark": {"type": "text", "fontSize": 11}, "encoding": {"text": {"field": "p"}, "color": ink}})
     worst = min(squares, key=lambda s: (s.cell.exact_match.rate or 0.0, s.cell.plan.index))
     common = clip(_rest(squares[0].cell, kind), limits.name)
     return Chart(

@@ -5,14 +5,17 @@ from __future__ import annotations
 import base64
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvspec.errors import KvspecError
 from kvspec.report.limits import MAX_BYTES, TIERS, Limits
-from kvspec.report.page import Extras, page_context, refusal_context
+from kvspec.report.page import Extras, page_context, refusal_context, summary_context
 from kvspec.report.safe import script_json
 from kvspec.score import Scores, score_run
 from kvspec.score.views import RunFiles, Views, read_files, view_run
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -27,7 +30,7 @@ def html_report(path: Path | str, extras: Extras | None = None) -> str:
     try:
         scores = score_run(path)
     except KvspecError as error:
-        if error.code != "KVS506":
+        if {found.code for found in error.diagnostics} != {"KVS506"}:
             raise
         sentences = [text for found in error.diagnostics for text in (found.message, found.hint) if text]
         return render_page(refusal_context(files, str(path), sentences, TIERS[0]))
@@ -50,16 +53,8 @@ def page_of(scores: Scores, views: Views, files: RunFiles, extras: Extras) -> st
 
 def render_page(context: dict[str, Any]) -> str:
     """Fill the templates. Everything from a run is escaped; scripts run only if their hash is in the page's policy."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     runtime = ""
     if context["charts"]:
         from kvspec.report.vega import runtime as vega_runtime
@@ -67,13 +62,36 @@ def render_page(context: dict[str, Any]) -> str:
         runtime = vega_runtime()
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     # Markup for what kvspec itself brought, and for JSON that cannot leave its element; never for data.
-    return environment.get_template("report.html.j2").render(
-        context,
-        css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        runtime=Markup(runtime),
-        chart_json=Markup(script_json(context["charts"])),
-        hashes=[_hash(text) for text in (runtime, script) if text],
+    page: str = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            context,
+            css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),  # noqa: S704
+            script=Markup(script),  # noqa: S704
+            runtime=Markup(runtime),  # noqa: S704
+            chart_json=Markup(script_json(context["charts"])),  # noqa: S704
+            policy=" ".join(_hash(text) for text in (runtime, script) if text),
+        )
+    )
+    return page
+
+
+def render_summary(scores: Scores, rows: int = 60) -> str:
+    """Verdict and table as a fragment, for notebooks."""
+    fragment: str = _environment().get_template("notebook.html.j2").render(summary_context(scores, Limits(rows=rows)))
+    return fragment
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 

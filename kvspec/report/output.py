@@ -1,4 +1,4 @@
-"""Where a report goes: standard output, as text or JSON."""
+"""Where a report goes: standard output, as text, JSON or LaTeX."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from kvspec.report.json_report import to_json
 from kvspec.report.text import render_text
 from kvspec.score import Scores, score_run
 
-FORMATS = ("text", "json")
+FORMATS = ("text", "json", "latex")
 
 
 def render(scores: Scores, output: str, *, width: int | None = None, colour: bool = False) -> str:
     """The report in one of `FORMATS`. Width and colour matter for text only."""
     if output == "json":
         return json.dumps(to_json(scores), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if output == "latex":
+        from kvspec.report.latex import to_latex
+
+        return to_latex(scores)
     return render_text(scores, width=width, colour=colour)
 
 

@@ -89,9 +89,7 @@ def build_series(scores: Scores, views: Views | None, name_limit: int = 90) -> t
                 )
             )
         label = labels.get(cells[0].plan.index, cells[0].plan.name)
-        found.append(
-            Series(clip(visible(label), name_limit), str(cells[0].plan.fault["rate"]["unit"]), tuple(points))
-        )
+        found.append(Series(clip(visible(label), name_limit), str(cells[0].plan.fault["rate"]["unit"]), tuple(points)))
     return _distinct(found)
 
 

@@ -237,7 +237,11 @@ def _kaplan_meier(events: NDArray[np.int64], ends: NDArray[np.int64]) -> tuple[t
     alive = np.cumprod(1.0 - step)
     last = int(np.flatnonzero(events + ends)[-1])
     # A difference at index t means that t tokens were right: the curve falls behind t, at t + 1.
-    points = [(0, 1.0), *((int(t) + 1, float(alive[t])) for t in np.flatnonzero(events)), (last + 1, float(alive[last]))]
+    points = [
+        (0, 1.0),
+        *((int(t) + 1, float(alive[t])) for t in np.flatnonzero(events)),
+        (last + 1, float(alive[last])),
+    ]
     points = list(dict(points).items())
     if len(points) > CURVE_POINTS:
         kept = np.unique(np.linspace(0, len(points) - 1, CURVE_POINTS).round().astype(int))
@@ -286,9 +290,7 @@ def _with_golden(trial: TrialView, prompts: Sequence[str], golden: Golden) -> Tr
     )
 
 
-def list_flips(
-    plan: Mapping[str, Any], fault: Mapping[str, Any], trial: TrialView, geometry: Any
-) -> FlipList | None:
+def list_flips(plan: Mapping[str, Any], fault: Mapping[str, Any], trial: TrialView, geometry: Any) -> FlipList | None:
     """The flips of a trial, enumerated from the plan's keys; `None` where they cannot be known for certain.
 
     Args:

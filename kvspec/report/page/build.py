@@ -110,6 +110,19 @@ def refusal_context(files: RunFiles, path: str, sentences: Sequence[str], limits
     }
 
 
+def summary_context(scores: Scores, limits: Limits) -> dict[str, Any]:
+    """Verdict and table alone."""
+    rows, left_out = cell_rows(scores, limits)
+    return {
+        "name": clip(visible(scores.run.name), limits.name),
+        "headline": headline(scores),
+        "verdict": _sentences(scores.verdict, limits),
+        "warnings": _sentences(scores.warnings, limits),
+        "rows": rows,
+        "rows_left_out": left_out,
+    }
+
+
 def _common(files: RunFiles, limits: Limits) -> dict[str, Any]:
     return {
         "name": clip(visible(str(files.manifest.get("name", "run"))), limits.name),

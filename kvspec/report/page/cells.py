@@ -29,7 +29,9 @@ def _row(cell: CellScore, limits: Limits) -> dict[str, Any]:
         "n": n,
         "accuracy": words.percent(match),
         "interval": words.interval(match),
-        "share": None if match.rate is None else [round(x * 100, 1) for x in (match.rate, match.low or 0.0, match.high or 0.0)],
+        "share": None
+        if match.rate is None
+        else [round(x * 100, 1) for x in (match.rate, match.low or 0.0, match.high or 0.0)],
         "drift": words.chars(cell.drift_means["char_drift"]),
         "drift_value": cell.drift_means["char_drift"],
         "flips": words.flips(cell),

@@ -110,7 +110,5 @@ def commands(files: RunFiles, path: str) -> list[dict[str, str]]:
                 "text": f"kvspec plan {shlex.quote(str(source))} --format json | jq -r .digest",
             }
         )
-    found.append(
-        {"what": "Make this page again", "text": f"kvspec report {shlex.quote(path)} --html report.html"}
-    )
+    found.append({"what": "Make this page again", "text": f"kvspec report {shlex.quote(path)} --html report.html"})
     return [{"what": one["what"], "text": visible(one["text"])} for one in found]

@@ -1,0 +1,81 @@
+"""Cells and trials as columns, for data frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from kvspec.score import CellScore, Scores, score_trials
+from kvspec.score.trials import to_table
+
+
+def cell_table(scores: Scores) -> pa.Table:
+    """One row per cell. Values that do not exist are null."""
+    rows = [_row(cell) for cell in scores.cells]
+    return pa.Table.from_pylist(rows, _SCHEMA)
+
+
+def trial_table(path: Path | str) -> pa.Table:
+    """One row per trial, as `kvspec score` writes them. Raises like `score_run`."""
+    _, batches = score_trials(path)
+    return pa.concat_tables([to_table(batch) for batch in batches])
+
+
+_SCHEMA: pa.Schema = pa.schema(
+    [
+        ("cell", pa.int32()),
+        ("name", pa.string()),
+        ("model", pa.string()),
+        ("site", pa.string()),
+        ("unit", pa.string()),
+        ("rate", pa.float64()),
+        ("expected_flips_per_trial", pa.float64()),
+        ("n", pa.int64()),
+        ("identical", pa.int64()),
+        ("accuracy", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("below_floor", pa.bool_()),
+        ("masked", pa.int64()),
+        ("sdc", pa.int64()),
+        ("due", pa.int64()),
+        ("crash", pa.int64()),
+        ("invalid", pa.int64()),
+        ("unscored", pa.int64()),
+        ("char_drift_mean", pa.float64()),
+        ("token_drift_mean", pa.float64()),
+        ("first_divergence_median", pa.float64()),
+        ("flips_planned", pa.int64()),
+        ("flips_landed", pa.int64()),
+    ]
+)
+
+
+def _row(cell: CellScore) -> dict[str, Any]:
+    match, fault = cell.exact_match, cell.plan.fault
+    return {
+        "cell": cell.plan.index,
+        "name": cell.plan.name,
+        "model": fault["model"],
+        "site": fault["site"],
+        "unit": fault["rate"]["unit"],
+        "rate": float(fault["rate"]["value"]),
+        "expected_flips_per_trial": cell.plan.expected_per_trial,
+        "n": match.n,
+        "identical": match.k,
+        "accuracy": match.rate,
+        "low": match.low,
+        "high": match.high,
+        "below_floor": cell.below_floor,
+        **cell.outcome,
+        "crash": cell.status["crash"],
+        "invalid": cell.invalid,
+        "unscored": cell.unscored,
+        "char_drift_mean": cell.drift_means["char_drift"],
+        "token_drift_mean": cell.drift_means["token_drift"],
+        "first_divergence_median": cell.first_divergence_median,
+        "flips_planned": cell.flips.planned,
+        "flips_landed": cell.flips.landed,
+    }

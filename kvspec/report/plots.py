@@ -1,0 +1,41 @@
+"""Every chart of the page as SVG and PNG, in the colours of paper."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator
+from pathlib import Path
+
+from kvspec.report.charts import Chart, as_file, dose_charts, outcome_chart, survival_chart
+from kvspec.report.heat import heat_charts
+from kvspec.report.limits import Limits
+from kvspec.report.palette import PAPER
+from kvspec.report.series import DOSES, build_series
+from kvspec.report.vega import draw_png, draw_svg
+from kvspec.score import Scores, score_run
+from kvspec.score.views import Views, view_run
+
+
+def plot_charts(scores: Scores, views: Views) -> list[Chart]:
+    """All charts that a run gives; none if nothing was scored."""
+    limits = Limits()
+    series = build_series(scores, views, limits.name)
+    charts = [chart for dose in DOSES for chart in dose_charts(series, dose, scores, PAPER, limits)]
+    charts += heat_charts(scores, PAPER, limits)
+    more = survival_chart(scores, views, PAPER, limits), outcome_chart(scores, PAPER, limits)
+    return charts + [chart for chart in more if chart is not None]
+
+
+def plot_files(path: Path | str) -> Iterator[tuple[str, bytes]]:
+    """Name and content of every file: each chart as `.svg` and `.png`. Raises like `score_run`."""
+    for chart in plot_charts(score_run(path), view_run(path, trials=0)):
+        spec = as_file(chart)
+        yield f"{chart.key}.svg", _with_words(draw_svg(spec), chart).encode()
+        yield f"{chart.key}.png", draw_png(spec)
+
+
+def _with_words(svg: str, chart: Chart) -> str:
+    """Title and description inside the drawing, for readers that do not see it."""
+    words = f"<title>{html.escape(chart.title)}</title><desc>{html.escape(chart.description)}</desc>"
+    head, close, rest = svg.partition(">")
+    return f'{head} role="img"{close}{words}{rest}'
