@@ -5,15 +5,15 @@ from typing import Literal, final
 import numpy as np
 from numpy.typing import NDArray
 
-Key = tuple[int, int]
-Ranges = list[tuple[int, int]]
+_Key = tuple[int, int]
+_Ranges = list[tuple[int, int]]
 
 __version__: str
 
 def schema(name: Literal["spec"]) -> str: ...
-def philox(counter: tuple[int, int, int, int], key: Key) -> tuple[int, int, int, int]: ...
-def derive_keys(seed: int, experiment: int, trial: int, fault: int) -> tuple[Key, Key]: ...
-def read_key(master: Key, request: int, step: int) -> Key: ...
+def philox(counter: tuple[int, int, int, int], key: _Key) -> tuple[int, int, int, int]: ...
+def derive_keys(seed: int, experiment: int, trial: int, fault: int) -> tuple[_Key, _Key]: ...
+def read_key(master: _Key, request: int, step: int) -> _Key: ...
 def thresholds(units: int, probability: float) -> NDArray[np.uint64]: ...
 def format_bits(format: str) -> int: ...
 def format_mask(format: str, bits: str) -> int: ...
@@ -49,7 +49,7 @@ class Sampler:
     def enumerate(
         self,
         *,
-        key: Key,
+        key: _Key,
         request: int,
         layers: tuple[int, int],
         tokens: tuple[int, int],
@@ -59,7 +59,7 @@ class Sampler:
     def count(
         self,
         *,
-        key: Key,
+        key: _Key,
         request: int,
         layers: tuple[int, int],
         tokens: tuple[int, int],
@@ -72,11 +72,11 @@ class Selector:
     def __new__(
         cls,
         *,
-        layers: Ranges | None = None,
-        heads: Ranges | None = None,
+        layers: _Ranges | None = None,
+        heads: _Ranges | None = None,
         planes: tuple[bool, bool] = (True, True),
         phase: Literal["all", "prompt", "decode"] = "all",
-        tokens: Ranges | None = None,
+        tokens: _Ranges | None = None,
     ) -> Selector: ...
 
 @final

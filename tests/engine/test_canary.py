@@ -20,7 +20,7 @@ SPEC: dict[str, Any] = {
 
 
 def layer_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kvspec.engine.vllm.injector import Injector
+    from kvspec.engine.vllm.cpu import CpuInjector as Injector
 
     original = Injector._after_write
 
@@ -47,7 +47,7 @@ class _Shifted:
 
 
 def dropped_flips(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kvspec.engine.vllm import injector
+    from kvspec.engine.vllm import cpu as injector
 
     class Dropping:
         def __init__(self, faults: Any) -> None:
@@ -63,18 +63,18 @@ def dropped_flips(monkeypatch: pytest.MonkeyPatch) -> None:
         def inject(self, *args: Any, **kwargs: Any) -> None:
             self._faults.inject(*args, **kwargs)
 
-    original = injector.Injector._begin_step
+    original = injector.CpuInjector._begin_step
 
     def begin(self: Any, *args: Any) -> None:
         original(self, *args)
         if self._faults is not None:
             self._faults = Dropping(self._faults)
 
-    monkeypatch.setattr(injector.Injector, "_begin_step", begin)
+    monkeypatch.setattr(injector.CpuInjector, "_begin_step", begin)
 
 
 def transposed_layout(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kvspec.engine.vllm import injector
+    from kvspec.engine.vllm import cpu as injector
 
     original = injector.probe
 

@@ -8,6 +8,7 @@ uses the injector's own address arithmetic or its step sampler.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,8 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from kvspec import _native
-from kvspec.engine.vllm.layout import Layout
 from kvspec.engine.vllm.step import Step
+
+Read = Callable[[int, int], torch.Tensor]
+"""(row of the batch, tokens) -> the first tokens of that row as they lie in the cache, `[2, tokens, H, D]`."""
 
 
 @dataclass
@@ -29,63 +32,55 @@ class CanaryWatch:
     """`[L, 2, T, H, D]`: planned flips of each element."""
     checked: int = 0
     """Elements compared so far."""
-    flipped: int = 0
-    """Elements among them that differ from the fault-free value."""
     mismatches: int = 0
     first_mismatch: str | None = None
-    _expected: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    _expected: dict[int, NDArray[np.uint32]] = field(default_factory=dict)
+    """Stored codes by layer, `[2, tokens so far, H, D]`."""
 
-    def check(
-        self,
-        layer: int,
-        step: Step,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        kv_cache: torch.Tensor,
-        block_table: NDArray[np.int32],
-        layout: Layout,
-    ) -> None:
-        """Compare the entry's whole cache in one layer, right after the write and injection of a step."""
+    def check(self, layer: int, step: Step, key: torch.Tensor, value: torch.Tensor, read: Read) -> None:
+        """Compare the entry's whole cache in one layer, right after the write and injection of a step.
+
+        `key` and `value` are the projection outputs of the step, `[rows, H, D]`. Steps that ran inside a captured
+        graph are not seen here; later ones are then left alone.
+        """
         at = np.flatnonzero(step.entry == self.entry)
         if not len(at):
             return
         i = int(at[0])
         start, count = int(step.start[i]), int(step.count[i])
+        before = self._expected.get(layer)
+        if start != (0 if before is None else before.shape[1]):
+            return
         # Rows of the step are contiguous in the projection outputs, in row order; the canary runs alone.
         first = int(step.count[:i].sum())
-        written = torch.stack([key[first : first + count], value[first : first + count]]).numpy()
-        faulty = self._flip(written, self.masks[layer, :, start : start + count])
-        self.flipped += int((faulty.view(np.uint32) != written.view(np.uint32)).sum())
-        before = self._expected.get(layer)
-        expected = faulty if before is None or start == 0 else np.concatenate([before, faulty], axis=1)
+        rows = slice(first, first + count)
+        codes = self._codes(torch.stack([key[rows], value[rows]])) ^ self.masks[layer, :, start : start + count]
+        expected = codes if before is None else np.concatenate([before, codes], axis=1)
         self._expected[layer] = expected
-        tokens = np.arange(expected.shape[1])
-        blocks = block_table[step.row[i], tokens // layout.block_tokens]
-        inside = layout.offsets[:, tokens % layout.block_tokens]
-        flat = kv_cache.reshape(-1)
-        address = torch.from_numpy(blocks.astype(np.int64))[None, :, None, None] * kv_cache.stride(0)
-        stored = flat[address + torch.from_numpy(inside)].numpy()
-        wrong = stored.view(np.uint32) != expected.view(np.uint32)
+        stored = self._codes(read(int(step.row[i]), expected.shape[1]))
+        wrong = stored != expected
         self.checked += wrong.size
         if wrong.any():
             self.mismatches += int(wrong.sum())
             if self.first_mismatch is None:
-                kv, token, head, dim = (int(x) for x in np.argwhere(wrong)[0])
+                where = tuple(int(x) for x in np.argwhere(wrong)[0])
+                kv, token, head, dim = where
                 self.first_mismatch = (
                     f"layer {layer}, {'KV'[kv]}, head {head}, token {token}, element {dim}: "
-                    f"stored {stored[kv, token, head, dim]!r}, expected {expected[kv, token, head, dim]!r}"
+                    f"stored code {stored[where]:#x}, expected {expected[where]:#x}"
                 )
 
-    def _flip(self, values: NDArray[np.float32], masks: NDArray[np.uint32]) -> NDArray[np.float32]:
-        codes = _native.encode(self.storage_format, np.ascontiguousarray(values).reshape(-1))
-        flipped = _native.decode(self.storage_format, codes ^ masks.reshape(-1))
-        return flipped.reshape(values.shape)
+    def _codes(self, values: torch.Tensor) -> NDArray[np.uint32]:
+        """Values as codes of the storage format. A value that the format cannot hold is a mismatch: it would be
+        rounded here and hide a difference."""
+        flat = values.detach().to("cpu", torch.float32).contiguous().view(-1).numpy()
+        codes = _native.encode(self.storage_format, flat)
+        held = _native.decode(self.storage_format, codes)
+        if lost := int((held.view(np.uint32) != flat.view(np.uint32)).sum()):
+            self.mismatches += lost
+            self.first_mismatch = self.first_mismatch or f"{lost} values are not {self.storage_format}"
+        return codes.reshape(values.shape)
 
     def result(self) -> dict[str, int | str | None]:
         """Counts for the campaign and the fingerprint."""
-        return {
-            "checked": self.checked,
-            "flipped": self.flipped,
-            "mismatches": self.mismatches,
-            "first_mismatch": self.first_mismatch,
-        }
+        return {"checked": self.checked, "mismatches": self.mismatches, "first_mismatch": self.first_mismatch}

@@ -9,20 +9,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm.v1.worker.cpu_worker import CPUWorker
+from vllm.platforms import current_platform
 
 from kvspec.engine.table import TableData
 from kvspec.engine.vllm.canary import CanaryWatch
-from kvspec.engine.vllm.injector import Injector
 from kvspec.engine.vllm.layers import attention_layers
 from kvspec.engine.vllm.runner import adapter
+
+if current_platform.is_cpu():
+    from vllm.v1.worker.cpu_worker import CPUWorker as Base
+
+    from kvspec.engine.vllm.cpu import CpuInjector as Injector
+else:
+    from vllm.v1.worker.gpu_worker import Worker as Base
+
+    from kvspec.engine.vllm.cuda import CudaInjector as Injector
 
 CONFIG_KEY = "kvspec"
 """Key in vLLM's `additional_config` under which the engine tells its workers what the cache stores."""
 
 
-class KvspecWorker(CPUWorker):  # type: ignore[misc]
-    """A CPU worker that injects the faults of the loaded trial table. Methods are called by `collective_rpc`."""
+class KvspecWorker(Base):  # type: ignore[misc]
+    """A worker of this platform that injects the faults of the loaded trial table. Methods are called by `collective_rpc`."""
 
     injector: Injector
 
@@ -32,6 +40,12 @@ class KvspecWorker(CPUWorker):  # type: ignore[misc]
         layers = attention_layers(self.vllm_config.compilation_config.static_forward_context)
         storage_format = self.vllm_config.additional_config[CONFIG_KEY]["storage_format"]
         self.injector = Injector(adapter(self.model_runner), layers, storage_format)
+        return result
+
+    def initialize_from_config(self, *args: Any, **kwargs: Any) -> Any:
+        """Allocate the cache, then let the injector find its way in it, before anything is captured."""
+        result = super().initialize_from_config(*args, **kwargs)
+        self.injector.bind()
         return result
 
     def kvspec_geometry(self) -> tuple[int, int, int]:
@@ -54,20 +68,11 @@ class KvspecWorker(CPUWorker):  # type: ignore[misc]
 
     def kvspec_tally(self, entries: list[int]) -> dict[str, list[int]]:
         """Counts of finished entries."""
-        self.injector.settle()
-        tally = self.injector.tally
-        return {
-            name: getattr(tally, name)[entries].tolist()
-            for name in ("landed", "written", "preemptions", "nonfinite_at")
-        }
+        return self.injector.counts(entries)
 
     def kvspec_facts(self) -> dict[str, Any]:
         """What this worker is, for the fingerprint."""
-        cache = self.injector.cache
         return {
-            "runner": self.injector.runner.name,
             "backend": self.injector.layers[0].layer.attn_backend.get_name(),
-            "block_tokens": cache.layouts[0].block_tokens,
-            "cache_shape": list(cache.tensors[0].shape),
-            "layout": cache.layouts[0].digest,
+            **self.injector.facts(),
         }

@@ -190,7 +190,10 @@ pub(crate) struct Selector(pub(crate) kvspec_core::Selector);
 #[pymethods]
 impl Selector {
     #[new]
-    #[pyo3(signature = (*, layers = None, heads = None, planes = (true, true), phase = "all", tokens = None))]
+    #[pyo3(
+        signature = (*, layers = None, heads = None, planes = (true, true), phase = "all", tokens = None),
+        text_signature = "(*, layers=None, heads=None, planes=(True, True), phase='all', tokens=None)"
+    )]
     fn new(
         layers: Option<Ranges>,
         heads: Option<Ranges>,

@@ -1,4 +1,4 @@
-"""The injector of one worker: from the trial table and the steps of the scheduler to flipped bits in the cache."""
+"""Injection on the CPU: steps are sampled, and faults applied to the float32 container, by the Rust core."""
 
 from __future__ import annotations
 
@@ -18,27 +18,7 @@ from kvspec.engine.vllm.layout import Layout, probe, words_of
 from kvspec.engine.vllm.runner import RunnerV1
 from kvspec.engine.vllm.step import Requests, Step
 from kvspec.engine.vllm.taint import Taint
-
-
-class Tally:
-    """What happened to each table entry, counted where it happened."""
-
-    def __init__(self, entries: int) -> None:
-        self.landed = np.zeros(entries, dtype=np.uint64)
-        """Bits that differ between the stored code before the injection and the code read back after it."""
-        self.written = np.zeros(entries, dtype=np.uint32)
-        """Token positions written to the cache."""
-        self.preemptions = np.zeros(entries, dtype=np.uint32)
-        self.nonfinite_at = np.full(entries, -1, dtype=np.int32)
-        """First generated token whose logits were not finite, -1 if all were."""
-
-    def begin(self, step: Step) -> None:
-        """Count the positions of a step. A request that starts over was preempted: its faults land anew."""
-        again = step.entry[(step.start == 0) & (self.written[step.entry] > 0)]
-        self.preemptions[again] += 1
-        self.landed[again] = 0
-        self.nonfinite_at[again] = -1
-        self.written[step.entry] = step.start + step.count
+from kvspec.engine.vllm.tally import Tally
 
 
 @dataclass(frozen=True)
@@ -50,7 +30,7 @@ class Cache:
     tensors: list[torch.Tensor]
 
 
-class Injector:
+class CpuInjector:
     """Hooks a runner and its attention layers, and applies the faults of the loaded trial table.
 
     Without a table it only rounds the cache to its storage format and injects nothing.
@@ -76,11 +56,13 @@ class Injector:
         for attention in layers:
             wrap_write(attention, storage_format, self._after_write)
 
+    def bind(self) -> None:
+        """Find the layout of the cache, which has just been allocated."""
+        self._cache = self._probe()
+
     def load(self, data: TableData) -> None:
-        """Take a trial table. The cache exists by now, so its layout is probed here."""
+        """Take a trial table; its entries are what requests carry from now on."""
         self._end_step()
-        if self._cache is None:
-            self._cache = self._probe()
         self._data = data
         self._table = data.build(self.geometry)
         self._faulty = np.append(data.faulty, False)
@@ -92,13 +74,24 @@ class Injector:
 
     @property
     def cache(self) -> Cache:
-        """The probed cache; valid after the first `load`."""
+        """The probed cache; valid after `bind`."""
         assert self._cache is not None
         return self._cache
 
-    def settle(self) -> None:
-        """Bring the tally up to date with the last step."""
+    def counts(self, entries: list[int]) -> dict[str, list[int]]:
+        """What happened to entries, up to and with the last step."""
         self._end_step()
+        return self.tally.of(entries)
+
+    def facts(self) -> dict[str, Any]:
+        """How the cache is laid out, for the fingerprint."""
+        layout = self.cache.layouts[0]
+        return {
+            "runner": self.runner.name,
+            "block_tokens": layout.block_tokens,
+            "cache_shape": list(self.cache.tensors[0].shape),
+            "layout": layout.digest,
+        }
 
     def _probe(self) -> Cache:
         self.runner.check_cache()
@@ -148,7 +141,16 @@ class Injector:
             )
         if self.canary is not None:
             assert self._step is not None and self._blocks is not None
-            self.canary.check(layer, self._step, key, value, kv_cache, self._blocks, self.cache.layouts[layer])
+            self.canary.check(layer, self._step, key, value, lambda row, n: self._stored(layer, row, n))
+
+    def _stored(self, layer: int, row: int, tokens: int) -> torch.Tensor:
+        """The first tokens of a row as they lie in the cache, `[2, tokens, H, D]`: plain indexing, for the canary."""
+        assert self._blocks is not None
+        layout, cache = self.cache.layouts[layer], self.cache.tensors[layer]
+        at = np.arange(tokens)
+        blocks = self._blocks[row, at // layout.block_tokens].astype(np.int64) * layout.block_stride
+        inside = layout.offsets[:, at % layout.block_tokens]
+        return cache.reshape(-1)[torch.from_numpy(blocks[None, :, None, None] + inside)]
 
     def _observe_logits(self, logits: torch.Tensor) -> None:
         step = self._step
