@@ -8,6 +8,34 @@ from numpy.typing import NDArray
 _Key = tuple[int, int]
 _Ranges = list[tuple[int, int]]
 
+__all__ = [
+    "Sampler",
+    "Selector",
+    "StepFaults",
+    "TrialTable",
+    "__version__",
+    "decode",
+    "derive_keys",
+    "detail_texts",
+    "detail_tokens",
+    "encode",
+    "first_divergence_histogram",
+    "format_bits",
+    "format_mask",
+    "kl_full",
+    "kl_topk",
+    "periodic_tails",
+    "philox",
+    "position_counts",
+    "read_key",
+    "schema",
+    "score_texts",
+    "score_tokens",
+    "survival",
+    "thresholds",
+    "topk_agreement",
+]
+
 __version__: str
 
 def schema(name: Literal["spec"]) -> str: ...

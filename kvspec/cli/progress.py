@@ -90,9 +90,14 @@ class CampaignProgress:
         now = time.monotonic()
         if now - self._shown >= PLAIN_SECONDS or self._done == self._total:
             self._shown = now
-            rate = (self._done - self._before) / max(now - self._began, 1e-9)
-            left = (self._total - self._done) / rate if rate else 0.0
-            self._line(f"{self._done}/{self._total} trials, {self._words()}, about {left:.0f} s left")
+            self._line(f"{self._done}/{self._total} trials, {self._words()}{self._left(now)}")
+
+    def _left(self, now: float) -> str:
+        """Time left, once enough trials have ended to tell: the first batch ends all at once."""
+        here = self._done - self._before
+        if here * 10 < self._total - self._before or self._done == self._total:
+            return ""
+        return f", about {(self._total - self._done) * (now - self._began) / here:.0f} s left"
 
     def _words(self) -> str:
         shown = [f"{name} {n}" for name, n in self._counts.items() if n or name != "control differs"]

@@ -152,15 +152,13 @@ class CpuInjector:
         inside = layout.offsets[:, at % layout.block_tokens]
         return cache.reshape(-1)[torch.from_numpy(blocks[None, :, None, None] + inside)]
 
-    def _observe_logits(self, logits: torch.Tensor) -> None:
+    def _observe_logits(self, hidden: torch.Tensor, logits: torch.Tensor) -> None:
         step = self._step
         if step is None or self._data is None or len(step.row) == 0 or logits.shape[0] <= int(step.row.max()):
             return
-        low, high = torch.aminmax(logits, dim=-1)
-        finite = (torch.isfinite(low) & torch.isfinite(high)).numpy()
-        if finite.all():
+        bad = nonfinite_rows(hidden, logits)[step.row]
+        if not bad.any():
             return
-        bad = ~finite[step.row]
         entry = step.entry[bad]
         # Row i predicts the token after its last position; rows inside a chunked prompt predict nothing.
         token = (step.start[bad] + step.count[bad]).astype(np.int64) - self._data.prompt_len[entry]
@@ -171,3 +169,19 @@ class CpuInjector:
         if self._faults is not None and self._armed is not None and len(self._armed.entry):
             np.add.at(self.tally.landed, self._armed.entry, self._faults.landed)
         self._step = self._faults = self._armed = self._blocks = None
+
+
+SAFE_HIDDEN = 1e30
+"""Hidden states below this cannot overflow float32 logits: a dot product with up to 10^5 weights below 10^3."""
+
+
+def nonfinite_rows(hidden: torch.Tensor, logits: torch.Tensor) -> NDArray[np.bool_]:
+    """Which rows of the logits hold NaN or infinity.
+
+    The vocabulary is a hundred times wider than the hidden states, so only rows with suspicious hidden states are
+    looked at. NaN fails every comparison, so it is suspicious too.
+    """
+    bad = ~(hidden.abs().amax(dim=-1) < SAFE_HIDDEN)
+    if bad.any():
+        bad[bad.clone()] = ~torch.isfinite(logits[bad]).all(dim=-1)
+    return bad.numpy()

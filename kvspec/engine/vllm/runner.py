@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from kvspec.errors import EngineError
 
 OnStep = Callable[[Any, Sequence[str]], None]
-OnLogits = Callable[[torch.Tensor], None]
+OnLogits = Callable[[torch.Tensor, torch.Tensor], None]
+"""Called with (final hidden states `[rows, hidden]`, logits `[rows, vocabulary]`), one row per request."""
 
 
 class RunnerV1:
@@ -41,7 +42,7 @@ class RunnerV1:
 
     def hook(self, on_step: OnStep, on_dummy: Callable[[], None], on_logits: OnLogits) -> None:
         """Call `on_step(scheduler_output, request ids in row order)` before every forward, `on_dummy` before
-        profiling and padding runs, and `on_logits` with the logits of a step, one row per request."""
+        profiling and padding runs, and `on_logits` with the final hidden states and logits of a step."""
         runner = self._runner
         prepare, dummy, logits = runner._prepare_inputs, runner._dummy_run, runner.model.compute_logits
 
@@ -54,10 +55,10 @@ class RunnerV1:
             on_dummy()
             return dummy(*args, **kwargs)
 
-        def compute_logits(*args: Any, **kwargs: Any) -> Any:
-            result = logits(*args, **kwargs)
+        def compute_logits(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            result = logits(hidden, *args, **kwargs)
             if result is not None:
-                on_logits(result)
+                on_logits(hidden, result)
             return result
 
         runner._prepare_inputs = prepare_inputs

@@ -1,0 +1,110 @@
+"""Parts of the engine that need torch but no engine."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvspec.engine.vllm.cpu import nonfinite_rows
+from kvspec.engine.vllm.step import FOREIGN, Grants, Requests, Step
+from kvspec.engine.vllm.taint import Taint
+from kvspec.engine.vllm.tally import Tally
+
+BAD = [float("nan"), float("inf"), float("-inf")]
+
+
+@given(
+    st.lists(st.sampled_from(["fine", "nan", "inf", "huge"]), min_size=1, max_size=9),
+    st.integers(0, 2**31),
+)
+def test_nonfinite_logits_are_found_exactly(rows: list[str], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(len(rows), 16, generator=generator)
+    weights = torch.randn(16, 50, generator=generator)
+    for row, kind in zip(hidden, rows, strict=True):
+        if kind != "fine":
+            row[3] = {"nan": float("nan"), "inf": float("inf"), "huge": 2e38}[kind]
+    logits = hidden @ weights
+    assert nonfinite_rows(hidden, logits).tolist() == (~torch.isfinite(logits).all(-1)).tolist()
+
+
+def scheduled(**changes: Any) -> SimpleNamespace:
+    base: dict[str, Any] = {
+        "scheduled_new_reqs": [],
+        "scheduled_cached_reqs": SimpleNamespace(req_ids=[], num_computed_tokens=[], new_block_ids=[]),
+        "num_scheduled_tokens": {},
+        "finished_req_ids": set(),
+    }
+    return SimpleNamespace(**{**base, **changes})
+
+
+def new(request: str, entry: int | None, blocks: list[int], computed: int = 0) -> SimpleNamespace:
+    extra = None if entry is None else {"kvspec": entry}
+    return SimpleNamespace(
+        req_id=request,
+        sampling_params=SimpleNamespace(extra_args=extra),
+        num_computed_tokens=computed,
+        block_ids=(blocks,),
+    )
+
+
+def test_rows_follow_the_batch_order_and_foreign_requests_are_left_out() -> None:
+    requests = Requests()
+    first = scheduled(
+        scheduled_new_reqs=[new("a", 7, [1, 2]), new("x", None, [3]), new("b", 4, [5])],
+        num_scheduled_tokens={"a": 9, "x": 2, "b": 5},
+    )
+    grants = requests.observe(first)
+    assert grants.entry.tolist() == [7, 7, FOREIGN, 4]
+    assert grants.block.tolist() == [1, 2, 3, 5]
+    step = requests.step(first, ["b", "x", "a"])
+    assert step.row.tolist() == [0, 2]
+    assert step.entry.tolist() == [4, 7]
+    assert step.start.tolist() == [0, 0]
+    assert step.count.tolist() == [5, 9]
+    second = scheduled(
+        scheduled_cached_reqs=SimpleNamespace(
+            req_ids=["a", "b"], num_computed_tokens=[9, 5], new_block_ids=[None, ([8],)]
+        ),
+        num_scheduled_tokens={"a": 1, "b": 1},
+    )
+    assert requests.observe(second).block.tolist() == [8]
+    assert requests.step(second, ["a", "b"]).start.tolist() == [9, 5]
+    requests.observe(scheduled(finished_req_ids={"a"}))
+    assert requests.step(second, ["a", "b"]).entry.tolist() == [4]
+
+
+def test_tainted_blocks_are_zeroed_once_when_handed_out_again() -> None:
+    taint, cache = Taint(), torch.full((6, 2), float("nan"))
+    faulty = np.array([True, False, False])
+
+    def grants(*pairs: tuple[int, int]) -> Grants:
+        entry, block = zip(*pairs, strict=True)
+        return Grants(np.array(entry), np.array(block))
+
+    assert taint.hand_out(grants((0, 1), (1, 2)), faulty, [cache]) == 0
+    assert taint.hand_out(grants((1, 1), (1, 2), (FOREIGN, 3)), faulty, [cache]) == 1
+    assert cache[1].tolist() == [0, 0]
+    assert all(torch.isnan(cache[i]).all() for i in (0, 2, 3, 4, 5))
+    cache[1] = float("nan")
+    assert taint.hand_out(grants((1, 1)), faulty, [cache]) == 0
+
+
+def test_a_request_that_starts_over_is_counted_anew() -> None:
+    tally = Tally(2)
+
+    def step(start: int, count: int) -> Step:
+        return Step(*(np.array([x], dtype=np.uint32) for x in (0, 1, start, count)))
+
+    tally.begin(step(0, 5))
+    tally.landed[1] += 3
+    tally.nonfinite_at[1] = 2
+    tally.begin(step(5, 1))
+    assert tally.of([1]) == {"landed": [3], "written": [6], "preemptions": [0], "nonfinite_at": [2]}
+    tally.begin(step(0, 6))
+    assert tally.of([1]) == {"landed": [0], "written": [6], "preemptions": [1], "nonfinite_at": [-1]}
