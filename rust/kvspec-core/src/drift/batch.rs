@@ -81,8 +81,8 @@ pub(super) const TASK_ROWS: usize = 1024;
 /// Symbols from which a second thread pays for its start.
 const PARALLEL_SYMBOLS: usize = 1 << 20;
 
-/// 64-row cells (see `Job::cost`) from which a second thread pays for its start, about half a millisecond.
-const PARALLEL_COST: usize = 1 << 20;
+/// 64-row cells (see `Job::cost`) from which a second thread pays for its start, two to four milliseconds.
+const PARALLEL_COST: usize = 1 << 23;
 
 /// Scores `rows` pairs given by a function.
 ///
@@ -219,15 +219,17 @@ impl<'a, T: Symbol, F: Fn(usize) -> (&'a [T], &'a [T])> NullaryFnOnce
         for index in 0..part.positional.len() {
             let row = part.first_row + index;
             let (golden, faulty) = pair(row);
-            let prefix = common_prefix(golden, faulty);
-            let exact = prefix == golden.len() && prefix == faulty.len();
-            part.first_divergence[index] = if exact { -1 } else { prefix as i64 };
-            if exact {
+            // Counting starts at the beginning although the common prefix cannot differ: the loop then runs as long for
+            // every row of a length, which the processor foresees, and an exact row needs no second look.
+            let differing = mismatches(golden, faulty);
+            let positional = differing + golden.len().abs_diff(faulty.len());
+            if positional == 0 {
+                part.first_divergence[index] = -1;
                 continue;
             }
-            let differing = mismatches(&golden[prefix..], &faulty[prefix..]);
-            let positional = (differing + golden.len().abs_diff(faulty.len())) as u32;
-            part.positional[index] = positional;
+            let prefix = common_prefix(golden, faulty);
+            part.first_divergence[index] = prefix as i64;
+            part.positional[index] = positional as u32;
             if !options.edit_distance {
                 continue;
             }

@@ -2,6 +2,7 @@
 
 use pulp::{Arch, NullaryFnOnce};
 
+use super::simd::{LaneWork, Lanes, dispatch};
 use super::symbol::Symbol;
 use super::vector::{Column, LANES, Vector, bit_planes};
 
@@ -39,11 +40,12 @@ pub(super) fn distances<T: Symbol>(
         planes,
         scratch,
     });
-    arch.dispatch(Run {
+    let run = Run {
         pairs,
         words,
         scratch,
-    })
+    };
+    dispatch(arch, run)
 }
 
 struct Prepare<'a, 'b, T> {
@@ -90,43 +92,40 @@ struct Run<'a, 'b, T> {
     scratch: &'a Scratch<T>,
 }
 
-impl<T: Symbol> NullaryFnOnce for Run<'_, '_, T> {
+impl<T: Symbol> LaneWork for Run<'_, '_, T> {
     type Output = [u32; LANES];
 
     #[inline(always)]
-    fn call(self) -> Self::Output {
+    fn run<L: Lanes>(self, l: L) -> Self::Output {
         match self.words {
-            1 => self.sized::<1>(),
-            2 => self.sized::<2>(),
-            3 => self.sized::<3>(),
-            4 => self.sized::<4>(),
-            5 => self.sized::<5>(),
-            6 => self.sized::<6>(),
-            7 => self.sized::<7>(),
-            _ => self.sized::<MAX_WORDS>(),
+            1 => self.sized::<L, 1>(l),
+            2 => self.sized::<L, 2>(l),
+            3 => self.sized::<L, 3>(l),
+            4 => self.sized::<L, 4>(l),
+            5 => self.sized::<L, 5>(l),
+            6 => self.sized::<L, 6>(l),
+            7 => self.sized::<L, 7>(l),
+            _ => self.sized::<L, MAX_WORDS>(l),
         }
     }
 }
 
 impl<T: Symbol> Run<'_, '_, T> {
     #[inline(always)]
-    fn sized<const WORDS: usize>(self) -> [u32; LANES] {
-        let mut columns = [Column::START; WORDS];
+    fn sized<L: Lanes, const WORDS: usize>(self, l: L) -> [u32; LANES] {
+        let mut columns = [Column::start(l); WORDS];
         let mut distances = [0; LANES];
         let mut done = 0;
         for (lane, (pattern, text)) in self.pairs.iter().enumerate() {
             // Texts are in order of length: a lane is read off when its own text ends and computes on unread after.
-            advance(
-                &self.scratch.planes,
-                &self.scratch.text[done..text.len()],
-                &mut columns,
-            );
+            let stretch = &self.scratch.text[done..text.len()];
+            advance(l, &self.scratch.planes, stretch, &mut columns);
             done = text.len();
             let rows = |word: usize| pattern.len().saturating_sub(word * 64);
             let below: i64 = columns
                 .iter()
                 .enumerate()
-                .map(|(word, column)| column.sum(lane, rows(word)))
+                .map(|(word, column)| column.store(l).sum(lane, rows(word)))
                 .sum();
             distances[lane] = (text.len() as i64 + below) as u32;
         }
@@ -195,29 +194,38 @@ macro_rules! unroll {
     unused_assignments,
     reason = "what leaves the last word enters no other"
 )]
-fn advance<T: Symbol, const WORDS: usize>(
+fn advance<L: Lanes, T: Symbol, const WORDS: usize>(
+    l: L,
     planes: &[Vector],
     text: &[[T; LANES]],
-    columns: &mut [Column; WORDS],
+    columns: &mut [Column<L>; WORDS],
 ) {
     let count = planes.len() / WORDS;
     let mut state = *columns;
-    for symbols in text {
-        // The symbol moves left plane by plane, so that its top bit is the one to compare. A shift by a counter would
-        // invite the compiler to vectorise over planes, with gathers.
-        let mut bits = widen(symbols).shl((64 - count) as u32);
-        let mut differ = [Vector::ZERO; WORDS];
+    for &symbols in text {
+        // The symbol moves left plane by plane, so that its top bit is the one to compare.
+        let mut bits = l.shl(
+            if T::BITS == 8 {
+                l.widen_bytes(u64::from_le_bytes(
+                    symbols.map(|symbol| symbol.bits() as u8),
+                ))
+            } else {
+                l.widen(symbols.map(|symbol| symbol.bits() as u32))
+            },
+            64 - count,
+        );
+        let mut differ = [l.load(Vector::ZERO); WORDS];
         for plane in planes.chunks_exact(WORDS) {
-            let bit = bits.spread();
-            bits = bits.shl(1);
+            let bit = l.spread(bits);
+            bits = l.double(bits);
             unroll!(WORDS, |word| {
-                differ[word] = differ[word] | (plane[word] ^ bit);
+                differ[word] = l.or(differ[word], l.xor(l.load(plane[word]), bit));
             });
         }
         // Row 0 of the matrix is D[0][j] = j: a +1 enters at the top.
-        let mut above = (Vector::splat(1), Vector::ZERO);
+        let mut above = (l.load(Vector::splat(1)), l.load(Vector::ZERO));
         unroll!(WORDS, |word| {
-            above = state[word].step(!differ[word], above);
+            above = state[word].step(l, differ[word], above);
         });
     }
     *columns = state;

@@ -32,6 +32,7 @@ mod logprobs;
 mod prefix;
 mod ragged;
 mod repetition;
+mod simd;
 mod symbol;
 mod text;
 mod vector;

@@ -8,6 +8,12 @@ pub trait Symbol: Copy + Eq + Default + Send + Sync + 'static {
     /// The symbol as a number.
     fn bits(self) -> u64;
 
+    /// How many symbols are equal before the first difference.
+    fn equal_first(a: &[Self; 8], b: &[Self; 8]) -> usize;
+
+    /// How many symbols are equal behind the last difference.
+    fn equal_last(a: &[Self; 8], b: &[Self; 8]) -> usize;
+
     /// Transposes a square of symbols.
     fn transpose(rows: [[Self; 8]; 8]) -> [[Self; 8]; 8];
 
@@ -22,6 +28,16 @@ impl Symbol for u8 {
     #[inline(always)]
     fn bits(self) -> u64 {
         u64::from(self)
+    }
+
+    #[inline(always)]
+    fn equal_first(a: &[Self; 8], b: &[Self; 8]) -> usize {
+        (u64::from_le_bytes(*a) ^ u64::from_le_bytes(*b)).trailing_zeros() as usize / 8
+    }
+
+    #[inline(always)]
+    fn equal_last(a: &[Self; 8], b: &[Self; 8]) -> usize {
+        (u64::from_le_bytes(*a) ^ u64::from_le_bytes(*b)).leading_zeros() as usize / 8
     }
 
     #[inline(always)]
@@ -77,6 +93,20 @@ impl Symbol for u32 {
     }
 
     #[inline(always)]
+    fn equal_first(a: &[Self; 8], b: &[Self; 8]) -> usize {
+        let pairs = differences(a, b);
+        let first = pairs.iter().position(|&pair| pair != 0);
+        first.map_or(8, |i| 2 * i + pairs[i].trailing_zeros() as usize / 32)
+    }
+
+    #[inline(always)]
+    fn equal_last(a: &[Self; 8], b: &[Self; 8]) -> usize {
+        let pairs = differences(a, b);
+        let last = pairs.iter().rposition(|&pair| pair != 0);
+        last.map_or(8, |i| 6 - 2 * i + pairs[i].leading_zeros() as usize / 32)
+    }
+
+    #[inline(always)]
     fn transpose(rows: [[Self; 8]; 8]) -> [[Self; 8]; 8] {
         std::array::from_fn(|i| std::array::from_fn(|j| rows[j][i]))
     }
@@ -121,4 +151,11 @@ impl Symbol for u32 {
         }
         (short, long, count)
     }
+}
+
+/// Differences of eight symbols, two to a number.
+#[inline(always)]
+fn differences(a: &[u32; 8], b: &[u32; 8]) -> [u64; 4] {
+    let pair = |x: &[u32; 8], i: usize| u64::from(x[2 * i]) | (u64::from(x[2 * i + 1]) << 32);
+    std::array::from_fn(|i| pair(a, i) ^ pair(b, i))
 }

@@ -1,7 +1,9 @@
 //! Eight 64-bit lanes as a plain array. Inside `pulp`'s dispatch the compiler turns each operation into one AVX-512
 //! or two AVX2 instructions; no `unsafe` is needed, and the portable build computes the same bits.
 
-use std::ops::{Add, BitAnd, BitOr, BitXor, Not};
+use std::ops::{Add, BitAnd, BitOr, BitXor};
+
+use super::simd::Lanes;
 
 /// Lanes of one vector.
 pub(super) const LANES: usize = 8;
@@ -47,35 +49,6 @@ impl Vector {
     pub(super) fn shr(self, by: u32) -> Self {
         self.map(|lane| lane >> by)
     }
-
-    /// All ones in the lanes whose top bit is set, zero in the others.
-    #[inline(always)]
-    pub(super) fn spread(self) -> Self {
-        self.map(|lane| (lane as i64 >> 63) as u64)
-    }
-
-    #[inline(always)]
-    pub(super) fn widen(lanes: [u32; LANES]) -> Self {
-        Self(lanes.map(u64::from))
-    }
-
-    /// Lane `l` is byte `l` of a number.
-    #[inline(always)]
-    pub(super) fn from_bytes(bytes: u64) -> Self {
-        Self(bytes.to_le_bytes().map(u64::from))
-    }
-
-    /// The low byte of every lane, lane 0 lowest.
-    #[inline(always)]
-    pub(super) fn to_bytes(self) -> u64 {
-        u64::from_le_bytes(self.0.map(|lane| lane as u8))
-    }
-
-    /// `self` in the lanes where `mask` is all ones, `other` where it is zero.
-    #[inline(always)]
-    pub(super) fn select(self, other: Self, mask: Self) -> Self {
-        (self & mask) | (other & !mask)
-    }
 }
 
 macro_rules! lane_op {
@@ -96,47 +69,64 @@ lane_op!(BitOr, bitor, |a, b| a | b);
 lane_op!(BitXor, bitxor, |a, b| a ^ b);
 lane_op!(Add, add, u64::wrapping_add);
 
-impl Not for Vector {
-    type Output = Self;
-
-    #[inline(always)]
-    fn not(self) -> Self {
-        self.map(|lane| !lane)
-    }
-}
-
 /// The vertical differences `D[i][j] - D[i - 1][j]` of 64 rows in every lane: +1 where a `plus` bit is set, -1 where a
 /// `minus` bit is set.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Column {
-    pub(super) plus: Vector,
-    pub(super) minus: Vector,
+#[derive(Clone, Copy)]
+pub(super) struct Column<L: Lanes> {
+    pub(super) plus: L::Word,
+    pub(super) minus: L::Word,
 }
 
-impl Column {
+impl<L: Lanes> Column<L> {
     /// The first column: `D[i][0] = i`.
-    pub(super) const START: Self = Self {
-        plus: Vector::ONES,
-        minus: Vector::ZERO,
-    };
+    #[inline(always)]
+    pub(super) fn start(l: L) -> Self {
+        Self {
+            plus: l.load(Vector::ONES),
+            minus: l.load(Vector::ZERO),
+        }
+    }
 
-    /// Moves one text symbol on, after Hyyrö (2003). `equal` marks the rows whose pattern symbol equals the text
+    /// Moves one text symbol on, after Hyyrö (2003). `differ` marks the rows whose pattern symbol differs from the text
     /// symbol; `above` is the horizontal difference above the first row, as one bit for +1 and one for -1. Returns the
     /// horizontal difference at the last row in the same form.
     #[inline(always)]
-    pub(super) fn step(&mut self, equal: Vector, above: (Vector, Vector)) -> (Vector, Vector) {
+    pub(super) fn step(
+        &mut self,
+        l: L,
+        differ: L::Word,
+        above: (L::Word, L::Word),
+    ) -> (L::Word, L::Word) {
         let (plus, minus) = (self.plus, self.minus);
-        let matched = equal | above.1;
-        let diagonal = (((matched & plus) + plus) ^ plus) | matched | minus;
-        let right_plus = minus | !(diagonal | plus);
-        let right_minus = diagonal & plus;
-        let shifted_plus = right_plus.shl(1) | above.0;
-        let shifted_minus = right_minus.shl(1) | above.1;
-        self.plus = shifted_minus | !(diagonal | shifted_plus);
-        self.minus = shifted_plus & diagonal;
-        (right_plus.shr(63), right_minus.shr(63))
+        let matched = l.or(l.not(differ), above.1);
+        let carried = l.xor(l.add(l.and(matched, plus), plus), plus);
+        let diagonal = l.or(l.or(carried, matched), minus);
+        let right_plus = l.or(minus, l.not(l.or(diagonal, plus)));
+        let right_minus = l.and(diagonal, plus);
+        let shifted_plus = l.or(l.double(right_plus), above.0);
+        let shifted_minus = l.or(l.double(right_minus), above.1);
+        self.plus = l.or(shifted_minus, l.not(l.or(diagonal, shifted_plus)));
+        self.minus = l.and(shifted_plus, diagonal);
+        (l.top(right_plus), l.top(right_minus))
     }
 
+    /// The differences as plain lanes.
+    #[inline(always)]
+    pub(super) fn store(&self, l: L) -> Differences {
+        Differences {
+            plus: l.store(self.plus),
+            minus: l.store(self.minus),
+        }
+    }
+}
+
+/// The vertical differences of a `Column`, read off.
+pub(super) struct Differences {
+    plus: Vector,
+    minus: Vector,
+}
+
+impl Differences {
     /// `D[first + rows][j] - D[first][j]` in one lane.
     #[inline(always)]
     pub(super) fn sum(&self, lane: usize, rows: usize) -> i64 {

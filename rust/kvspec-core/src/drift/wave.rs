@@ -4,16 +4,22 @@
 //! columns behind lane `l - 1`, so that the horizontal difference leaving one lane enters the next `LAG` steps later: a
 //! wavefront, with all lanes busy however few pairs there are.
 
-use pulp::{Arch, NullaryFnOnce};
+use std::ops::Range;
 
+use pulp::Arch;
+
+use super::simd::{LaneWork, Lanes, dispatch};
 use super::symbol::Symbol;
-use super::vector::{Column, LANES, Vector, bit_planes};
+use super::vector::{Column, Differences, LANES, Vector, bit_planes};
 
 /// Rows of one strip.
 pub(super) const STRIP: usize = 64 * LANES;
 
 /// Columns between neighbouring lanes: enough to hide the way from one lane to the next.
 const LAG: usize = 4;
+
+/// One in every byte.
+const ONES: u64 = u64::MAX / 255;
 
 /// Columns between the first and the last lane.
 const TAIL: usize = LAG * (LANES - 1);
@@ -89,13 +95,16 @@ impl Renamed {
             }
             (start, end) = (from, to);
             let along: i64 = across[from..to].iter().map(|&code| signed(code)).sum();
-            let column = self.arch.dispatch(Strip {
-                pattern: &self.pattern[top..bottom],
-                staggered: &self.staggered,
-                absent: self.absent,
-                from,
-                across: &mut across[from..to],
-            });
+            let column = dispatch(
+                self.arch,
+                Strip {
+                    pattern: &self.pattern[top..bottom],
+                    staggered: &self.staggered,
+                    absent: self.absent,
+                    from,
+                    across: &mut across[from..to],
+                },
+            );
             if bottom == rows {
                 let left_rows = |lane: usize| (bottom - top).saturating_sub(lane * 64);
                 let down: i64 = (0..LANES)
@@ -119,104 +128,126 @@ struct Strip<'a> {
     across: &'a mut [u8],
 }
 
-impl NullaryFnOnce for Strip<'_> {
-    type Output = Column;
+impl LaneWork for Strip<'_> {
+    type Output = Differences;
 
     #[inline(always)]
-    fn call(self) -> Column {
-        let needed = (u32::BITS - self.absent.leading_zeros()) as usize;
+    fn run<L: Lanes>(self, l: L) -> Differences {
+        let needed = planes_for(self.absent);
         let planes = encode(self.pattern, needed.next_power_of_two().max(8));
         // Fewer planes are fewer instructions; eight suffice for nearly all text once the symbols are renamed.
         match needed {
-            0..=5 => self.run::<5>(&planes),
-            6 => self.run::<6>(&planes),
-            7 => self.run::<7>(&planes),
-            8 => self.run::<8>(&planes),
-            9 | 10 => self.run::<10>(&planes),
-            11 | 12 => self.run::<12>(&planes),
-            13..=16 => self.run::<16>(&planes),
-            _ => self.run::<32>(&planes),
+            5 => self.sized::<L, 5>(l, &planes),
+            6 => self.sized::<L, 6>(l, &planes),
+            7 => self.sized::<L, 7>(l, &planes),
+            8 => self.sized::<L, 8>(l, &planes),
+            10 => self.sized::<L, 10>(l, &planes),
+            12 => self.sized::<L, 12>(l, &planes),
+            16 => self.sized::<L, 16>(l, &planes),
+            _ => self.sized::<L, 32>(l, &planes),
         }
     }
+}
+
+/// Planes to compare symbols `0..=absent` in: one of the sizes that the kernel is compiled for.
+fn planes_for(absent: u32) -> usize {
+    let bits = (u32::BITS - absent.leading_zeros()) as usize;
+    let sizes = [5, 6, 7, 8, 10, 12, 16];
+    sizes.into_iter().find(|&size| size >= bits).unwrap_or(32)
 }
 
 impl Strip<'_> {
     #[inline(always)]
-    fn run<const PLANES: usize>(self, planes: &[Vector; 32]) -> Column {
-        let mut wave = Wave::<PLANES> {
-            planes: std::array::from_fn(|plane| planes[plane]),
-            absent: Vector::splat(u64::from(self.absent)),
-            column: Column::START,
+    fn sized<L: Lanes, const PLANES: usize>(self, l: L, planes: &[Vector; 32]) -> Differences {
+        let mut wave = Wave::<L, PLANES> {
+            l,
+            planes: std::array::from_fn(|plane| l.load(planes[PLANES - 1 - plane])),
+            column: Column::start(l),
             ring: [0; LAG],
         };
         let cols = self.across.len();
         let steps = &self.staggered[self.from..][..cols + TAIL];
+        let absent = self.absent;
         // While the text enters and leaves, some lanes stand outside the strip.
         let full = TAIL.min(cols)..cols;
-        wave.advance::<true>(steps, self.across, 0..full.start);
-        wave.advance::<false>(steps, self.across, full.clone());
-        wave.advance::<true>(steps, self.across, full.end..cols + TAIL);
-        wave.column
+        wave.advance_edge(steps, absent, self.across, 0..full.start);
+        wave.advance(steps, self.across, full.clone());
+        wave.advance_edge(steps, absent, self.across, full.end..cols + TAIL);
+        wave.column.store(l)
     }
 }
 
-struct Wave<const PLANES: usize> {
-    planes: [Vector; PLANES],
-    absent: Vector,
-    column: Column,
+struct Wave<L: Lanes, const PLANES: usize> {
+    l: L,
+    /// The highest plane first.
+    planes: [L::Word; PLANES],
+    column: Column<L>,
     /// What left each lane in the last `LAG` steps, as one byte a lane, moved up to the lane that takes it.
     ring: [u64; LAG],
 }
 
-impl<const PLANES: usize> Wave<PLANES> {
-    /// Runs some steps; in step `t` lane `l` is at column `t - LAG l`. `EDGE` steps have lanes outside the strip: before
-    /// it they see a symbol that matches nothing and no difference from above, which leaves the first column as it is;
-    /// behind it they keep what they have.
+impl<L: Lanes, const PLANES: usize> Wave<L, PLANES> {
+    /// One step of all lanes. `entering` is the horizontal difference above the first lane; returns the one below the
+    /// last.
     #[inline(always)]
-    fn advance<const EDGE: bool>(
+    fn step(&mut self, t: usize, symbols: [u32; LANES], entering: u8) -> u8 {
+        let l = self.l;
+        let mut bits = l.shl(l.widen(symbols), 64 - PLANES);
+        let mut differ = l.load(Vector::ZERO);
+        for &plane in &self.planes {
+            differ = l.or(differ, l.xor(plane, l.spread(bits)));
+            bits = l.double(bits);
+        }
+        let above = self.ring[t % LAG] | u64::from(entering);
+        // Bytes of 1 are +1, bytes of 2 are -1.
+        let (plus, minus) = (above & ONES, (above >> 1) & ONES);
+        let above = (l.widen_bytes(plus), l.widen_bytes(minus));
+        let (plus, minus) = self.column.step(l, differ, above);
+        let leaving = l.to_bytes(l.or(plus, l.double(minus)));
+        self.ring[t % LAG] = leaving << 8;
+        (leaving >> 56) as u8
+    }
+
+    /// Runs steps in which every lane is inside the strip; in step `t` lane `l` is at column `t - LAG l`.
+    #[inline(always)]
+    fn advance(&mut self, steps: &[[u32; LANES]], across: &mut [u8], range: Range<usize>) {
+        for t in range {
+            across[t - TAIL] = self.step(t, steps[t], across[t]);
+        }
+    }
+
+    /// Runs steps in which some lanes are outside the strip. Before it they see a symbol that matches nothing and no
+    /// difference from above, which leaves the first column as it is; behind it they keep what they have.
+    #[inline(always)]
+    fn advance_edge(
         &mut self,
         steps: &[[u32; LANES]],
+        absent: u32,
         across: &mut [u8],
-        range: std::ops::Range<usize>,
+        range: Range<usize>,
     ) {
-        let Self {
-            planes,
-            absent,
-            mut column,
-            mut ring,
-        } = *self;
+        let l = self.l;
         for t in range {
-            let mut symbols = Vector::widen(steps[t]);
             let inside = |lane: usize| (lane * LAG..across.len() + lane * LAG).contains(&t);
+            let symbols =
+                std::array::from_fn(|lane| if inside(lane) { steps[t][lane] } else { absent });
             let mask = Vector(std::array::from_fn(
                 |lane| if inside(lane) { u64::MAX } else { 0 },
             ));
-            if EDGE {
-                symbols = symbols.select(absent, mask);
-            }
-            let mut differ = Vector::ZERO;
-            for (plane, &bits) in planes.iter().enumerate() {
-                differ = differ | (bits ^ symbols.shl(63 - plane as u32).spread());
-            }
-            let entering = if EDGE {
-                across.get(t).copied().unwrap_or(0)
-            } else {
-                across[t]
+            let before = self.column;
+            let leaving = self.step(t, symbols, across.get(t).copied().unwrap_or(0));
+            let select = |new, old| {
+                l.or(
+                    l.and(new, l.load(mask)),
+                    l.and(old, l.xor(l.load(mask), l.load(Vector::ONES))),
+                )
             };
-            let above = Vector::from_bytes(ring[t % LAG] | u64::from(entering));
-            let before = column;
-            let (plus, minus) = column.step(!differ, (above & Vector::splat(1), above.shr(1)));
-            if EDGE {
-                column.plus = column.plus.select(before.plus, mask);
-                column.minus = column.minus.select(before.minus, mask);
-            }
-            let leaving = (plus | minus.shl(1)).to_bytes();
-            ring[t % LAG] = leaving << 8;
+            self.column.plus = select(self.column.plus, before.plus);
+            self.column.minus = select(self.column.minus, before.minus);
             if let Some(done) = t.checked_sub(TAIL) {
-                across[done] = (leaving >> 56) as u8;
+                across[done] = leaving;
             }
         }
-        (self.column, self.ring) = (column, ring);
     }
 }
 

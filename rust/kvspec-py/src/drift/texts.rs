@@ -1,9 +1,10 @@
 //! Texts: lists of Python strings.
 
 use kvspec_core::drift::{self, DetailOptions};
+use pyo3::Borrowed;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList, PyString};
+use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 
 use super::{Ids, details_to_dict, options, slice, to_dict, value_error};
 
@@ -46,7 +47,7 @@ pub(crate) fn detail_texts<'py>(
     details_to_dict(py, details, lcs)
 }
 
-/// Runs `score` on borrowed texts without the GIL. The strong references keep the strings alive and Python strings never
+/// Runs `score` on borrowed texts without the GIL. The tuples hold the strings, and neither they nor Python strings ever
 /// change, so the borrowed text outlives the call.
 fn with_texts<R: Send>(
     py: Python<'_>,
@@ -56,26 +57,29 @@ fn with_texts<R: Send>(
     score: impl Fn(&[&str], &[&str], &[u32]) -> Result<R, drift::Error> + Sync,
 ) -> PyResult<R> {
     let index = slice("golden_index", golden_index)?.to_vec();
-    let golden = strings("golden", golden)?;
-    let texts = strings("texts", texts)?;
+    let (golden, texts) = (golden.to_tuple(), texts.to_tuple());
+    let (golden, texts) = (strings("golden", &golden)?, strings("texts", &texts)?);
     let golden = borrow("golden", &golden)?;
     let texts = borrow("texts", &texts)?;
     py.detach(|| score(&golden, &texts, &index))
         .map_err(value_error)
 }
 
-fn strings<'py>(name: &str, list: &Bound<'py, PyList>) -> PyResult<Vec<Bound<'py, PyString>>> {
-    let mut out = Vec::with_capacity(list.len());
-    for (index, item) in list.iter().enumerate() {
+fn strings<'a, 'py>(
+    name: &str,
+    tuple: &'a Bound<'py, PyTuple>,
+) -> PyResult<Vec<Borrowed<'a, 'py, PyString>>> {
+    let mut out = Vec::with_capacity(tuple.len());
+    for (index, item) in tuple.iter_borrowed().enumerate() {
         out.push(
-            item.cast_into::<PyString>()
+            item.cast::<PyString>()
                 .map_err(|_| PyTypeError::new_err(format!("`{name}[{index}]` is not a str")))?,
         );
     }
     Ok(out)
 }
 
-fn borrow<'a>(name: &str, strings: &'a [Bound<'_, PyString>]) -> PyResult<Vec<&'a str>> {
+fn borrow<'a>(name: &str, strings: &'a [Borrowed<'_, '_, PyString>]) -> PyResult<Vec<&'a str>> {
     let mut out = Vec::with_capacity(strings.len());
     for (index, string) in strings.iter().enumerate() {
         out.push(
