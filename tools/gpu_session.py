@@ -147,7 +147,7 @@ def measure_cost(results: dict[str, Any], _: Path, out: Path) -> None:
     }  # fmt: skip
     engines = {"stock": LLM(**common)}
     engines["armed"] = LLM(
-        **{**common, "gpu_memory_utilization": 0.9},
+        **common,
         kv_cache_memory_bytes=14 * 2**30,
         worker_cls=WORKER,
         additional_config={"kvspec": {"storage_format": "bf16"}},

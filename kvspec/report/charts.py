@@ -133,7 +133,9 @@ def _dose_chart(
     }
     y: Spec = {"type": "quantitative", "scale": {"domain": [0, 1]}, "axis": {"format": ".0%", "tickCount": 5}}
     accuracy = {**y, "field": "y", "title": None if many else "Accuracy (tokens equal golden)"}
-    legend: Spec | None = None if many else {"title": None, "orient": "top", "columns": 4, "symbolLimit": 0}
+    legend: Spec | None = (
+        None if many else {"title": None, "orient": "top", "columns": 4, "symbolLimit": 0, "symbolStrokeWidth": 0}
+    )
     colour: Spec = {
         "field": "s",
         "type": "nominal",

@@ -43,10 +43,7 @@ def heat_charts(scores: Scores, palette: Palette, limits: Limits) -> list[Chart]
 
 def _place(fault: dict[str, Any], kind: str) -> tuple[str, str] | None:
     where, bits = fault["where"], fault["bits"]
-    if isinstance(bits, str):
-        bit = str(fault["msb_policy"] or bits)
-    else:
-        bit = ",".join(str(b) for b in bits)
+    bit = str(fault["msb_policy"] or bits) if isinstance(bits, str) else ",".join(str(b) for b in bits)
     if kind == "cache":
         return (bit, where["cache"][0]) if len(where["cache"]) == 1 else None
     layers = where["layers"]

@@ -1,4 +1,4 @@
-"""Colours of charts: once as variables of the page, so that dark mode and print need no second chart, once for files."""
+"""Colours of charts: as variables of the page, so that dark mode and print need no second chart, and for files."""
 
 from __future__ import annotations
 

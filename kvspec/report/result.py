@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,8 +47,7 @@ class Result:
 
     def to_polars(self, *, trials: bool = False) -> Any:
         """`polars.DataFrame` of the cells, or of the trials. Needs polars."""
-        import polars
-
+        polars = importlib.import_module("polars")
         return polars.from_arrow(self.to_arrow(trials=trials))
 
     def html(self) -> str:

@@ -1,4 +1,4 @@
-"""Cells as series of doses: what the dose-response charts draw. Doses and shares are taken as scored, none is computed."""
+"""Cells as series of doses: what the dose-response charts draw. Doses and shares are taken as scored."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ def build_series(scores: Scores, views: Views | None, name_limit: int = 90) -> t
         points = []
         for cell in cells:
             match = cell.exact_match
-            assert match.rate is not None and match.low is not None and match.high is not None
+            if match.rate is None or match.low is None or match.high is None:
+                continue
             points.append(
                 Point(
                     cell=cell.plan.index,

@@ -130,7 +130,10 @@ fn address(
 
 fn check_bounds<W: Word>(sites: &Sites<'_>, layout: &Layout) -> Result<(), Error> {
     fn largest<T: Copy + Into<u64> + Ord + Default>(column: &[T]) -> u64 {
-        column.iter().fold(T::default(), |top, &x| top.max(x)).into()
+        column
+            .iter()
+            .fold(T::default(), |top, &x| top.max(x))
+            .into()
     }
     let shape = layout.shape.map(|extent| extent as u64);
     let tops = [

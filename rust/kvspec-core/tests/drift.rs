@@ -1,9 +1,13 @@
 //! Golden diffing against definitions written down as plainly as possible.
 
+#![expect(clippy::cast_possible_wrap, reason = "lengths of test rows")]
+
 use kvspec_core::drift::{
-    Options, Ragged, common_prefix, common_suffix, edit_distance, edit_distance_within,
-    first_divergence, indel_distance, lcs_length, mismatches, positional, score_texts,
-    score_tokens,
+    DetailOptions, Error, Options, Ragged, Tail, common_prefix, common_suffix, detail_texts,
+    detail_tokens, edit_distance, edit_distance_within, first_divergence,
+    first_divergence_histogram, indel_distance, kl_full, kl_topk, lcs_length, mismatches,
+    periodic_tail, position_counts, positional, score_texts, score_tokens, survival,
+    topk_agreement,
 };
 use proptest::prelude::*;
 
@@ -37,6 +41,10 @@ fn naive_lcs<T: PartialEq>(a: &[T], b: &[T]) -> usize {
         }
     }
     row[b.len()]
+}
+
+fn naive_first_divergence<T: PartialEq>(a: &[T], b: &[T]) -> Option<usize> {
+    (0..a.len().max(b.len())).find(|&i| a.get(i) != b.get(i))
 }
 
 /// A golden sequence and a faulty one that keeps, edits or replaces it.
@@ -88,6 +96,15 @@ fn check(golden: &[u32], faulty: &[u32]) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// Rows laid end to end.
+fn ragged(rows: &[Vec<u32>]) -> (Vec<u32>, Vec<i64>) {
+    let mut offsets = vec![0];
+    for row in rows {
+        offsets.push(offsets[offsets.len() - 1] + row.len() as i64);
+    }
+    (rows.concat(), offsets)
+}
+
 proptest! {
     #[test]
     fn short_pairs_match_the_definition((golden, faulty) in pair(150, 6)) {
@@ -104,14 +121,231 @@ proptest! {
         let bytes = |symbols: &[u32]| symbols.iter().map(|&symbol| symbol as u8).collect::<Vec<_>>();
         let (golden, faulty) = (bytes(&golden), bytes(&faulty));
         prop_assert_eq!(edit_distance(&golden, &faulty), naive_edit_distance(&golden, &faulty));
+        prop_assert_eq!(lcs_length(&golden, &faulty), naive_lcs(&golden, &faulty));
+        prop_assert_eq!(first_divergence(&golden, &faulty), naive_first_divergence(&golden, &faulty));
+    }
+
+    #[test]
+    fn cheap_metrics_match_the_definition((golden, faulty) in pair(100, 3)) {
+        let differing = golden.iter().zip(&faulty).filter(|(a, b)| a != b).count();
+        prop_assert_eq!(mismatches(&golden, &faulty), differing);
+        prop_assert_eq!(positional(&golden, &faulty), differing + golden.len().abs_diff(faulty.len()));
+        prop_assert_eq!(first_divergence(&golden, &faulty), naive_first_divergence(&golden, &faulty));
+        let prefix = golden.iter().zip(&faulty).take_while(|(a, b)| a == b).count();
+        prop_assert_eq!(common_prefix(&golden, &faulty), prefix);
+        let suffix = golden.iter().rev().zip(faulty.iter().rev()).take_while(|(a, b)| a == b).count();
+        prop_assert_eq!(common_suffix(&golden, &faulty), suffix);
+    }
+
+    #[test]
+    fn edit_distance_is_a_metric((a, b) in pair(200, 4), (c, _) in pair(200, 4)) {
+        let (ab, bc, ac) = (edit_distance(&a, &b), edit_distance(&b, &c), edit_distance(&a, &c));
+        prop_assert_eq!(ab == 0, a == b);
+        prop_assert_eq!(edit_distance(&b, &a), ab);
+        prop_assert!(ac <= ab + bc);
+        prop_assert!(ab as usize >= a.len().abs_diff(b.len()));
+        prop_assert!(ab as usize <= a.len().max(b.len()));
+        prop_assert!(ab as usize <= positional(&a, &b));
+        prop_assert!(ab <= indel_distance(&a, &b) && indel_distance(&a, &b) <= 2 * ab);
+    }
+
+    #[test]
+    fn indel_distance_is_a_metric((a, b) in pair(120, 3), (c, _) in pair(120, 3)) {
+        prop_assert_eq!(indel_distance(&a, &b) == 0, a == b);
+        prop_assert_eq!(indel_distance(&a, &b), indel_distance(&b, &a));
+        prop_assert!(indel_distance(&a, &c) <= indel_distance(&a, &b) + indel_distance(&b, &c));
+    }
+
+    #[test]
+    fn batches_equal_single_calls(rows in prop::collection::vec(pair(140, 5), 0..40), threads in 1_usize..4) {
+        let (golden, faulty): (Vec<_>, Vec<_>) = rows.iter().cloned().unzip();
+        let (golden_values, golden_offsets) = ragged(&golden);
+        let (values, offsets) = ragged(&faulty);
+        let index: Vec<u32> = (0..rows.len() as u32).collect();
+        let left = Ragged::new(&golden_values, &golden_offsets).expect("valid");
+        let right = Ragged::new(&values, &offsets).expect("valid");
+        let found = score_tokens(left, right, &index, Options { threads, ..Options::default() }).expect("valid");
+        let details = detail_tokens(left, right, &index, DetailOptions { lcs: true, threads }).expect("valid");
+        for (row, (a, b)) in rows.iter().enumerate() {
+            let first = first_divergence(a, b).map_or(-1, |first| first as i64);
+            prop_assert_eq!(found.first_divergence[row], first);
+            prop_assert_eq!(found.positional[row] as usize, positional(a, b));
+            prop_assert_eq!(found.edit_distance[row], naive_edit_distance(a, b));
+            prop_assert_eq!(details.lcs[row] as usize, naive_lcs(a, b));
+            prop_assert_eq!(details.common_prefix[row] as usize, common_prefix(a, b));
+        }
+    }
+
+    #[test]
+    fn texts_are_compared_by_code_point(rows in prop::collection::vec((".{0,40}", ".{0,40}"), 0..12)) {
+        let golden: Vec<&str> = rows.iter().map(|(a, _)| a.as_str()).collect();
+        let texts: Vec<&str> = rows.iter().map(|(_, b)| b.as_str()).collect();
+        let index: Vec<u32> = (0..rows.len() as u32).collect();
+        let found = score_texts(&golden, &texts, &index, Options::default()).expect("valid");
+        let details = detail_texts(&golden, &texts, &index, DetailOptions::default()).expect("valid");
+        for (row, (a, b)) in rows.iter().enumerate() {
+            let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+            let first = naive_first_divergence(&a, &b).map_or(-1, |first| first as i64);
+            prop_assert_eq!(found.first_divergence[row], first);
+            prop_assert_eq!(found.edit_distance[row], naive_edit_distance(&a, &b));
+            prop_assert_eq!(details.length[row] as usize, b.len());
+        }
+    }
+
+    #[test]
+    fn offsets_never_panic(offsets in prop::collection::vec(any::<i64>(), 0..6), near in any::<bool>()) {
+        let offsets: Vec<i64> = offsets.iter().map(|&at| if near { at % 5 } else { at }).collect();
+        if let Ok(rows) = Ragged::new(&[1_u32, 2, 3], &offsets) {
+            let total: usize = (0..rows.len()).map(|row| rows.row(row).len()).sum();
+            prop_assert_eq!(total, rows.total());
+        }
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
     fn long_pairs_match_the_definition((golden, faulty) in pair(2600, 20)) {
         check(&golden, &faulty)?;
     }
+}
+
+#[test]
+fn lcs_carries_across_strips() {
+    // Longer than one strip of 4096 rows, with a carry that runs through words without a match.
+    let a: Vec<u32> = (0..9000).map(|i| i % 7 * (i % 11)).collect();
+    let b: Vec<u32> = (0..5000).map(|i| i % 5 * (i % 13)).collect();
+    assert_eq!(lcs_length(&a, &b), naive_lcs(&a, &b));
+    let distinct: Vec<u32> = (0..9000).collect();
+    let every_other: Vec<u32> = (0..18_000)
+        .map(|i| if i % 2 == 0 { i / 2 } else { u32::MAX })
+        .collect();
+    assert_eq!(lcs_length(&distinct, &every_other), 9000);
+}
+
+#[test]
+fn wrong_offsets_are_errors() {
+    let values = [1_u32, 2, 3];
+    let new = |offsets: &[i64]| Ragged::new(&values, offsets).map(|rows| rows.len());
+    assert_eq!(new(&[]), Err(Error::NoOffsets));
+    assert_eq!(new(&[-1, 2]), Err(Error::OffsetFalls { row: 0 }));
+    assert_eq!(new(&[0, 2, 1]), Err(Error::OffsetFalls { row: 1 }));
+    assert_eq!(
+        new(&[0, 4]),
+        Err(Error::OffsetBeyondValues {
+            offset: 4,
+            values: 3
+        })
+    );
+    assert_eq!(
+        new(&[0, i64::MAX]),
+        Err(Error::TooLong {
+            length: i64::MAX as usize
+        })
+    );
+    assert_eq!(
+        new(&[i64::MAX, i64::MIN]),
+        Err(Error::OffsetFalls { row: 0 })
+    );
+    assert_eq!(new(&[1, 1, 3]), Ok(2));
+    assert_eq!(new(&[3]), Ok(0));
+}
+
+#[test]
+fn wrong_golden_indices_are_errors() {
+    let rows = Ragged::new(&[1_u32, 2], &[0, 1, 2]).expect("valid");
+    let score = |index: &[u32]| {
+        score_tokens(rows, rows, index, Options::default()).map(|found| found.positional)
+    };
+    assert_eq!(
+        score(&[0]),
+        Err(Error::IndexCount {
+            indices: 1,
+            trials: 2
+        })
+    );
+    assert_eq!(
+        score(&[0, 2]),
+        Err(Error::IndexOutOfRange {
+            trial: 1,
+            index: 2,
+            golden: 2
+        })
+    );
+    assert_eq!(score(&[1, 0]), Ok(vec![1, 1]));
+}
+
+#[test]
+fn periodic_tails() {
+    let tail = |row: &[u32]| periodic_tail(row, 4);
+    assert_eq!(
+        tail(&[]),
+        Tail {
+            length: 0,
+            period: 0
+        }
+    );
+    assert_eq!(
+        tail(&[1, 2, 3]),
+        Tail {
+            length: 1,
+            period: 1
+        }
+    );
+    assert_eq!(
+        tail(&[5, 1, 2, 1, 2, 1, 2]),
+        Tail {
+            length: 6,
+            period: 2
+        }
+    );
+    assert_eq!(
+        tail(&[7, 7, 7, 7, 7]),
+        Tail {
+            length: 5,
+            period: 1
+        }
+    );
+    assert!(tail(&[7; 16]).is_collapse(4, 16) && !tail(&[7; 15]).is_collapse(4, 16));
+    assert!(!tail(&[]).is_collapse(0, 0));
+}
+
+#[test]
+fn divergence_curves() {
+    let first = [0, -1, 3, 2];
+    assert_eq!(first_divergence_histogram(&first, 3), [1, 0, 1]);
+    assert_eq!(
+        survival(&first, &[4, 4, 4, 2], 5),
+        Ok(vec![1.0, 0.75, 0.75, 0.5, 0.25, 0.25])
+    );
+    assert_eq!(
+        survival(&first, &[4], 5),
+        Err(Error::ShapeMismatch {
+            expected: 4,
+            given: 1
+        })
+    );
+    assert_eq!(survival(&[], &[], 1), Ok(vec![1.0, 1.0]));
+    let golden = Ragged::new(&[1_u32, 2, 3], &[0, 3]).expect("valid");
+    let trials = Ragged::new(&[1_u32, 9, 1, 2, 9, 9], &[0, 2, 6, 6]).expect("valid");
+    let counts = position_counts(golden, trials, &[0, 0, 0]).expect("valid");
+    assert_eq!(
+        (counts.compared, counts.differing),
+        (vec![2, 2, 1], vec![0, 1, 1])
+    );
+}
+
+#[test]
+fn distributions() {
+    let half = 0.5_f32.ln();
+    assert!((kl_full(&[half, half], &[0.25_f32.ln(), 0.75_f32.ln()]) - 0.143_841_04).abs() < 1e-6);
+    assert!(kl_full(&[half, half], &[0.0, f32::NEG_INFINITY]).is_infinite());
+    assert!(kl_topk((&[3], &[half]), (&[3], &[half])).abs() < 1e-9);
+    assert!(
+        kl_topk((&[3], &[0.0]), (&[4], &[0.0])).abs() < 1e-9,
+        "nothing is known of either token on the other side"
+    );
+    assert!((topk_agreement(&[1, 2, 3, 4], &[4, 3, 9]) - 0.5).abs() < 1e-12);
+    assert!((topk_agreement(&[], &[]) - 1.0).abs() < 1e-12);
 }

@@ -4,6 +4,9 @@ use super::levenshtein::trim;
 use super::prefix::common_prefix;
 use super::symbol::Symbol;
 
+/// Rows that share one table of matches. It bounds the table to two megabytes, however many symbols there are.
+const STRIP: usize = 64 * 64;
+
 /// Length of the longest common subsequence.
 #[must_use]
 pub fn lcs_length<T: Symbol>(a: &[T], b: &[T]) -> usize {
@@ -22,25 +25,63 @@ pub fn indel_distance<T: Symbol>(a: &[T], b: &[T]) -> u32 {
     (a.len() + b.len() - 2 * lcs_length(a, b)) as u32
 }
 
-/// Hyyrö (2004): a zero bit marks a row where the length grows by one.
+/// Hyyrö (2004): a zero bit marks a row where the length grows by one. The column is one long number, added up word by
+/// word; between strips the carry of every text symbol is kept.
 fn bit_parallel<T: Symbol>(pattern: &[T], text: &[T]) -> usize {
     let (pattern, text, absent) = T::rename(pattern, text);
-    let words = pattern.len().div_ceil(64);
-    let mut equal = vec![0_u64; absent as usize * words];
-    for (row, &symbol) in pattern.iter().enumerate() {
-        equal[symbol as usize * words + row / 64] |= 1 << (row % 64);
-    }
-    let mut state = vec![u64::MAX; words];
-    for symbol in text.into_iter().filter(|&symbol| symbol != absent) {
-        let mut carry = false;
-        for (word, &matches) in state.iter_mut().zip(&equal[symbol as usize * words..]) {
-            let both = *word & matches;
-            let (sum, first) = word.overflowing_add(both);
-            let (sum, second) = sum.overflowing_add(u64::from(carry));
-            carry = first | second;
-            *word = sum | (*word & !matches);
+    let mut carries = vec![false; text.len()];
+    let mut length = 0;
+    for strip in pattern.chunks(STRIP) {
+        let matches = Matches::new(strip, absent);
+        let mut state = vec![u64::MAX; matches.words];
+        for (&symbol, carry) in text.iter().zip(&mut carries) {
+            let row = matches.row(symbol);
+            if row.is_none() && !*carry {
+                continue;
+            }
+            for (at, word) in state.iter_mut().enumerate() {
+                let equal = row.map_or(0, |row| row[at]);
+                let (sum, first) = word.overflowing_add(*word & equal);
+                let (sum, second) = sum.overflowing_add(u64::from(*carry));
+                *carry = first | second;
+                *word = sum | (*word & !equal);
+            }
         }
+        // Rows past the pattern never match and keep their one.
+        length += state
+            .iter()
+            .map(|word| word.count_zeros() as usize)
+            .sum::<usize>();
     }
-    // Rows past the pattern never match and keep their one.
-    state.iter().map(|word| word.count_zeros() as usize).sum()
+    length
+}
+
+/// Where each symbol stands in a strip of the pattern.
+struct Matches {
+    words: usize,
+    /// Row of the table for each symbol, `u32::MAX` for a symbol that the strip lacks.
+    rows: Vec<u32>,
+    table: Vec<u64>,
+}
+
+impl Matches {
+    fn new(strip: &[u32], absent: u32) -> Self {
+        let words = strip.len().div_ceil(64);
+        let mut rows = vec![u32::MAX; absent as usize + 1];
+        let mut table = Vec::new();
+        for (at, &symbol) in strip.iter().enumerate() {
+            let row = &mut rows[symbol as usize];
+            if *row == u32::MAX {
+                *row = (table.len() / words) as u32;
+                table.resize(table.len() + words, 0);
+            }
+            table[*row as usize * words + at / 64] |= 1 << (at % 64);
+        }
+        Self { words, rows, table }
+    }
+
+    fn row(&self, symbol: u32) -> Option<&[u64]> {
+        let row = self.rows[symbol as usize];
+        (row != u32::MAX).then(|| &self.table[row as usize * self.words..][..self.words])
+    }
 }

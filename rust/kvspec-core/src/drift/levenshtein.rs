@@ -190,3 +190,152 @@ pub fn edit_distance_within<T: Symbol>(a: &[T], b: &[T], limit: u32) -> u32 {
     );
     jobs[0].distance
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machines() -> Vec<Arch> {
+        let mut all = vec![Arch::Scalar];
+        #[cfg(target_arch = "x86_64")]
+        {
+            all.extend(pulp::x86::V3::try_new().map(Arch::V3));
+            all.extend(pulp::x86::V4::try_new().map(Arch::V4));
+        }
+        all
+    }
+
+    fn naive<T: PartialEq>(a: &[T], b: &[T]) -> u32 {
+        let mut row: Vec<u32> = (0..=b.len() as u32).collect();
+        for x in a {
+            let mut diagonal = row[0];
+            row[0] += 1;
+            for (j, y) in b.iter().enumerate() {
+                let substituted = diagonal + u32::from(x != y);
+                diagonal = row[j + 1];
+                row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+            }
+        }
+        row[b.len()]
+    }
+
+    /// Numbers that look random: xorshift with a fixed start.
+    fn numbers() -> impl FnMut(usize) -> usize {
+        let mut state = 0x2545_f491_4f6c_dd1d_u64;
+        move |below| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 33) as usize % below
+        }
+    }
+
+    /// A sequence, and one that keeps `keep` of it and goes on with other symbols.
+    fn pair<T: Symbol>(
+        next: &mut impl FnMut(usize) -> usize,
+        symbol: &impl Fn(usize) -> T,
+        length: usize,
+        alphabet: usize,
+    ) -> (Vec<T>, Vec<T>) {
+        let a: Vec<T> = (0..length).map(|_| symbol(next(alphabet))).collect();
+        let keep = next(length + 1);
+        let more = next(length + 1);
+        let mut b: Vec<T> = a[..keep].to_vec();
+        b.extend((0..more).map(|_| symbol(next(alphabet))));
+        for _ in 0..next(6) {
+            if !b.is_empty() {
+                let at = next(b.len());
+                b[at] = symbol(next(alphabet));
+            }
+        }
+        (a, b)
+    }
+
+    fn check<T: Symbol>(
+        symbol: &impl Fn(usize) -> T,
+        alphabet: usize,
+        lengths: &[usize],
+        limit: usize,
+    ) {
+        let mut next = numbers();
+        let pairs: Vec<_> = lengths
+            .iter()
+            .map(|&length| pair(&mut next, symbol, length, alphabet))
+            .collect();
+        let want: Vec<_> = pairs
+            .iter()
+            .map(|(a, b)| naive(a, b).min(limit as u32 + 1))
+            .collect();
+        for arch in machines() {
+            let mut jobs = Vec::new();
+            for (row, (a, b)) in pairs.iter().enumerate() {
+                let (short, long) = trim(a, b, common_prefix(a, b));
+                if !short.is_empty() {
+                    jobs.push(Job {
+                        short,
+                        long,
+                        row,
+                        distance: 0,
+                    });
+                }
+            }
+            solve(arch, &mut jobs, limit, &mut Scratch::default());
+            for job in &jobs {
+                assert_eq!(
+                    job.distance, want[job.row],
+                    "{arch:?}, row {}, limit {limit}",
+                    job.row
+                );
+            }
+        }
+    }
+
+    /// Around every boundary between one and eight words, and past them into the long kernel.
+    const LENGTHS: [usize; 20] = [
+        2, 3, 17, 63, 64, 65, 127, 128, 129, 200, 256, 300, 320, 400, 448, 511, 512, 513, 700, 1100,
+    ];
+
+    #[test]
+    fn every_machine_computes_the_definition_on_bytes() {
+        for alphabet in [2, 20, 128, 256] {
+            check(&|n| n as u8, alphabet, &LENGTHS, u32::MAX as usize - 1);
+        }
+    }
+
+    #[test]
+    fn every_machine_computes_the_definition_on_token_ids() {
+        for (alphabet, offset) in [
+            (2, 0),
+            (300, 0),
+            (50_000, 0),
+            (1000, u32::MAX as usize - 1000),
+        ] {
+            check(
+                &|n| (n + offset) as u32,
+                alphabet,
+                &LENGTHS,
+                u32::MAX as usize - 1,
+            );
+        }
+    }
+
+    #[test]
+    fn every_machine_keeps_to_the_limit() {
+        for limit in [0, 1, 30, 200, 600] {
+            check(&|n| n as u8, 4, &LENGTHS, limit);
+        }
+    }
+
+    #[test]
+    fn long_strips_meet() {
+        // Several strips of 512 rows, in every number of planes that the kernel is compiled for.
+        for alphabet in [3, 60, 100, 200, 900, 3000, 40_000] {
+            check(
+                &|n| n as u32,
+                alphabet,
+                &[2600, 1537],
+                u32::MAX as usize - 1,
+            );
+        }
+    }
+}
