@@ -1,6 +1,6 @@
 """Cold start of `kvspec check`: whole processes, as a user starts them.
 
-    uv run --extra cpu python benches/cold_check.py [RUNS]
+uv run --extra cpu python benches/cold_check.py [RUNS]
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def main() -> None:
         began = time.perf_counter()
         subprocess.run([command, "check", "specs/quickstart.yaml"], check=True, stdout=subprocess.DEVNULL)
         seconds.append(time.perf_counter() - began)
-    print(f"kvspec check: min {min(seconds):.3f} s, median {statistics.median(seconds):.3f} s, max {max(seconds):.3f} s")
+    middle = statistics.median(seconds)
+    print(f"kvspec check: min {min(seconds):.3f} s, median {middle:.3f} s, max {max(seconds):.3f} s")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Same trials, same token ids: runs a spec in plan order, again, shuffled, and cut into small chunks; compares every trial.
+"""Same trials, same token ids: runs a spec in plan order, again, shuffled, and in small chunks; compares every trial.
 
-    uv run --extra cpu python benches/determinism.py [SPEC]
+uv run --extra cpu python benches/determinism.py [SPEC]
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def run(spec: Path, out: Path, extra: list[str]) -> dict[str, list[int]]:
     """Token ids by trial id of one run, in a process of its own."""
     from kvspec.records import RunStore
 
-    command = [sys.executable, "-m", "kvspec", "run", str(spec), "--out", str(out), "--quiet", "--format", "json", *extra]
+    command = [sys.executable, "-m", "kvspec", "run", str(spec), "--out", str(out), "--quiet", *extra]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     table = RunStore.open(out).table(["trial_id", "token_ids"])
     return dict(zip(table["trial_id"].to_pylist(), table["token_ids"].to_pylist(), strict=True))

@@ -65,8 +65,8 @@ def main() -> None:
             out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             values.append(float(out.splitlines()[-1]))
             print(f"{side} {values[-1]:.2f} s", flush=True)
-    ratio = min(seconds["armed"]) / min(seconds["stock"])
-    print(f"armed / stock = {ratio:.3f} (minima of {args.rounds}: {min(seconds['armed']):.2f} s / {min(seconds['stock']):.2f} s)")
+    armed, stock = min(seconds["armed"]), min(seconds["stock"])
+    print(f"armed / stock = {armed / stock:.3f} (minima of {args.rounds}: {armed:.2f} s / {stock:.2f} s)")
 
 
 if __name__ == "__main__":

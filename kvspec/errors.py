@@ -52,12 +52,9 @@ CODES: dict[str, str] = {
     "KVS504": "the run folder was made in another environment",
     "KVS505": "a record cannot be read",
     "KVS506": "the run holds nothing to score",
-    # 6xx: replay
-    "KVS601": "a replayed trial differs from its record",
     # 9xx: prerequisites
     "KVS901": "a package is missing",
     "KVS902": "the model cannot be found",
-    "KVS903": "the device is missing",
 }
 """Every code and its title. A test asserts that each one is raised somewhere and documented."""
 
@@ -162,9 +159,3 @@ class PrerequisiteError(KvspecError):
     """A package, model or device is missing (9xx). The hint holds the command that gets it."""
 
     exit_code = 3
-
-
-class ReplayMismatch(KvspecError):
-    """A replayed trial did not reproduce its record (6xx). Both sides are shown."""
-
-    exit_code = 1

@@ -73,4 +73,5 @@ def test_the_core_knows_neither_python_nor_unsafe() -> None:
     assert "pyo3" not in manifest
     assert 'unsafe_code = "forbid"' in (ROOT / "Cargo.toml").read_text(encoding="utf-8")
     for crate in ("kvspec-core", "kvspec-py"):
-        assert "workspace = true" in (ROOT / "rust" / crate / "Cargo.toml").read_text(encoding="utf-8").split("[lints]")[1]
+        manifest = (ROOT / "rust" / crate / "Cargo.toml").read_text(encoding="utf-8")
+        assert "workspace = true" in manifest.split("[lints]")[1]

@@ -21,7 +21,13 @@ from kvspec.spec.model import ModelSpec
             Geometry(30, 3, 64),
         ),
         (
-            {"num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 1, "hidden_size": 512, "head_dim": 96},
+            {
+                "num_hidden_layers": 2,
+                "num_attention_heads": 8,
+                "num_key_value_heads": 1,
+                "hidden_size": 512,
+                "head_dim": 96,
+            },
             Geometry(2, 1, 96),
         ),
         ({"num_hidden_layers": 2}, None),

@@ -167,9 +167,7 @@ def test_page_local_at_a_bit_rate_has_the_same_expected_flips_as_random(make: An
         {"name": "P", "model": "page_local", "site": "KV_WRITE", "rate": {"per_bit": 1e-4}, "page_density": 0.01},
         {"name": "E", "model": "page_local", "site": "KV_WRITE", "rate": {"per_element": 1.6e-3}, "page_density": 0.01},
     ]
-    rows = [
-        dose(sampler_parameters(c.fault, "bf16", SMALL), SMALL, 16).per_row for c in make({"faults": faults}).cells
-    ]
+    rows = [dose(sampler_parameters(c.fault, "bf16", SMALL), SMALL, 16).per_row for c in make({"faults": faults}).cells]
     assert rows[1] == pytest.approx(rows[0])
     assert rows[2] == pytest.approx(rows[0])
 

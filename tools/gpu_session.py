@@ -134,16 +134,16 @@ def measure_cost(results: dict[str, Any], _: Path, out: Path) -> None:
     import numpy as np
     from vllm import LLM, SamplingParams
 
-    from kvspec.engine.table import TableData
     from kvspec.engine.session import WORKER
+    from kvspec.engine.table import TableData
     from kvspec.models import Geometry
     from kvspec.plan.dose import SamplerParameters
     from kvspec.spec.model import Selector
 
     folder = llama_shape(out)
     common: dict[str, Any] = {
-        "model": str(folder), "load_format": "dummy", "skip_tokenizer_init": True, "dtype": "bfloat16", "max_model_len": 4096,
-        "max_num_seqs": 256, "enable_prefix_caching": False, "gpu_memory_utilization": 0.45, "disable_log_stats": True,
+        "model": str(folder), "load_format": "dummy", "skip_tokenizer_init": True, "dtype": "bfloat16",
+        "max_model_len": 4096, "max_num_seqs": 256, "enable_prefix_caching": False, "gpu_memory_utilization": 0.45, "disable_log_stats": True,
     }  # fmt: skip
     engines = {"stock": LLM(**common)}
     engines["armed"] = LLM(
@@ -154,7 +154,12 @@ def measure_cost(results: dict[str, Any], _: Path, out: Path) -> None:
     )
     n = 256
     fault = SamplerParameters(per="bit", rate=1e-18, mask=0xFFFF, burst_len=1, page_tokens=0, page_rate=1.0)
-    cases = {"decode 16": (16, 16, 50), "decode 64": (64, 16, 50), "decode 256": (256, 16, 50), "prefill 32 x 2000": (32, 2000, 1)}
+    cases = {
+        "decode 16": (16, 16, 50),
+        "decode 64": (64, 16, 50),
+        "decode 256": (256, 16, 50),
+        "prefill 32 x 2000": (32, 2000, 1),
+    }
     rounds = 7
     for name, (batch, prompt, new) in cases.items():
         table = TableData(

@@ -169,9 +169,7 @@ def _estimate(plan: Plan, info: ModelInfo, prompts: list[list[int]]) -> Estimate
 class _Campaign:
     """A started engine that has passed its canary, and the bookkeeping of one session."""
 
-    def __init__(
-        self, plan: Plan, inputs: Inputs, session: Session, store: RunStore, observer: Observer
-    ) -> None:
+    def __init__(self, plan: Plan, inputs: Inputs, session: Session, store: RunStore, observer: Observer) -> None:
         self._plan, self._session, self._store, self._observer = plan, session, store, observer
         spec = plan.spec
         self._geometry = session.geometry
@@ -212,9 +210,7 @@ class _Campaign:
         for entry, trial in itertools.islice(queue, max(0, room)):
             self._session.submit(entry, self._prompts[trial.request], spec.generation, seed + trial.request)
 
-    def _records(
-        self, ended: list[Finished], todo: Sequence[Trial], planned: PlannedFlips
-    ) -> Iterator[Record]:
+    def _records(self, ended: list[Finished], todo: Sequence[Trial], planned: PlannedFlips) -> Iterator[Record]:
         tally = self._session.rpc("kvspec_tally", [f.entry for f in ended])
         for i, finished in enumerate(ended):
             trial = todo[finished.entry]
@@ -261,4 +257,3 @@ def _recorded_golden(store: RunStore) -> dict[int, list[int]]:
 
 def _words(geometry: Geometry) -> str:
     return f"{geometry.layers} layers x {geometry.kv_heads} KV heads x {geometry.head_size}"
-

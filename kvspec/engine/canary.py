@@ -43,11 +43,9 @@ def run_canary(session: Session, prompt: list[int], storage_format: str, seed: i
     key = _native.derive_keys(seed, EXPERIMENT, 0, 0)[0]
     length = len(ids) + NEW_TOKENS
     bits = _native.format_bits(storage_format)
-    flips = fault.sampler(geometry, bits).enumerate(
-        key=key, request=0, layers=(0, geometry.layers), tokens=(0, length)
-    )
+    flips = fault.sampler(geometry, bits).enumerate(key=key, request=0, layers=(0, geometry.layers), tokens=(0, length))
     masks = np.zeros((geometry.layers, 2, length, geometry.kv_heads, geometry.head_size), dtype=np.uint32)
-    where = tuple(flips[name] for name in ("layer", "kv", "token", "head", "elem"))
+    where = tuple(flips[name].astype(np.int64) for name in ("layer", "kv", "token", "head", "elem"))
     np.bitwise_xor.at(masks, where, np.uint32(1) << flips["bit"].astype(np.uint32))
     table = TableData(
         storage_format=storage_format,

@@ -46,8 +46,13 @@ def _device(kind: str) -> dict[str, Any]:
     system = f"{platform.system()} {platform.machine()}"
     if kind == "cuda":
         major, minor = torch.cuda.get_device_capability()
-        name = torch.cuda.get_device_name()
-        return {"kind": kind, "name": name, "capability": f"{major}.{minor}", "cuda": torch.version.cuda, "system": system}
+        return {
+            "kind": kind,
+            "name": torch.cuda.get_device_name(),
+            "capability": f"{major}.{minor}",
+            "cuda": torch.version.cuda,
+            "system": system,
+        }
     return {
         "kind": kind,
         "name": _cpu_name(),

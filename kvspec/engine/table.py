@@ -93,9 +93,7 @@ def build_table(plan: Plan, trials: Sequence[Trial], prompt_len: Sequence[int], 
             identity = (trial.cell, trial.trial)
             if identity not in known:
                 cell = plan.cells[trial.cell]
-                known[identity] = _native.derive_keys(
-                    plan.spec.seed, cell.experiment, trial.trial, cell.fault.index
-                )[0]
+                known[identity] = _native.derive_keys(plan.spec.seed, cell.experiment, trial.trial, cell.fault.index)[0]
             keys[i] = known[identity]
     request = np.array([t.request for t in trials], dtype=np.uint32)
     return TableData(

@@ -14,7 +14,7 @@ from kvspec.plan.model import Cell, Plan
 from kvspec.spec.model import Range, Selector
 
 SECONDS_PER_TOKEN_AND_WEIGHT = 2.5e-11
-"""Measured: SmolLM2-135M in float32 on 2 AVX2 cores, about 300 tokens/s in a full batch (docs/design/architecture.md)."""
+"""Measured: SmolLM2-135M in float32 on 2 AVX2 cores, about 300 tokens/s in a full batch."""
 START_UP_SECONDS = 20.0
 
 
@@ -149,9 +149,7 @@ def estimate(plan: Plan, info: ModelInfo, prompts: list[int], exact: bool) -> Es
         if wrong := check_selector(cell, geometry, prompts, max_tokens):
             errors += wrong
             continue
-        per_trial = [
-            expected_flips(cell, parameters, geometry, bits, p, p + max_tokens - 1) for p in prompts
-        ]
+        per_trial = [expected_flips(cell, parameters, geometry, bits, p, p + max_tokens - 1) for p in prompts]
         total = sum(per_trial) * spec.trials.per_prompt
         if total < 1.0:
             warnings.append(
@@ -165,9 +163,7 @@ def estimate(plan: Plan, info: ModelInfo, prompts: list[int], exact: bool) -> Es
                 )
             )
         mean = sum(per_trial) / len(per_trial)
-        cells.append(
-            CellEstimate(cell.name, plan.trials_per_cell, dose(parameters, geometry, bits), mean, total)
-        )
+        cells.append(CellEstimate(cell.name, plan.trials_per_cell, dose(parameters, geometry, bits), mean, total))
     if errors:
         raise PlanError(spec.placed(errors))
     repeats = len(plan) // len(prompts)

@@ -124,9 +124,7 @@ class Plan:
             "plan": PLAN_VERSION,
             "sampling": SAMPLING_VERSION,
             "spec": spec,
-            "cells": [
-                {"index": c.index, "name": c.name, "experiment": f"{c.experiment:016x}"} for c in self.cells
-            ],
+            "cells": [{"index": c.index, "name": c.name, "experiment": f"{c.experiment:016x}"} for c in self.cells],
             "trials": len(self),
         }
 

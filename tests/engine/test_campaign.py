@@ -27,7 +27,13 @@ def spec(folder: Path, **changes: Any) -> dict[str, Any]:
         "generation": {"max_tokens": 12},
         "faults": [
             {"name": "Rare", "model": "random", "site": "KV_WRITE", "rate": {"per_bit": 1e-5}},
-            {"name": "Often", "model": "random", "site": "KV_WRITE", "rate": {"per_bit": [1e-3, 0.3]}, "bits": "mantissa"},
+            {
+                "name": "Often",
+                "model": "random",
+                "site": "KV_WRITE",
+                "rate": {"per_bit": [1e-3, 0.3]},
+                "bits": "mantissa",
+            },
             {"name": "Burst", "model": "burst", "site": "KV_WRITE", "rate": {"per_bit": 1e-3}},
             {"name": "Page", "model": "page_local", "site": "KV_WRITE", "rate": {"per_page": 0.3}},
             {
@@ -117,7 +123,9 @@ NAN_FAULTS = [
 
 
 def test_golden_rows_survive_nan_neighbours(gpt2: Path, run: Run) -> None:
-    rows = run(spec(gpt2, faults=NAN_FAULTS, controls={"golden_repeats": 6, "null_trials": 6}, trials=6), max_num_seqs=6)
+    rows = run(
+        spec(gpt2, faults=NAN_FAULTS, controls={"golden_repeats": 6, "null_trials": 6}, trials=6), max_num_seqs=6
+    )
     reference = golden(rows)
     assert sum(row["nonfinite_at"] is not None for row in rows.values() if row["kind"] == "fault") > 0
     controls = [row for row in rows.values() if row["kind"] in ("golden_repeat", "null")]
@@ -130,7 +138,9 @@ def test_without_scrubbing_golden_rows_go_wrong(gpt2: Path, run: Run, monkeypatc
     from kvspec.engine.vllm.taint import Taint
 
     monkeypatch.setattr(Taint, "hand_out", lambda *_: 0)
-    rows = run(spec(gpt2, faults=NAN_FAULTS, controls={"golden_repeats": 6, "null_trials": 6}, trials=6), max_num_seqs=6)
+    rows = run(
+        spec(gpt2, faults=NAN_FAULTS, controls={"golden_repeats": 6, "null_trials": 6}, trials=6), max_num_seqs=6
+    )
     reference = golden(rows)
     controls = [row for row in rows.values() if row["kind"] in ("golden_repeat", "null")]
     assert any(row["token_ids"] != reference[row["request"]] for row in controls)

@@ -95,7 +95,9 @@ class CpuInjector:
 
     def _probe(self) -> Cache:
         self.runner.check_cache()
-        layouts, words, tensors = [], [], []
+        layouts: list[Layout] = []
+        words: list[NDArray[np.uint32]] = []
+        tensors: list[torch.Tensor] = []
         for attention in self.layers:
             cache = attention.kv_cache
             # CPU_ATTN: [blocks, heads, tokens, 2 * head_size]; the probe fails if the guess of T is wrong.
@@ -140,7 +142,7 @@ class CpuInjector:
                 format=self._format,
             )
         if self.canary is not None:
-            assert self._step is not None and self._blocks is not None
+            assert self._step is not None
             self.canary.check(layer, self._step, key, value, lambda row, n: self._stored(layer, row, n))
 
     def _stored(self, layer: int, row: int, tokens: int) -> torch.Tensor:
@@ -184,4 +186,5 @@ def nonfinite_rows(hidden: torch.Tensor, logits: torch.Tensor) -> NDArray[np.boo
     bad = ~(hidden.abs().amax(dim=-1) < SAFE_HIDDEN)
     if bad.any():
         bad[bad.clone()] = ~torch.isfinite(logits[bad]).all(dim=-1)
-    return bad.numpy()
+    found: NDArray[np.bool_] = bad.numpy()
+    return found

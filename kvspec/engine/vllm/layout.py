@@ -49,7 +49,8 @@ def words_of(kv_cache: torch.Tensor) -> NDArray[np.uint32]:
             f"the cache is {kv_cache.dtype} with strides {tuple(kv_cache.stride())}",
             expected="a contiguous float32 cache on the CPU",
         )
-    return kv_cache.view(torch.int32).view(-1).numpy().view(np.uint32)
+    words: NDArray[np.uint32] = kv_cache.view(torch.int32).view(-1).numpy().view(np.uint32)
+    return words
 
 
 def probe(impl: Any, layer: Any, kv_cache: torch.Tensor, block_tokens: int) -> Layout:

@@ -28,7 +28,8 @@ class Views:
     @property
     def words(self) -> str:
         """The layout in words, for the fingerprint."""
-        return f"{tuple(self.key.shape)} strides {self.key.stride()}, V {self.value.storage_offset() - self.key.storage_offset():+d}"
+        behind = self.value.storage_offset() - self.key.storage_offset()
+        return f"{tuple(self.key.shape[1:])} strides {self.key.stride()}, V {behind:+d}"
 
 
 def find_views(impl: Any, layer: Any, kv_cache: torch.Tensor) -> Views:

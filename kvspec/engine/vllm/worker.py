@@ -23,7 +23,7 @@ if current_platform.is_cpu():
 else:
     from vllm.v1.worker.gpu_worker import Worker as Base
 
-    from kvspec.engine.vllm.cuda import CudaInjector as Injector
+    from kvspec.engine.vllm.cuda import CudaInjector as Injector  # type: ignore[assignment]
 
 CONFIG_KEY = "kvspec"
 """Key in vLLM's `additional_config` under which the engine tells its workers what the cache stores."""
@@ -39,7 +39,7 @@ class KvspecWorker(Base):  # type: ignore[misc]
         result = super().load_model(*args, **kwargs)
         layers = attention_layers(self.vllm_config.compilation_config.static_forward_context)
         storage_format = self.vllm_config.additional_config[CONFIG_KEY]["storage_format"]
-        self.injector = Injector(adapter(self.model_runner), layers, storage_format)
+        self.injector = Injector(adapter(self.model_runner), layers, storage_format)  # type: ignore[arg-type]
         return result
 
     def initialize_from_config(self, *args: Any, **kwargs: Any) -> Any:
