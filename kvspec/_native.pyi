@@ -105,7 +105,6 @@ class Selector:
         planes: tuple[bool, bool] = (True, True),
         phase: Literal["all", "prompt", "decode"] = "all",
         tokens: _Ranges | None = None,
-        steps: _Ranges | None = None,
     ) -> Selector: ...
 
 @final
@@ -121,19 +120,9 @@ class TrialTable:
         write_key: NDArray[np.uint32],
         request: NDArray[np.uint32],
         prompt_len: NDArray[np.uint32],
-        site: list[str] | None = None,
-        read_master: NDArray[np.uint32] | None = None,
     ) -> TrialTable: ...
     def __len__(self) -> int: ...
     def write_step(
-        self,
-        *,
-        entry: NDArray[np.uint32],
-        row: NDArray[np.uint32],
-        start: NDArray[np.uint32],
-        count: NDArray[np.uint32],
-    ) -> StepFaults: ...
-    def read_step(
         self,
         *,
         entry: NDArray[np.uint32],
@@ -156,24 +145,8 @@ class StepFaults:
         block_stride: int,
         format: str,
     ) -> None: ...
-    def undo(
-        self,
-        layer: int,
-        words: NDArray[np.uint32],
-        *,
-        block_table: NDArray[np.int32],
-        offsets: NDArray[np.int64],
-        block_stride: int,
-        format: str,
-    ) -> None: ...
     @property
     def landed(self) -> NDArray[np.uint64]: ...
-    @property
-    def exposed(self) -> NDArray[np.uint64]: ...
-    @property
-    def restored(self) -> NDArray[np.uint64]: ...
-    @property
-    def unserved(self) -> NDArray[np.uint32]: ...
     def columns(self, layer: int) -> dict[str, NDArray[np.generic]]: ...
 
 def score_tokens(

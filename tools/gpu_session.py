@@ -136,19 +136,25 @@ def measure_cost(results: dict[str, Any], _: Path, out: Path) -> None:
 
     from kvspec.engine.session import WORKER
     from kvspec.engine.table import TableData
-    from kvspec.models import Geometry
     from kvspec.plan.dose import SamplerParameters
     from kvspec.spec.model import Selector
 
     folder = llama_shape(out)
     common: dict[str, Any] = {
-        "model": str(folder), "load_format": "dummy", "skip_tokenizer_init": True, "dtype": "bfloat16",
-        "max_model_len": 4096, "max_num_seqs": 256, "enable_prefix_caching": False, "gpu_memory_utilization": 0.45, "disable_log_stats": True,
-    }  # fmt: skip
+        "model": str(folder),
+        "load_format": "dummy",
+        "skip_tokenizer_init": True,
+        "dtype": "bfloat16",
+        "max_model_len": 4096,
+        "max_num_seqs": 256,
+        "enable_prefix_caching": False,
+        "gpu_memory_utilization": 0.45,
+        "kv_cache_memory_bytes": 14 * 2**30,
+        "disable_log_stats": True,
+    }
     engines = {"stock": LLM(**common)}
     engines["armed"] = LLM(
         **common,
-        kv_cache_memory_bytes=14 * 2**30,
         worker_cls=WORKER,
         additional_config={"kvspec": {"storage_format": "bf16"}},
     )
@@ -190,7 +196,6 @@ def measure_cost(results: dict[str, Any], _: Path, out: Path) -> None:
             **best, "ratio": best["armed"] / best["stock"], "all": times,
         }  # fmt: skip
         print(name, results["cost"][name]["ratio"], best, flush=True)
-    del Geometry
 
 
 def main() -> int:

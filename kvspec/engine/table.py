@@ -20,7 +20,8 @@ NOTHING = SamplerParameters(per="bit", rate=0.0, mask=1, burst_len=1, page_token
 """The null control's fault: rate 0, through the armed injector."""
 
 
-def _ranges(ranges: tuple[Range, ...] | None) -> list[tuple[int, int]] | None:
+def open_ranges(ranges: tuple[Range, ...] | None) -> list[tuple[int, int]] | None:
+    """Ranges with `END` in place of an open end."""
     return None if ranges is None else [(start, END if stop is None else stop) for start, stop in ranges]
 
 
@@ -28,11 +29,11 @@ def native_selector(where: Selector) -> _native.Selector:
     """A spec's selector in the words of the Rust core."""
     phase = where.tokens if isinstance(where.tokens, str) else "all"
     return _native.Selector(
-        layers=_ranges(where.layers),
-        heads=_ranges(where.heads),
+        layers=open_ranges(where.layers),
+        heads=open_ranges(where.heads),
         planes=("K" in where.cache, "V" in where.cache),
         phase=phase,
-        tokens=None if isinstance(where.tokens, str) else _ranges(where.tokens),
+        tokens=None if isinstance(where.tokens, str) else open_ranges(where.tokens),
     )
 
 

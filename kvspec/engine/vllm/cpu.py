@@ -127,7 +127,7 @@ class CpuInjector:
         if len(self._faults) or self.canary is not None:
             self._blocks = self.runner.block_table(len(order))
 
-    def _after_write(self, layer: int, key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor) -> None:
+    def _after_write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         if self._faults is None:
             return
         if self._faults.layer_len(layer):

@@ -16,8 +16,7 @@ from kvspec_kernels import Selector as KernelSelector
 from kvspec_kernels.cache import CacheView
 from numpy.typing import NDArray
 
-from kvspec.engine.table import TableData
-from kvspec.engine.table import _ranges as token_ranges
+from kvspec.engine.table import TableData, open_ranges
 from kvspec.engine.vllm.canary import CanaryWatch
 from kvspec.engine.vllm.layers import AttentionLayer, Unwrapped, geometry
 from kvspec.engine.vllm.runner import RunnerV2
@@ -84,11 +83,11 @@ class CudaInjector:
             )
         selectors = [
             KernelSelector(
-                layers=token_ranges(where.layers),
-                heads=token_ranges(where.heads),
+                layers=open_ranges(where.layers),
+                heads=open_ranges(where.heads),
                 planes=("K" in where.cache, "V" in where.cache),
                 phase=where.tokens if isinstance(where.tokens, str) else "all",
-                tokens=None if isinstance(where.tokens, str) else token_ranges(where.tokens),
+                tokens=None if isinstance(where.tokens, str) else open_ranges(where.tokens),
             )
             for where in data.selectors
         ]

@@ -97,8 +97,8 @@ def geometry(layers: list[AttentionLayer]) -> Geometry:
     return Geometry(len(layers), heads, dim)
 
 
-AfterWrite = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None]
-"""Called with (layer, key as stored `[tokens, heads, dim]`, value as stored, cache)."""
+AfterWrite = Callable[[int, torch.Tensor, torch.Tensor], None]
+"""Called with (layer, key as stored `[tokens, heads, dim]`, value as stored)."""
 
 
 def wrap_write(attention: AttentionLayer, storage_format: str, after_write: AfterWrite) -> None:
@@ -116,6 +116,6 @@ def wrap_write(attention: AttentionLayer, storage_format: str, after_write: Afte
     ) -> None:
         key, value = key.to(dtype).to(key.dtype), value.to(dtype).to(value.dtype)
         write(layer, key, value, kv_cache, slots)
-        after_write(attention.index, key, value, kv_cache)
+        after_write(attention.index, key, value)
 
     impl.do_kv_cache_update = do_kv_cache_update

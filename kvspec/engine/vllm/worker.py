@@ -30,7 +30,10 @@ CONFIG_KEY = "kvspec"
 
 
 class KvspecWorker(Base):  # type: ignore[misc]
-    """A worker of this platform that injects the faults of the loaded trial table. Methods are called by `collective_rpc`."""
+    """A worker of this platform that injects the faults of the loaded trial table.
+
+    Methods are called by `collective_rpc`.
+    """
 
     injector: Injector
 

@@ -168,22 +168,13 @@ fn index_below(name: &'static str, value: u64, limit: usize) -> Result<(), Error
 
 /// The flips of one step, grouped by layer and merged into one mask per element, with a count of those that
 /// landed.
-///
-/// Three counts, all of bits that really differed in the stored code before and after a write, by index into the
-/// step's columns. Flips of writes: landed = exposed, restored = 0. Flips of reads: exposed counts every flip of
-/// the forward, landed those that no earlier forward of the same event has shown, restored those taken back.
 #[derive(Clone, Debug)]
 pub struct StepFaults {
     layers: u32,
     bits: Option<u32>,
     /// Shares of the step's rows in order; in each, the faults of every layer.
     parts: Vec<Vec<LayerFaults>>,
-    /// Tokens below this were shown by an earlier forward of the same event, by index into the step's columns.
-    first_shown: Vec<u32>,
-    unserved: Vec<u32>,
     landed: Vec<u64>,
-    exposed: Vec<u64>,
-    restored: Vec<u64>,
     addresses: Vec<usize>,
 }
 
@@ -215,20 +206,8 @@ impl StepFaults {
             layers,
             bits,
             parts,
-            first_shown: vec![0; entries],
-            unserved: Vec::new(),
             landed: vec![0; entries],
-            exposed: vec![0; entries],
-            restored: vec![0; entries],
             addresses: Vec::new(),
-        }
-    }
-
-    pub(crate) fn of_reads(self, first_shown: Vec<u32>, unserved: Vec<u32>) -> Self {
-        Self {
-            first_shown,
-            unserved,
-            ..self
         }
     }
 
@@ -274,29 +253,11 @@ impl StepFaults {
         Ok(columns)
     }
 
-    /// Flips that landed so far, summed over the layers injected; each site of a read event once, in the first
-    /// forward that shows it.
+    /// Flips that landed so far, by index into the step's columns: bits in which the stored code differed
+    /// before and after the write, summed over the layers injected.
     #[must_use]
     pub fn landed(&self) -> &[u64] {
         &self.landed
-    }
-
-    /// All flips made so far, summed over the layers injected.
-    #[must_use]
-    pub fn exposed(&self) -> &[u64] {
-        &self.exposed
-    }
-
-    /// Flips taken back so far by [`Self::undo`].
-    #[must_use]
-    pub fn restored(&self) -> &[u64] {
-        &self.restored
-    }
-
-    /// Indices into the step's columns of rows that read but whose tokens belong to several read events.
-    #[must_use]
-    pub fn unserved(&self) -> &[u32] {
-        &self.unserved
     }
 
     /// Injects the faults of one layer into its cache, float32 words that hold values of `format`.
@@ -315,40 +276,6 @@ impl StepFaults {
         tables: &CacheTables<'_>,
         format: Format,
     ) -> Result<(), Error> {
-        self.flip_layer(layer, words, tables, format, |faults, row, flips| {
-            let index = row.index as usize;
-            faults.exposed[index] += flips;
-            if row.token >= faults.first_shown[index] {
-                faults.landed[index] += flips;
-            }
-        })
-    }
-
-    /// Flips the same bits of a layer once more, which restores what [`Self::inject`] found there.
-    ///
-    /// # Errors
-    /// As [`Self::inject`].
-    pub fn undo(
-        &mut self,
-        layer: u32,
-        words: &mut [u32],
-        tables: &CacheTables<'_>,
-        format: Format,
-    ) -> Result<(), Error> {
-        self.flip_layer(layer, words, tables, format, |faults, row, flips| {
-            faults.restored[row.index as usize] += flips;
-        })
-    }
-
-    /// Flips the faults of one layer; hands the flips of each cache row to `count`.
-    fn flip_layer(
-        &mut self,
-        layer: u32,
-        words: &mut [u32],
-        tables: &CacheTables<'_>,
-        format: Format,
-        count: impl Fn(&mut Self, &RowFaults, u64),
-    ) -> Result<(), Error> {
         if self.layer_len(layer)? == 0 {
             return Ok(());
         }
@@ -364,16 +291,14 @@ impl StepFaults {
         for (row, elems, _) in self.layer(layer)?.flat_map(LayerFaults::iter) {
             tables.resolve(row, elems, words.len(), &mut addresses)?;
         }
-        let parts = std::mem::take(&mut self.parts);
         let mut rest = &addresses[..];
-        for faults in parts.iter().map(|part| &part[layer as usize]) {
+        for faults in self.parts.iter().map(|part| &part[layer as usize]) {
             for (row, _, masks) in faults.iter() {
                 let (here, after) = rest.split_at(masks.len());
                 rest = after;
-                count(self, row, flip(words, here, masks, format));
+                self.landed[row.index as usize] += flip(words, here, masks, format);
             }
         }
-        self.parts = parts;
         self.addresses = addresses;
         Ok(())
     }

@@ -35,21 +35,11 @@ pub fn scatter<W: Word>(
             expected,
         });
     }
-    if let Some((index, _)) = sites.disorder(None) {
-        return Err(Error::Order { index });
-    }
-    apply_ordered(cache, sites, layout, op)
-}
-
-/// [`scatter`] for columns whose lengths and order are known to be right.
-pub(crate) fn apply_ordered<W: Word>(
-    cache: &mut [W],
-    sites: &Sites<'_>,
-    layout: &Layout,
-    op: Op,
-) -> Result<(), Error> {
     if sites.is_empty() {
         return Ok(());
+    }
+    if let Some((index, _)) = sites.disorder(None) {
+        return Err(Error::Order { index });
     }
     check_bounds::<W>(sites, layout)?;
     let strides = layout.checked_strides(cache.len())?;
@@ -78,7 +68,7 @@ fn write<W: Word>(
         black_box(
             offsets
                 .iter()
-                .fold(W::bit(0), |all, &offset| all | cache[offset]),
+                .fold(W::ZERO, |all, &offset| all | cache[offset]),
         );
         for (&offset, &bit) in offsets.iter().zip(&sites.bit[start..end]) {
             cache[offset] = change(cache[offset], W::bit(bit));
@@ -130,10 +120,7 @@ fn address(
 
 fn check_bounds<W: Word>(sites: &Sites<'_>, layout: &Layout) -> Result<(), Error> {
     fn largest<T: Copy + Into<u64> + Ord + Default>(column: &[T]) -> u64 {
-        column
-            .iter()
-            .fold(T::default(), |top, &x| top.max(x))
-            .into()
+        column.iter().fold(T::default(), |top, &x| top.max(x)).into()
     }
     let shape = layout.shape.map(|extent| extent as u64);
     let tops = [

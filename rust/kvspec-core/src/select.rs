@@ -114,8 +114,6 @@ pub struct Selector {
     pub phase: Phase,
     /// Token positions shown.
     pub tokens: Indices,
-    /// Read events shown: 0 is the prefill, i the i-th decode forward. Writes are not events.
-    pub steps: Indices,
 }
 
 impl Default for Selector {
@@ -126,7 +124,6 @@ impl Default for Selector {
             planes: [true; 2],
             phase: Phase::All,
             tokens: Indices::all(),
-            steps: Indices::all(),
         }
     }
 }

@@ -82,11 +82,7 @@ impl Sites<'_> {
                 .and_then(|mut rows| rows.find(|&i| self.key(i - 1) >= self.key(i))),
         };
         row.map(|i| {
-            let previous = if i == 0 {
-                before
-            } else {
-                Some(self.key(i - 1))
-            };
+            let previous = if i == 0 { before } else { Some(self.key(i - 1)) };
             (i, previous == Some(self.key(i)))
         })
     }
@@ -99,11 +95,7 @@ impl Sites<'_> {
             let rows = first..rows.end;
             let (token, elem) = (&self.token[rows.clone()], &self.elem[rows.clone()]);
             let bit = &self.bit[rows];
-            let lows = token
-                .iter()
-                .zip(elem)
-                .zip(bit)
-                .map(|((&t, &e), &b)| low(t, e, b));
+            let lows = token.iter().zip(elem).zip(bit).map(|((&t, &e), &b)| low(t, e, b));
             let next = token[1..].iter().zip(&elem[1..]).zip(&bit[1..]);
             let next = next.map(|((&t, &e), &b)| low(t, e, b));
             return lows.zip(next).fold(true, |ok, (a, b)| ok & (a < b));

@@ -1,6 +1,6 @@
-//! What one step of the engine writes and reads: the flips of all its rows and layers.
+//! What one step of the engine writes: the flips of all its rows and layers.
 //!
-//! All trials of a campaign run in one batch. A [`TrialTable`] knows the sampler, selector and keys of each
+//! All trials of a campaign run in one batch. A [`TrialTable`] knows the sampler, selector and key of each
 //! fault entry of each trial; a step names the entries that are in the batch and the tokens they write.
 
 use std::collections::HashMap;
@@ -14,7 +14,7 @@ use crate::enumerate::{MAX_LAYERS, MAX_TOKENS, check_flips};
 use crate::error::Error;
 use crate::fault::{Level, Sampler};
 use crate::inject::{LayerFaults, StepFaults};
-use crate::philox::{Key, LANES, read_key};
+use crate::philox::{Key, LANES};
 use crate::sample::{Place, Scratch};
 use crate::select::{Rows, Selector, check_range};
 
@@ -24,36 +24,6 @@ const PARALLEL_NS: f64 = 300_000.0;
 /// Asking the system reads files, which is too slow for every step.
 static THREADS: LazyLock<NonZeroUsize> =
     LazyLock::new(|| thread::available_parallelism().unwrap_or(NonZeroUsize::MIN));
-
-/// Where the faults of an entry are injected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Site {
-    /// When a token is written, to stay.
-    Write,
-    /// Anew at every read event, undone after it.
-    Read,
-    /// Both, as two independent streams.
-    Both,
-}
-
-impl Site {
-    /// The site of that name.
-    ///
-    /// # Errors
-    /// [`Error::Word`] for any other name.
-    pub fn parse(name: &str) -> Result<Self, Error> {
-        match name {
-            "KV_WRITE" => Ok(Self::Write),
-            "KV_READ" => Ok(Self::Read),
-            "BOTH" => Ok(Self::Both),
-            _ => Err(Error::Word {
-                name: "site",
-                value: name.to_owned(),
-                allowed: &["KV_WRITE", "KV_READ", "BOTH"],
-            }),
-        }
-    }
-}
 
 /// Fault entries of trials, as columns of equal length; index = entry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -66,12 +36,8 @@ pub struct Trials {
     pub write_key: Vec<Key>,
     /// Index of the request in the plan.
     pub request: Vec<u32>,
-    /// Tokens of the prompt: where a selector asks for a phase, and where the first read event ends.
+    /// Tokens of the prompt, where a selector asks for a phase.
     pub prompt_len: Vec<u32>,
-    /// Site of each sampler; empty if all are [`Site::Write`].
-    pub site: Vec<Site>,
-    /// Read master; empty if no site reads.
-    pub read_master: Vec<Key>,
 }
 
 /// What a step writes, as columns of equal length: tokens `start .. start + count` of an entry, whose request
@@ -104,9 +70,7 @@ struct Entry {
     sampler: usize,
     selector: usize,
     rows: usize,
-    site: Site,
-    write_key: Key,
-    read_master: Key,
+    key: Key,
     request: u32,
     prompt_len: u32,
 }
@@ -118,8 +82,6 @@ struct Span<'a> {
     index: u32,
     row: u32,
     entry: &'a Entry,
-    /// Of the write, or of the read event.
-    key: Key,
     tokens: Range<u64>,
     /// Estimated work per token in nanoseconds.
     cost: f64,
@@ -130,7 +92,7 @@ impl TrialTable {
     ///
     /// # Errors
     /// [`Error::Length`] for columns of unequal length, [`Error::Index`] for a sampler or selector that is not
-    /// there or too many layers, [`Error::Length`] for sites or read masters that are neither complete nor empty, [`Error::Width`] if the samplers differ in bits per element.
+    /// there or too many layers, [`Error::Width`] if the samplers differ in bits per element.
     pub fn new(
         layers: u32,
         samplers: Vec<Sampler>,
@@ -143,13 +105,6 @@ impl TrialTable {
         check_length("write_key", trials.write_key.len(), expected)?;
         check_length("request", trials.request.len(), expected)?;
         check_length("prompt_len", trials.prompt_len.len(), expected)?;
-        let sites = &trials.site;
-        if !sites.is_empty() {
-            check_length("site", sites.len(), samplers.len())?;
-        }
-        if sites.iter().any(|&site| site != Site::Write) {
-            check_length("read_master", trials.read_master.len(), expected)?;
-        }
         for pair in samplers.windows(2) {
             let [expected, bits] = [&pair[0], &pair[1]].map(|sampler| sampler.geometry().bits);
             if bits != expected {
@@ -173,9 +128,7 @@ impl TrialTable {
                 sampler,
                 selector,
                 rows: shown,
-                site: sites.get(sampler).copied().unwrap_or(Site::Write),
-                write_key: trials.write_key[i],
-                read_master: trials.read_master.get(i).copied().unwrap_or_default(),
+                key: trials.write_key[i],
                 request: trials.request[i],
                 prompt_len: trials.prompt_len[i],
             });
@@ -201,14 +154,19 @@ impl TrialTable {
         self.entries.is_empty()
     }
 
-    /// Samples what a step writes, on all cores if that is worth it.
+    /// Samples a step, on all cores if that is worth it.
     ///
     /// # Errors
     /// [`Error::Length`] for columns of unequal length, [`Error::Index`] for an entry that is not there,
     /// [`Error::Range`] for tokens beyond 2^32, [`Error::TooManyFlips`] if they would not fit into memory.
     pub fn write_step(&self, step: &StepRows<'_>) -> Result<StepFaults, Error> {
-        let spans = self.write_spans(step)?;
-        let threads = threads_for(&spans);
+        let spans = self.spans(step)?;
+        let work: f64 = spans.iter().map(Span::work).sum();
+        let threads = if work < PARALLEL_NS {
+            NonZeroUsize::MIN
+        } else {
+            *THREADS
+        };
         Ok(self.sample(step, spans, threads))
     }
 
@@ -221,116 +179,43 @@ impl TrialTable {
         step: &StepRows<'_>,
         threads: NonZeroUsize,
     ) -> Result<StepFaults, Error> {
-        let spans = self.write_spans(step)?;
+        let spans = self.spans(step)?;
         Ok(self.sample(step, spans, threads))
     }
 
-    /// Samples what the attention of a step reads: of each row the event `max(seq_len, prompt_len)`, with
-    /// `seq_len = start + count`, over the tokens `0 .. seq_len`.
-    ///
-    /// A row whose tokens belong to several events (more than one token, not all of the prompt) cannot be served:
-    /// it gets no flip and is listed in [`StepFaults::unserved`].
-    ///
-    /// A chunked prefill shows the same event again in each chunk. Its flips land in every forward, but each
-    /// counts as landed only in the first one that shows it: that of the chunk which writes its token.
-    ///
-    /// # Errors
-    /// As [`Self::write_step`], with [`Error::Range`] also for an event beyond 2^32.
-    pub fn read_step(&self, step: &StepRows<'_>) -> Result<StepFaults, Error> {
-        let mut spans = Vec::with_capacity(step.entry.len());
-        let mut unserved = Vec::new();
-        let mut first_shown = vec![0; step.entry.len()];
-        let mut flips = 0.0;
-        for (i, entry, tokens) in self.rows_of(step)? {
-            if entry.site == Site::Write || tokens.is_empty() {
-                continue;
-            }
-            let prompt_len = u64::from(entry.prompt_len);
-            if tokens.end > prompt_len && tokens.end - tokens.start > 1 {
-                unserved.push(i as u32);
-                continue;
-            }
-            let event = tokens.end.max(prompt_len);
-            let selector = &self.selectors[entry.selector];
-            if !selector.steps.contains(event - prompt_len) {
-                continue;
-            }
-            let event = u32::try_from(event).map_err(|_| Error::Range {
-                name: "step",
-                start: event,
-                end: event + 1,
-                limit: MAX_TOKENS,
-            })?;
-            if tokens.end <= prompt_len {
-                first_shown[i] = tokens.start as u32;
-            }
-            let key = read_key(entry.read_master, entry.request, event);
-            flips += self.push_spans(&mut spans, step, i, entry, key, 0..tokens.end);
-        }
-        check_flips(flips)?;
-        let threads = threads_for(&spans);
-        let faults = self.sample(step, spans, threads);
-        Ok(faults.of_reads(first_shown, unserved))
-    }
-
-    /// Checks a step; each row with its index, its entry and the tokens it writes.
-    fn rows_of(&self, step: &StepRows<'_>) -> Result<Vec<(usize, &Entry, Range<u64>)>, Error> {
+    /// Checks a step and resolves it into the spans that can hold a flip.
+    fn spans(&self, step: &StepRows<'_>) -> Result<Vec<Span<'_>>, Error> {
         let expected = step.entry.len();
         check_length("row", step.row.len(), expected)?;
         check_length("start", step.start.len(), expected)?;
         check_length("count", step.count.len(), expected)?;
-        let row = |(i, &entry): (usize, &u32)| {
+        let mut spans = Vec::with_capacity(expected);
+        let mut flips = 0.0;
+        for (i, &entry) in step.entry.iter().enumerate() {
             check_index("entry", entry.into(), self.entries.len() as u64)?;
             let start = u64::from(step.start[i]);
             let tokens = start..start + u64::from(step.count[i]);
             check_range("tokens", &tokens, MAX_TOKENS)?;
-            Ok((i, &self.entries[entry as usize], tokens))
-        };
-        step.entry.iter().enumerate().map(row).collect()
-    }
-
-    /// The spans of a step's writes that can hold a flip.
-    fn write_spans(&self, step: &StepRows<'_>) -> Result<Vec<Span<'_>>, Error> {
-        let mut spans = Vec::with_capacity(step.entry.len());
-        let mut flips = 0.0;
-        for (i, entry, tokens) in self.rows_of(step)? {
-            if entry.site != Site::Read {
-                flips += self.push_spans(&mut spans, step, i, entry, entry.write_key, tokens);
+            let entry = &self.entries[entry as usize];
+            let (sampler, rows) = (&self.samplers[entry.sampler], &self.rows[entry.rows]);
+            if sampler.never_hits() || rows.is_empty() {
+                continue;
+            }
+            let selector = &self.selectors[entry.selector];
+            for tokens in selector.token_spans(tokens, entry.prompt_len) {
+                let cells = (tokens.end - tokens.start) as f64 * f64::from(self.layers);
+                flips += cells * rows.len() as f64 * sampler.expected_flips_per_row();
+                spans.push(Span {
+                    index: i as u32,
+                    row: step.row[i],
+                    entry,
+                    tokens,
+                    cost: f64::from(self.layers) * cell_cost(sampler, rows),
+                });
             }
         }
         check_flips(flips)?;
         Ok(spans)
-    }
-
-    /// Appends the shown spans among `tokens` of row `i`; returns their expected flips.
-    fn push_spans<'a>(
-        &'a self,
-        spans: &mut Vec<Span<'a>>,
-        step: &StepRows<'_>,
-        i: usize,
-        entry: &'a Entry,
-        key: Key,
-        tokens: Range<u64>,
-    ) -> f64 {
-        let (sampler, rows) = (&self.samplers[entry.sampler], &self.rows[entry.rows]);
-        if sampler.never_hits() || rows.is_empty() {
-            return 0.0;
-        }
-        let selector = &self.selectors[entry.selector];
-        let mut flips = 0.0;
-        for tokens in selector.token_spans(tokens, entry.prompt_len) {
-            let cells = (tokens.end - tokens.start) as f64 * f64::from(self.layers);
-            flips += cells * rows.len() as f64 * sampler.expected_flips_per_row();
-            spans.push(Span {
-                index: i as u32,
-                row: step.row[i],
-                entry,
-                key,
-                tokens,
-                cost: f64::from(self.layers) * cell_cost(sampler, rows),
-            });
-        }
-        flips
     }
 
     fn sample(
@@ -369,7 +254,7 @@ impl TrialTable {
             let rows = &self.rows[entry.rows];
             let layers = self.selectors[entry.selector].layer_spans(0..self.layers);
             let place = |layer| Place {
-                key: span.key,
+                key: entry.key,
                 request: entry.request,
                 layer,
             };
@@ -415,16 +300,6 @@ impl TrialTable {
 impl Span<'_> {
     fn work(&self) -> f64 {
         (self.tokens.end - self.tokens.start) as f64 * self.cost
-    }
-}
-
-/// Threads that are worth their start.
-fn threads_for(spans: &[Span<'_>]) -> NonZeroUsize {
-    let work: f64 = spans.iter().map(Span::work).sum();
-    if work < PARALLEL_NS {
-        NonZeroUsize::MIN
-    } else {
-        *THREADS
     }
 }
 

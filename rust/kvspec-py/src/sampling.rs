@@ -191,9 +191,8 @@ pub(crate) struct Selector(pub(crate) kvspec_core::Selector);
 impl Selector {
     #[new]
     #[pyo3(
-        signature = (*, layers = None, heads = None, planes = (true, true), phase = "all", tokens = None,
-                     steps = None),
-        text_signature = "(*, layers=None, heads=None, planes=(True, True), phase='all', tokens=None, steps=None)"
+        signature = (*, layers = None, heads = None, planes = (true, true), phase = "all", tokens = None),
+        text_signature = "(*, layers=None, heads=None, planes=(True, True), phase='all', tokens=None)"
     )]
     fn new(
         layers: Option<Ranges>,
@@ -201,7 +200,6 @@ impl Selector {
         planes: (bool, bool),
         phase: &str,
         tokens: Option<Ranges>,
-        steps: Option<Ranges>,
     ) -> PyResult<Self> {
         Ok(Self(kvspec_core::Selector {
             layers: indices("layers", layers)?,
@@ -209,7 +207,6 @@ impl Selector {
             planes: planes.into(),
             phase: Phase::parse(phase).map_err(value_error)?,
             tokens: indices("tokens", tokens)?,
-            steps: indices("steps", steps)?,
         }))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use kvspec_core::{CacheTables, Format, Key, Site, StepRows, Trials};
+use kvspec_core::{CacheTables, Format, StepRows, Trials};
 use numpy::{
     IntoPyArray, PyArray1, PyReadonlyArray1, PyReadonlyArray2, PyReadonlyArray4,
     PyReadwriteArrayDyn,
@@ -21,8 +21,7 @@ pub(crate) struct TrialTable(kvspec_core::TrialTable);
 #[pymethods]
 impl TrialTable {
     #[new]
-    #[pyo3(signature = (*, layers, samplers, selectors, sampler, selector, write_key, request, prompt_len,
-                        site = None, read_master = None))]
+    #[pyo3(signature = (*, layers, samplers, selectors, sampler, selector, write_key, request, prompt_len))]
     #[expect(clippy::too_many_arguments, reason = "keywords of the Python API")]
     #[expect(clippy::needless_pass_by_value, reason = "arguments from Python")]
     fn new(
@@ -34,23 +33,24 @@ impl TrialTable {
         write_key: PyReadonlyArray2<'_, u32>,
         request: PyReadonlyArray1<'_, u32>,
         prompt_len: PyReadonlyArray1<'_, u32>,
-        site: Option<Vec<String>>,
-        read_master: Option<PyReadonlyArray2<'_, u32>>,
     ) -> PyResult<Self> {
-        let site: Result<_, _> = site
-            .iter()
-            .flatten()
-            .map(|name| Site::parse(name))
-            .collect();
-        let read_master = read_master.map(|masters| keys("read_master", &masters));
+        let keys = write_key.as_array();
+        if keys.ncols() != 2 {
+            let shape = keys.shape();
+            return Err(PyValueError::new_err(format!(
+                "write_key has shape {shape:?} instead of [n, 2]"
+            )));
+        }
         let trials = Trials {
             sampler: column(&sampler),
             selector: column(&selector),
-            write_key: keys("write_key", &write_key)?,
+            write_key: keys
+                .rows()
+                .into_iter()
+                .map(|key| [key[0], key[1]])
+                .collect(),
             request: column(&request),
             prompt_len: column(&prompt_len),
-            site: site.map_err(value_error)?,
-            read_master: read_master.transpose()?.unwrap_or_default(),
         };
         let samplers = samplers.iter().map(|x| x.get().0.clone()).collect();
         let selectors = selectors.iter().map(|x| x.get().0.clone()).collect();
@@ -73,60 +73,18 @@ impl TrialTable {
         start: PyReadonlyArray1<'_, u32>,
         count: PyReadonlyArray1<'_, u32>,
     ) -> PyResult<StepFaults> {
-        let rows = OwnedRows::new([&entry, &row, &start, &count]);
-        let faults = py.detach(|| self.0.write_step(&rows.borrow()));
+        let (entry, row) = (column(&entry), column(&row));
+        let (start, count) = (column(&start), column(&count));
+        let faults = py.detach(|| {
+            self.0.write_step(&StepRows {
+                entry: &entry,
+                row: &row,
+                start: &start,
+                count: &count,
+            })
+        });
         Ok(StepFaults(Mutex::new(faults.map_err(value_error)?)))
     }
-
-    #[pyo3(signature = (*, entry, row, start, count))]
-    #[expect(clippy::needless_pass_by_value, reason = "arguments from Python")]
-    fn read_step(
-        &self,
-        py: Python<'_>,
-        entry: PyReadonlyArray1<'_, u32>,
-        row: PyReadonlyArray1<'_, u32>,
-        start: PyReadonlyArray1<'_, u32>,
-        count: PyReadonlyArray1<'_, u32>,
-    ) -> PyResult<StepFaults> {
-        let rows = OwnedRows::new([&entry, &row, &start, &count]);
-        let faults = py.detach(|| self.0.read_step(&rows.borrow()));
-        Ok(StepFaults(Mutex::new(faults.map_err(value_error)?)))
-    }
-}
-
-/// Entry, row, start and count of a step.
-struct OwnedRows([Vec<u32>; 4]);
-
-impl OwnedRows {
-    fn new(columns: [&PyReadonlyArray1<'_, u32>; 4]) -> Self {
-        Self(columns.map(column))
-    }
-
-    fn borrow(&self) -> StepRows<'_> {
-        let [entry, row, start, count] = &self.0;
-        StepRows {
-            entry,
-            row,
-            start,
-            count,
-        }
-    }
-}
-
-/// A copy of `[n, 2]` words as keys.
-fn keys(name: &str, array: &PyReadonlyArray2<'_, u32>) -> PyResult<Vec<Key>> {
-    let keys = array.as_array();
-    if keys.ncols() != 2 {
-        let shape = keys.shape();
-        return Err(PyValueError::new_err(format!(
-            "{name} has shape {shape:?} instead of [n, 2]"
-        )));
-    }
-    Ok(keys
-        .rows()
-        .into_iter()
-        .map(|key| [key[0], key[1]])
-        .collect())
 }
 
 /// A copy of a column, since Python may write to its buffer while the GIL is released.
@@ -145,47 +103,6 @@ impl StepFaults {
     fn lock(&self) -> MutexGuard<'_, kvspec_core::StepFaults> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn flip(
-        &self,
-        py: Python<'_>,
-        mut cache: Cache<'_>,
-        work: impl FnOnce(
-            &mut kvspec_core::StepFaults,
-            &mut [u32],
-            &CacheTables<'_>,
-            Format,
-        ) -> Result<(), kvspec_core::Error>
-        + Send,
-    ) -> PyResult<()> {
-        let format = Format::parse(cache.format).map_err(value_error)?;
-        let (_, blocks_per_row) = cache.block_table.as_array().dim();
-        let offsets_shape = cache.offsets.as_array().dim().into();
-        let words = cache.words.as_slice_mut();
-        let words = words.map_err(|_| not_contiguous("words"))?;
-        let block_table = cache.block_table.as_slice();
-        let offsets = cache.offsets.as_slice();
-        // Borrowed without a copy even though the GIL is released: the tables are as large as the batch, and
-        // the engine changes neither them nor the cache during a forward.
-        let tables = CacheTables {
-            block_table: block_table.map_err(|_| not_contiguous("block_table"))?,
-            blocks_per_row,
-            offsets: offsets.map_err(|_| not_contiguous("offsets"))?,
-            offsets_shape,
-            block_stride: cache.block_stride,
-        };
-        py.detach(|| work(&mut self.lock(), words, &tables, format))
-            .map_err(value_error)
-    }
-}
-
-/// The cache of a layer, as Python hands it over.
-struct Cache<'py> {
-    words: PyReadwriteArrayDyn<'py, u32>,
-    block_table: PyReadonlyArray2<'py, i32>,
-    offsets: PyReadonlyArray4<'py, i64>,
-    block_stride: usize,
-    format: &'py str,
 }
 
 #[pymethods]
@@ -205,71 +122,35 @@ impl StepFaults {
         &self,
         py: Python<'_>,
         layer: u32,
-        words: PyReadwriteArrayDyn<'_, u32>,
+        mut words: PyReadwriteArrayDyn<'_, u32>,
         block_table: PyReadonlyArray2<'_, i32>,
         offsets: PyReadonlyArray4<'_, i64>,
         block_stride: usize,
         format: &str,
     ) -> PyResult<()> {
-        let cache = Cache {
-            words,
-            block_table,
-            offsets,
+        let format = Format::parse(format).map_err(value_error)?;
+        let (_, blocks_per_row) = block_table.as_array().dim();
+        let offsets_shape = offsets.as_array().dim().into();
+        let words = words.as_slice_mut().map_err(|_| not_contiguous("words"))?;
+        // Borrowed without a copy even though the GIL is released: the tables are as large as the batch, and
+        // the engine changes neither them nor the cache during a forward.
+        let tables = CacheTables {
+            block_table: block_table
+                .as_slice()
+                .map_err(|_| not_contiguous("block_table"))?,
+            blocks_per_row,
+            offsets: offsets.as_slice().map_err(|_| not_contiguous("offsets"))?,
+            offsets_shape,
             block_stride,
-            format,
         };
-        self.flip(py, cache, |faults, words, tables, format| {
-            faults.inject(layer, words, tables, format)
-        })
-    }
-
-    #[pyo3(signature = (layer, words, *, block_table, offsets, block_stride, format))]
-    #[expect(clippy::too_many_arguments, reason = "keywords of the Python API")]
-    #[expect(clippy::needless_pass_by_value, reason = "arguments from Python")]
-    fn undo(
-        &self,
-        py: Python<'_>,
-        layer: u32,
-        words: PyReadwriteArrayDyn<'_, u32>,
-        block_table: PyReadonlyArray2<'_, i32>,
-        offsets: PyReadonlyArray4<'_, i64>,
-        block_stride: usize,
-        format: &str,
-    ) -> PyResult<()> {
-        let cache = Cache {
-            words,
-            block_table,
-            offsets,
-            block_stride,
-            format,
-        };
-        self.flip(py, cache, |faults, words, tables, format| {
-            faults.undo(layer, words, tables, format)
-        })
+        py.detach(|| self.lock().inject(layer, words, &tables, format))
+            .map_err(value_error)
     }
 
     #[getter]
     fn landed<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<u64>> {
         let landed = self.lock().landed().to_vec();
         landed.into_pyarray(py)
-    }
-
-    #[getter]
-    fn exposed<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<u64>> {
-        let exposed = self.lock().exposed().to_vec();
-        exposed.into_pyarray(py)
-    }
-
-    #[getter]
-    fn restored<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<u64>> {
-        let restored = self.lock().restored().to_vec();
-        restored.into_pyarray(py)
-    }
-
-    #[getter]
-    fn unserved<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<u32>> {
-        let unserved = self.lock().unserved().to_vec();
-        unserved.into_pyarray(py)
     }
 
     fn columns<'py>(&self, py: Python<'py>, layer: u32) -> PyResult<Bound<'py, PyDict>> {
