@@ -24,10 +24,10 @@ def layer_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
     original = Injector._after_write
 
-    def shifted(self: Any, layer: int, key: Any, value: Any, cache: Any) -> None:
+    def shifted(self: Any, layer: int, key: Any, value: Any) -> None:
         faults = self._faults
         self._faults = None if faults is None else _Shifted(faults, len(self.layers))
-        original(self, layer, key, value, cache)
+        original(self, layer, key, value)
         self._faults = faults
 
     monkeypatch.setattr(Injector, "_after_write", shifted)
