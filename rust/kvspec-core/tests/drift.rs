@@ -3,11 +3,9 @@
 #![expect(clippy::cast_possible_wrap, reason = "lengths of test rows")]
 
 use kvspec_core::drift::{
-    DetailOptions, Error, Options, Ragged, Tail, common_prefix, common_suffix, detail_texts,
-    detail_tokens, edit_distance, edit_distance_within, first_divergence,
-    first_divergence_histogram, indel_distance, kl_full, kl_topk, lcs_length, mismatches,
-    periodic_tail, position_counts, positional, score_texts, score_tokens, survival,
-    topk_agreement,
+    DetailOptions, Error, Options, Ragged, common_prefix, common_suffix, detail_texts,
+    detail_tokens, edit_distance, edit_distance_within, first_divergence, indel_distance,
+    lcs_length, mismatches, positional, score_texts, score_tokens,
 };
 use proptest::prelude::*;
 
@@ -225,6 +223,42 @@ fn lcs_carries_across_strips() {
 }
 
 #[test]
+fn lcs_carries_through_strips_without_a_match() {
+    // The symbols of the first strip do not occur in the second one, so their carries meet no match there.
+    let a: Vec<u32> = (0..4096)
+        .map(|i| i * i % 37)
+        .chain((0..900).map(|i| 100 + i % 31))
+        .collect();
+    let b: Vec<u32> = (0..5000)
+        .map(|i| if i % 3 == 0 { 100 + i % 29 } else { i * 7 % 41 })
+        .collect();
+    assert_eq!(lcs_length(&a, &b), naive_lcs(&a, &b));
+}
+
+#[test]
+fn paths_along_the_edge_of_the_band_are_found() {
+    // 1500 symbols more at one end and fewer at the other: the cheapest path runs 1500 diagonals off the main one.
+    let mut state = 1_u32;
+    let mut symbols = |count: usize| -> Vec<u32> {
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state >> 24
+        };
+        (0..count).map(|_| next()).collect()
+    };
+    let (middle, more, fewer) = (symbols(4000), symbols(1500), symbols(1500));
+    let (a, b) = ([middle.clone(), fewer].concat(), [more, middle].concat());
+    let want = naive_edit_distance(&a, &b);
+    assert!(want > 2000, "the path leaves the middle");
+    for (a, b) in [(&a, &b), (&b, &a)] {
+        assert_eq!(edit_distance(a, b), want);
+        for limit in [want - 1, want, want + 1, want + 100] {
+            assert_eq!(edit_distance_within(a, b, limit), want.min(limit + 1));
+        }
+    }
+}
+
+#[test]
 fn wrong_offsets_are_errors() {
     let values = [1_u32, 2, 3];
     let new = |offsets: &[i64]| Ragged::new(&values, offsets).map(|rows| rows.len());
@@ -274,78 +308,4 @@ fn wrong_golden_indices_are_errors() {
         })
     );
     assert_eq!(score(&[1, 0]), Ok(vec![1, 1]));
-}
-
-#[test]
-fn periodic_tails() {
-    let tail = |row: &[u32]| periodic_tail(row, 4);
-    assert_eq!(
-        tail(&[]),
-        Tail {
-            length: 0,
-            period: 0
-        }
-    );
-    assert_eq!(
-        tail(&[1, 2, 3]),
-        Tail {
-            length: 1,
-            period: 1
-        }
-    );
-    assert_eq!(
-        tail(&[5, 1, 2, 1, 2, 1, 2]),
-        Tail {
-            length: 6,
-            period: 2
-        }
-    );
-    assert_eq!(
-        tail(&[7, 7, 7, 7, 7]),
-        Tail {
-            length: 5,
-            period: 1
-        }
-    );
-    assert!(tail(&[7; 16]).is_collapse(4, 16) && !tail(&[7; 15]).is_collapse(4, 16));
-    assert!(!tail(&[]).is_collapse(0, 0));
-}
-
-#[test]
-fn divergence_curves() {
-    let first = [0, -1, 3, 2];
-    assert_eq!(first_divergence_histogram(&first, 3), [1, 0, 1]);
-    assert_eq!(
-        survival(&first, &[4, 4, 4, 2], 5),
-        Ok(vec![1.0, 0.75, 0.75, 0.5, 0.25, 0.25])
-    );
-    assert_eq!(
-        survival(&first, &[4], 5),
-        Err(Error::ShapeMismatch {
-            expected: 4,
-            given: 1
-        })
-    );
-    assert_eq!(survival(&[], &[], 1), Ok(vec![1.0, 1.0]));
-    let golden = Ragged::new(&[1_u32, 2, 3], &[0, 3]).expect("valid");
-    let trials = Ragged::new(&[1_u32, 9, 1, 2, 9, 9], &[0, 2, 6, 6]).expect("valid");
-    let counts = position_counts(golden, trials, &[0, 0, 0]).expect("valid");
-    assert_eq!(
-        (counts.compared, counts.differing),
-        (vec![2, 2, 1], vec![0, 1, 1])
-    );
-}
-
-#[test]
-fn distributions() {
-    let half = 0.5_f32.ln();
-    assert!((kl_full(&[half, half], &[0.25_f32.ln(), 0.75_f32.ln()]) - 0.143_841_04).abs() < 1e-6);
-    assert!(kl_full(&[half, half], &[0.0, f32::NEG_INFINITY]).is_infinite());
-    assert!(kl_topk((&[3], &[half]), (&[3], &[half])).abs() < 1e-9);
-    assert!(
-        kl_topk((&[3], &[0.0]), (&[4], &[0.0])).abs() < 1e-9,
-        "nothing is known of either token on the other side"
-    );
-    assert!((topk_agreement(&[1, 2, 3, 4], &[4, 3, 9]) - 0.5).abs() < 1e-12);
-    assert!((topk_agreement(&[], &[]) - 1.0).abs() < 1e-12);
 }

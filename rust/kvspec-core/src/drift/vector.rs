@@ -140,8 +140,8 @@ impl Differences {
     }
 }
 
-/// Turns 64 rows of symbols into bit planes: bit `i` of plane `p` is bit `p` of row `i`. `width` is 8, 16 or 32 bits;
-/// the planes are the first `width` entries of `words`.
+/// Turns 64 rows of symbols into bit planes: bit `i` of plane `p` is bit `p` of row `i`. `width` is 8, 16 or 32 bits; the
+/// planes are the first `width` entries of `words`.
 ///
 /// The rows are first folded into `width` words, so that word `i` holds rows `i`, `i + width`, and so on; each fold is
 /// then a `width` x `width` bit matrix, transposed in place by swapping ever smaller blocks.

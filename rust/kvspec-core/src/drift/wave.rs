@@ -75,9 +75,10 @@ impl Renamed {
         let (left, right) = (slack, slack.saturating_add(cols - rows));
 
         // across[j] is D[r][j + 1] - D[r][j] on the last row of the strip above: 1 for +1, 2 for -1. Row 0 is D[0][j] = j.
+        // Right of the band it stays +1, an upper bound: walking along a row is a path.
         let mut across = vec![1_u8; cols];
-        // D at the left end of the strip's first row, and how far the strip above reached.
-        let (mut corner, mut start, mut end) = (0_i64, 0, cols);
+        // D at the left end of the strip's first row, and the column of that.
+        let (mut corner, mut start) = (0_i64, 0);
         let mut top = 0;
         loop {
             let bottom = (top + STRIP).min(rows);
@@ -89,11 +90,7 @@ impl Renamed {
                 .iter()
                 .map(|&code| signed(code))
                 .sum::<i64>();
-            // Right of the band above no value is known; walking along its last row is a path, so +1 is an upper bound.
-            if end < to {
-                across[end..to].fill(1);
-            }
-            (start, end) = (from, to);
+            start = from;
             let along: i64 = across[from..to].iter().map(|&code| signed(code)).sum();
             let column = dispatch(
                 self.arch,
