@@ -1,6 +1,7 @@
 """Typed surface of the Rust extension. Checked against the built module by mypy's stubtest."""
 
-from typing import Literal, final
+from collections.abc import Sequence
+from typing import Any, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,11 +10,13 @@ _Key = tuple[int, int]
 _Ranges = list[tuple[int, int]]
 
 __all__ = [
+    "MapCheck",
     "Sampler",
     "Selector",
     "StepFaults",
     "TrialTable",
     "__version__",
+    "apply_map",
     "decode",
     "derive_keys",
     "detail_texts",
@@ -38,7 +41,7 @@ __all__ = [
 
 __version__: str
 
-def schema(name: Literal["spec"]) -> str: ...
+def schema(name: Literal["spec", "faultmap"]) -> str: ...
 def philox(counter: tuple[int, int, int, int], key: _Key) -> tuple[int, int, int, int]: ...
 def derive_keys(seed: int, experiment: int, trial: int, fault: int) -> tuple[_Key, _Key]: ...
 def read_key(master: _Key, request: int, step: int) -> _Key: ...
@@ -148,6 +151,34 @@ class StepFaults:
     @property
     def landed(self) -> NDArray[np.uint64]: ...
     def columns(self, layer: int) -> dict[str, NDArray[np.generic]]: ...
+
+@final
+class MapCheck:
+    def __new__(
+        cls,
+        *,
+        request: tuple[int, int],
+        step: tuple[int, int] | None,
+        layer: tuple[int, int],
+        kv: tuple[int, int],
+        head: tuple[int, int],
+        token: tuple[int, int],
+        elem: tuple[int, int],
+        bit: tuple[int, int],
+    ) -> MapCheck: ...
+    def push(self, columns: dict[str, NDArray[Any]]) -> tuple[str, str, int, str] | None: ...
+    @property
+    def rows(self) -> int: ...
+
+def apply_map(
+    words: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.uint32],
+    columns: dict[str, NDArray[Any]],
+    *,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    base: int = 0,
+    op: str = "flip",
+) -> None: ...
 
 def score_tokens(
     golden_values: NDArray[np.uint32],

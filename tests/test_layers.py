@@ -17,10 +17,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bundled": {"errors", "models"},
     "plan": {"errors", "spec", "models", "_native"},
     "records": {"errors"},
+    "maps": {"errors", "spec", "models", "plan", "records", "_native"},
     "score": {"errors", "spec", "plan", "records", "_native"},
     "report": {"errors", "score"},
     "engine": {"errors", "spec", "models", "bundled", "plan", "records", "_native"},
-    "cli": {"errors", "spec", "models", "plan", "engine", "records", "score", "report", "_native"},
+    "cli": {"errors", "spec", "models", "plan", "engine", "records", "score", "report", "maps", "_native"},
 }
 HEAVY = {"torch", "vllm", "transformers", "triton"}
 MAY_BE_HEAVY = {"engine", "bundled"}

@@ -8,13 +8,14 @@ import click
 
 
 @click.command()
-@click.argument("name", type=click.Choice(["spec"]), default="spec")
-def command(name: Literal["spec"]) -> None:
-    """Print the JSON Schema (draft-07) of a spec.
+@click.argument("name", type=click.Choice(["spec", "faultmap"]), default="spec")
+def command(name: Literal["spec", "faultmap"]) -> None:
+    """Print the JSON Schema (draft-07) of a spec or of a fault map's header.
 
     \b
     Examples:
       kvspec schema spec > spec.schema.json
+      kvspec schema faultmap > faultmap.schema.json
       # then let an editor use it, as the first line of a spec:
       # yaml-language-server: $schema=spec.schema.json
     """

@@ -20,7 +20,9 @@ mod inject;
 mod map;
 mod philox;
 mod sample;
+mod scatter;
 mod select;
+mod sites;
 mod step;
 mod thresholds;
 
@@ -31,6 +33,8 @@ pub use format::Format;
 pub use inject::{CacheTables, StepColumns, StepFaults};
 pub use map::{Columns, FaultMap, Layout, Op, Word};
 pub use philox::{Block, Key, LANES, Lanes, derive_keys, philox, philox_lanes, read_key};
+pub use scatter::scatter;
 pub use select::{Indices, Phase, Selector};
+pub use sites::{SiteBounds, SiteCheck, SiteError, Sites};
 pub use step::{StepRows, TrialTable, Trials};
 pub use thresholds::thresholds;

@@ -3,6 +3,8 @@
 use std::ops::{BitAnd, BitOr, BitXor, Not};
 
 use crate::error::Error;
+use crate::scatter::apply_ordered;
+use crate::sites::Sites;
 
 /// Flips as columns of equal length, in canonical order: ascending and unique by (request, layer, kv, head,
 /// token, elem, bit).
@@ -31,6 +33,21 @@ pub struct Columns {
 }
 
 impl Columns {
+    /// The same columns, borrowed.
+    #[must_use]
+    pub fn sites(&self) -> Sites<'_> {
+        Sites {
+            request: &self.request,
+            step: None,
+            layer: &self.layer,
+            kv: &self.kv,
+            head: &self.head,
+            token: &self.token,
+            elem: &self.elem,
+            bit: &self.bit,
+        }
+    }
+
     fn site(&self, i: usize) -> (u32, u16, u8, u16, u32, u16, u8) {
         (
             self.request[i],
@@ -105,61 +122,7 @@ impl FaultMap {
     /// or [`Error::Address`] if the layout reaches outside the cache. Everything is checked before the first
     /// write.
     pub fn apply<W: Word>(&self, cache: &mut [W], layout: &Layout, op: Op) -> Result<(), Error> {
-        if self.is_empty() {
-            return Ok(());
-        }
-        self.check_bounds::<W>(layout)?;
-        let strides = layout.checked_strides(cache.len())?;
-        // Offsets first, then the scatter: independent writes keep many cache misses in flight.
-        let mut offsets = [0; 512];
-        let columns = &self.columns;
-        for start in (0..self.len()).step_by(offsets.len()) {
-            let chunk = start..(start + offsets.len()).min(self.len());
-            for (offset, i) in offsets.iter_mut().zip(chunk.clone()) {
-                let site = [
-                    columns.request[i] as usize,
-                    columns.layer[i] as usize,
-                    columns.kv[i] as usize,
-                    columns.head[i] as usize,
-                    columns.token[i] as usize,
-                    columns.elem[i] as usize,
-                ];
-                // Inside bounds that `checked_strides` has proved; wrapping, since strides may be negative.
-                *offset = site
-                    .iter()
-                    .zip(&strides)
-                    .fold(layout.base, |sum, (&x, &stride)| {
-                        sum.wrapping_add(x.wrapping_mul(stride))
-                    });
-            }
-            let sites = offsets.iter().zip(&columns.bit[chunk]);
-            match op {
-                Op::Flip => sites.for_each(|(&o, &bit)| cache[o] = cache[o] ^ W::bit(bit)),
-                Op::Set0 => sites.for_each(|(&o, &bit)| cache[o] = cache[o] & !W::bit(bit)),
-                Op::Set1 => sites.for_each(|(&o, &bit)| cache[o] = cache[o] | W::bit(bit)),
-            }
-        }
-        Ok(())
-    }
-
-    fn check_bounds<W: Word>(&self, layout: &Layout) -> Result<(), Error> {
-        fn largest<T: Copy + Into<u64>>(column: &[T]) -> u64 {
-            column.iter().fold(0, |top, &x| top.max(x.into()))
-        }
-        let c = &self.columns;
-        let tops = [
-            ("request", largest(&c.request), layout.shape[0] as u64),
-            ("layer", largest(&c.layer), layout.shape[1] as u64),
-            ("kv", largest(&c.kv), layout.shape[2] as u64),
-            ("head", largest(&c.head), layout.shape[3] as u64),
-            ("token", largest(&c.token), layout.shape[4] as u64),
-            ("elem", largest(&c.elem), layout.shape[5] as u64),
-            ("bit", largest(&c.bit), u64::from(W::BITS)),
-        ];
-        match tops.into_iter().find(|&(_, value, limit)| value >= limit) {
-            Some((name, value, limit)) => Err(Error::Index { name, value, limit }),
-            None => Ok(()),
-        }
+        apply_ordered(cache, &self.columns.sites(), layout, op)
     }
 }
 
@@ -203,7 +166,7 @@ impl Layout {
     }
 
     /// The strides modulo the word size, once no coordinate inside a shape without zeros can leave the cache.
-    fn checked_strides(&self, words: usize) -> Result<[usize; 6], Error> {
+    pub(crate) fn checked_strides(&self, words: usize) -> Result<[usize; 6], Error> {
         let (mut lowest, mut highest) = (self.base as i128, self.base as i128);
         for (&extent, &stride) in self.shape.iter().zip(&self.strides) {
             let reach = (extent as i128 - 1).saturating_mul(stride as i128);

@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use crate::error::Error;
 use crate::map::{Layout, Op, Word};
-use crate::sites::{SiteError, Sites};
+use crate::sites::{SiteError, Sites, extremes};
 
 /// Words addressed at once. Their offsets stay in the first-level cache.
 const CHUNK: usize = 256;
@@ -35,11 +35,21 @@ pub fn scatter<W: Word>(
             expected,
         });
     }
-    if sites.is_empty() {
-        return Ok(());
-    }
     if let Some((index, _)) = sites.disorder(None) {
         return Err(Error::Order { index });
+    }
+    apply_ordered(cache, sites, layout, op)
+}
+
+/// [`scatter`] for columns whose lengths and order are known to be right.
+pub(crate) fn apply_ordered<W: Word>(
+    cache: &mut [W],
+    sites: &Sites<'_>,
+    layout: &Layout,
+    op: Op,
+) -> Result<(), Error> {
+    if sites.is_empty() {
+        return Ok(());
     }
     check_bounds::<W>(sites, layout)?;
     let strides = layout.checked_strides(cache.len())?;
@@ -68,7 +78,7 @@ fn write<W: Word>(
         black_box(
             offsets
                 .iter()
-                .fold(W::ZERO, |all, &offset| all | cache[offset]),
+                .fold(W::bit(0), |all, &offset| all | cache[offset]),
         );
         for (&offset, &bit) in offsets.iter().zip(&sites.bit[start..end]) {
             cache[offset] = change(cache[offset], W::bit(bit));
@@ -119,8 +129,8 @@ fn address(
 }
 
 fn check_bounds<W: Word>(sites: &Sites<'_>, layout: &Layout) -> Result<(), Error> {
-    fn largest<T: Copy + Into<u64> + Ord + Default>(column: &[T]) -> u64 {
-        column.iter().fold(T::default(), |top, &x| top.max(x)).into()
+    fn largest<T: Copy + Into<u64> + Ord>(column: &[T]) -> u64 {
+        extremes(column).map_or(0, |(_, most)| most.into())
     }
     let shape = layout.shape.map(|extent| extent as u64);
     let tops = [

@@ -3,6 +3,15 @@
 //! A map from another lab is untrusted. [`SiteCheck`] looks at every value of every column, one batch at a time,
 //! so that a reader needs no more memory than one batch.
 
+#![expect(
+    clippy::inline_always,
+    reason = "what `pulp` dispatches is compiled for the instructions of the machine only where it is inlined"
+)]
+#![expect(
+    clippy::needless_bitwise_bool,
+    reason = "without branches the loop vectorizes"
+)]
+
 use std::fmt;
 use std::ops::Range;
 
@@ -75,68 +84,87 @@ impl Sites<'_> {
         let row = match first {
             Some(_) => Some(0),
             // Blocks without an early exit vectorize; the row is looked for only in a block that has one.
-            None => (1..self.len())
-                .step_by(BLOCK)
-                .map(|start| start..(start + BLOCK).min(self.len()))
-                .find(|rows| !self.ascends(rows.clone()))
+            None => pulp::Arch::new()
+                .dispatch(|| self.disordered_block())
                 .and_then(|mut rows| rows.find(|&i| self.key(i - 1) >= self.key(i))),
         };
         row.map(|i| {
-            let previous = if i == 0 { before } else { Some(self.key(i - 1)) };
+            let previous = if i == 0 {
+                before
+            } else {
+                Some(self.key(i - 1))
+            };
             (i, previous == Some(self.key(i)))
         })
     }
 
-    /// Whether each of `rows`, which starts at 1 or later, lies behind the row before it.
-    fn ascends(&self, rows: Range<usize>) -> bool {
-        let (first, last) = (rows.start - 1, rows.end - 1);
-        let (a, b) = (self.key(first), self.key(last));
-        if (a.0, a.1) == (b.0, b.1) && self.prefix_is_constant(first..rows.end) {
-            let rows = first..rows.end;
-            let (token, elem) = (&self.token[rows.clone()], &self.elem[rows.clone()]);
-            let bit = &self.bit[rows];
-            let lows = token.iter().zip(elem).zip(bit).map(|((&t, &e), &b)| low(t, e, b));
-            let next = token[1..].iter().zip(&elem[1..]).zip(&bit[1..]);
-            let next = next.map(|((&t, &e), &b)| low(t, e, b));
-            return lows.zip(next).fold(true, |ok, (a, b)| ok & (a < b));
-        }
-        let mut previous = a;
-        rows.fold(true, |ok, i| {
-            let key = self.key(i);
-            let ascends = previous < key;
-            previous = key;
-            ok & ascends
-        })
+    #[inline(always)]
+    fn disordered_block(&self) -> Option<Range<usize>> {
+        (1..self.len())
+            .step_by(BLOCK)
+            .map(|start| start..(start + BLOCK).min(self.len()))
+            .find(|rows| !self.ascends(rows.clone()))
     }
 
-    /// Whether (request, step, layer, kv, head) is the same in all of `rows`.
-    ///
-    /// The ends alone tell that only of a map whose order is known, which this serves to establish.
-    fn prefix_is_constant(&self, rows: Range<usize>) -> bool {
-        fn constant<T: Copy + PartialEq>(column: &[T]) -> bool {
-            column
-                .first()
-                .is_none_or(|&first| column.iter().fold(true, |same, &x| same & (x == first)))
+    /// Whether each of `rows`, at most [`BLOCK`] that start at 1 or later, lies behind the row before it.
+    #[inline(always)]
+    fn ascends(&self, rows: Range<usize>) -> bool {
+        let rows = rows.start - 1..rows.end;
+        let step = |step: &[u32]| constant(&step[rows.clone()]);
+        if !constant(&self.request[rows.clone()]) || !self.step.is_none_or(step) {
+            return rows
+                .clone()
+                .is_sorted_by(|&a, &b| self.key(a) < self.key(b));
         }
-        constant(&self.request[rows.clone()])
-            && self.step.is_none_or(|step| constant(&step[rows.clone()]))
-            && constant(&self.layer[rows.clone()])
-            && constant(&self.kv[rows.clone()])
-            && constant(&self.head[rows])
+        // Keys in arrays of their own: the comparison of neighbours then vectorizes. Signed, as most processors
+        // compare only those; no key reaches the sign.
+        let (mut places, mut bits) = ([0_i64; BLOCK + 1], [0_i64; BLOCK + 1]);
+        let (layer, kv) = (&self.layer[rows.clone()], &self.kv[rows.clone()]);
+        let head = &self.head[rows.clone()];
+        for (place, ((&layer, &kv), &head)) in places.iter_mut().zip(layer.iter().zip(kv).zip(head))
+        {
+            *place = place_key(layer, kv, head).cast_signed();
+        }
+        let (token, elem) = (&self.token[rows.clone()], &self.elem[rows.clone()]);
+        let bit = &self.bit[rows.clone()];
+        for (key, ((&token, &elem), &bit)) in bits.iter_mut().zip(token.iter().zip(elem).zip(bit)) {
+            *key = bit_key(token, elem, bit).cast_signed();
+        }
+        let (places, bits) = (&places[..rows.len()], &bits[..rows.len()]);
+        let neighbours = places
+            .iter()
+            .zip(&places[1..])
+            .zip(bits.iter().zip(&bits[1..]));
+        neighbours.fold(true, |ok, ((p, q), (a, b))| {
+            ok & ((p < q) | ((p == q) & (a < b)))
+        })
     }
 
     pub(crate) fn key(&self, i: usize) -> Key {
         let step = self.step.map_or(0, |step| step[i]);
         (
             u64::from(self.request[i]) << 32 | u64::from(step),
-            u64::from(self.layer[i]) << 24 | u64::from(self.kv[i]) << 16 | u64::from(self.head[i]),
-            low(self.token[i], self.elem[i], self.bit[i]),
+            place_key(self.layer[i], self.kv[i], self.head[i]),
+            bit_key(self.token[i], self.elem[i], self.bit[i]),
         )
     }
 }
 
-fn low(token: u32, elem: u16, bit: u8) -> u64 {
+#[inline(always)]
+fn place_key(layer: u16, kv: u8, head: u16) -> u64 {
+    u64::from(layer) << 24 | u64::from(kv) << 16 | u64::from(head)
+}
+
+#[inline(always)]
+fn bit_key(token: u32, elem: u16, bit: u8) -> u64 {
     u64::from(token) << 24 | u64::from(elem) << 8 | u64::from(bit)
+}
+
+#[inline(always)]
+fn constant<T: Copy + PartialEq>(column: &[T]) -> bool {
+    column
+        .first()
+        .is_none_or(|&first| column.iter().fold(true, |same, &x| same & (x == first)))
 }
 
 const BLOCK: usize = 256;
@@ -232,18 +260,19 @@ impl SiteCheck {
 }
 
 /// Fails at the first value outside `range`; `start` is the number of the first row.
-fn inside<T: Copy + Into<u64>>(
+fn inside<T: Copy + Ord + Into<u64>>(
     column: &'static str,
     values: &[T],
     range: &Range<u64>,
     start: u64,
 ) -> Result<(), SiteError> {
-    let outside = |&x: &T| !range.contains(&x.into());
-    // Without an early exit the pass vectorizes; the row is looked for only if there is one.
-    if !values.iter().fold(false, |any, x| any | outside(x)) {
-        return Ok(());
+    // The extremes vectorize in the column's own type; the row is looked for only if there is one.
+    let outside = |x: T| !range.contains(&x.into());
+    match extremes(values) {
+        Some((least, most)) if outside(least) || outside(most) => {}
+        _ => return Ok(()),
     }
-    let row = values.iter().position(outside).unwrap_or_default();
+    let row = values.iter().position(|&x| outside(x)).unwrap_or_default();
     Err(SiteError::Bounds {
         column,
         row: start + row as u64,
@@ -251,6 +280,18 @@ fn inside<T: Copy + Into<u64>>(
         start: range.start,
         end: range.end,
     })
+}
+
+/// The least and the greatest value.
+pub(crate) fn extremes<T: Copy + Ord>(values: &[T]) -> Option<(T, T)> {
+    pulp::Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            let &first = values.first()?;
+            let wider = |(least, most): (T, T), &x: &T| (least.min(x), most.max(x));
+            Some(values.iter().fold((first, first), wider))
+        },
+    )
 }
 
 fn below_step(token: &[u32], step: &[u32], start: u64) -> Result<(), SiteError> {

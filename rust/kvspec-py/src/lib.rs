@@ -2,6 +2,7 @@
 
 mod drift;
 mod formats;
+mod maps;
 mod sampling;
 mod trials;
 
@@ -36,6 +37,8 @@ mod _native {
     #[pymodule_export]
     use super::formats::{decode, encode, format_bits, format_mask};
     #[pymodule_export]
+    use super::maps::{MapCheck, apply_map};
+    #[pymodule_export]
     use super::sampling::{Sampler, Selector, derive_keys, philox, read_key, thresholds};
     #[pymodule_export]
     use super::trials::{StepFaults, TrialTable};
@@ -49,8 +52,9 @@ mod _native {
     fn schema(name: &str) -> PyResult<&'static str> {
         match name {
             "spec" => Ok(include_str!("../../../schemas/spec.schema.json")),
+            "faultmap" => Ok(include_str!("../../../schemas/faultmap.schema.json")),
             _ => Err(PyValueError::new_err(format!(
-                "schema `{name}` is not one of spec"
+                "schema `{name}` is not one of spec, faultmap"
             ))),
         }
     }
