@@ -84,6 +84,38 @@ def test_score_and_report(run_folder: Path, tmp_path: Path) -> None:
     assert len((tmp_path / "scores.csv").read_text(encoding="utf-8").splitlines()) >= 2
 
 
+def test_metrics_choose_the_columns_of_score(run_folder: Path, tmp_path: Path) -> None:
+    always = "trial_id kind cell request trial flips_planned flips_landed tokens_written preemptions nonfinite_at error"
+    drifts = {"char_drift", "token_drift", "first_divergence", "token_edit_distance", "char_edit_distance"}
+    every = {*always.split(), *drifts, "exact_match", "outcome", "reason", "status"}
+
+    def columns(folder: Path, *args: str) -> set[str]:
+        done = kvspec("score", str(folder), *args)
+        assert done.returncode == 0, done.stderr
+        return set(json.loads(done.stdout.splitlines()[0]))
+
+    assert columns(run_folder) == every, "the quickstart names no metrics"
+    outcome = {*always.split(), "outcome", "reason", "status"}
+    assert columns(run_folder, "--metrics", "outcome") == outcome
+    narrow = tmp_path / "run"
+    plan = compile_plan(load_spec(SPEC, ["metrics=[exact_match, outcome]"]))
+    with RunStore.create(narrow, plan, version="0") as store, RecordWriter(store) as writer:
+        golden = next(t for t in plan.trials() if t.kind == "golden")
+        writer.add(Record(golden.id, "golden", -1, 0, 0, 5, [1, 2, 3], "abc", "length", 7, 0, 0))
+    assert columns(narrow) == outcome | {"exact_match"}, "those of the spec"
+    assert columns(narrow, "--metrics", "char_drift,token_drift") == {*always.split(), "char_drift", "token_drift"}
+    for wrong, word in (("outcome,bleu", "no such metric: bleu"), (",", "names none")):
+        refused = kvspec("score", str(narrow), "--metrics", wrong)
+        assert refused.returncode == 2
+        assert word in refused.stderr
+        assert "exact_match, char_drift" in refused.stderr
+    spec = json.loads((narrow / "spec.json").read_text(encoding="utf-8"))
+    (narrow / "spec.json").write_text(json.dumps({**spec, "metrics": [{}]}), encoding="utf-8")
+    damaged = kvspec("score", str(narrow))
+    assert damaged.returncode == 2
+    assert "KVS505" in damaged.stderr
+
+
 def test_run_says_which_extra_is_missing(tmp_path: Path) -> None:
     done = kvspec("run", str(SPEC), "--out", str(tmp_path / "run"))
     assert done.returncode == 3
