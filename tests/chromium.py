@@ -69,8 +69,13 @@ class Chromium:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._process.terminate()
-        self._process.wait(20)
+        try:
+            self._session = None
+            self.call("Browser.close")
+            self._process.wait(20)
+        except (AssertionError, OSError, subprocess.TimeoutExpired):
+            self._process.kill()
+            self._process.wait(20)
         os.close(self._down)
         os.close(self._up)
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from kvspec.report import words
 from kvspec.report.limits import Limits
 from kvspec.report.palette import DASHES, SHAPES, Palette
-from kvspec.report.safe import clip, visible
+from kvspec.report.safe import brief, clip
 from kvspec.report.series import DOSES, Dose, Series, drawable
 from kvspec.report.vega import Spec
 from kvspec.score import CellScore, Scores
 from kvspec.score.views import Views
+
+T = TypeVar("T")
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif"
 RATE = "format(datum.value, '~e')"
@@ -77,8 +79,13 @@ def dose_charts(
     charts = []
     for unit in units:
         mine = tuple(one for one in shown if not unit or one.unit == unit)
+        alone = 0
+        if len(mine) > limits.curves:
+            # Many series of one cell each are no curves: heat maps and the table show them.
+            curves = tuple(one for one in mine if len(one.points) > 1)
+            alone, mine = len(mine) - len(curves), curves
         if mine:
-            charts.append(_dose_chart(mine, dose, unit, left_out, scores, palette, limits))
+            charts.append(_dose_chart(mine, dose, unit, (left_out, alone), scores, palette, limits))
     return charts
 
 
@@ -86,7 +93,7 @@ def _dose_chart(
     series: tuple[Series, ...],
     dose: Dose,
     unit: str,
-    left_out: int,
+    left_out: tuple[int, int],
     scores: Scores,
     palette: Palette,
     limits: Limits,
@@ -134,7 +141,15 @@ def _dose_chart(
     y: Spec = {"type": "quantitative", "scale": {"domain": [0, 1]}, "axis": {"format": ".0%", "tickCount": 5}}
     accuracy = {**y, "field": "y", "title": None if many else "Accuracy (tokens equal golden)"}
     legend: Spec | None = (
-        None if many else {"title": None, "orient": "top", "columns": 4, "symbolLimit": 0, "symbolStrokeWidth": 0}
+        None
+        if many
+        else {
+            "title": None,
+            "orient": "top",
+            "columns": legend_columns(labels),
+            "symbolLimit": 0,
+            "symbolStrokeWidth": 0,
+        }
     )
     colour: Spec = {
         "field": "s",
@@ -179,7 +194,8 @@ def _dose_chart(
         description=_dose_words(drawn, title, dose),
         spec=chart,
         note=_notes(
-            (left_out, "cells have a dose of 0 or none in this unit and are not on the logarithmic axis"),
+            (left_out[0], "cells have a dose of 0 or none in this unit and are not on the logarithmic axis"),
+            (left_out[1], "cells stand alone, without another rate, and are not drawn"),
             (len(series) - len(drawn), "series are not drawn; the table has them"),
         ),
     )
@@ -260,8 +276,7 @@ def outcome_chart(scores: Scores, palette: Palette, limits: Limits) -> Chart | N
         return None
     drawn = measured
     if len(measured) > limits.bars:
-        drawn = sorted(measured, key=lambda cell: (cell.exact_match.rate or 0.0, cell.plan.index))[: limits.bars]
-        drawn.sort(key=lambda cell: cell.plan.index)
+        drawn = spread(sorted(measured, key=lambda c: (-(c.exact_match.rate or 0.0), c.plan.index)), limits.bars)
     names = _labels(drawn, limits)
     values = [
         {"c": name, "o": kind, "v": count, "i": order, "t": f"{name}: {count:,} of {cell.exact_match.n:,} {kind}"}
@@ -302,7 +317,7 @@ def outcome_chart(scores: Scores, palette: Palette, limits: Limits) -> Chart | N
         + ", ".join(f"{count:,} {kind}" for kind, count in sums.items())
         + ".",
         spec=spec,
-        note=f"The {len(drawn)} cells with the lowest accuracy of {len(measured):,}; the table has all of them."
+        note=f"{len(drawn)} of {len(measured):,} cells, evenly spread from the highest accuracy to the lowest."
         if len(drawn) < len(measured)
         else "",
     )
@@ -315,10 +330,7 @@ def survival_chart(scores: Scores, views: Views, palette: Palette, limits: Limit
     if not falling:
         return None
     falling.sort(key=lambda view: (-view.survival[-1][1], view.cell))
-    picked = falling
-    if len(falling) > limits.curves:
-        step = (len(falling) - 1) / (limits.curves - 1)
-        picked = [falling[round(i * step)] for i in range(limits.curves)]
+    picked = spread(falling, limits.curves)
     cells = {cell.plan.index: cell for cell in scores.cells}
     names = _labels([cells[view.cell] for view in picked], limits)
     values = [
@@ -334,6 +346,7 @@ def survival_chart(scores: Scores, views: Views, palette: Palette, limits: Limit
             "x": {
                 "field": "x",
                 "type": "quantitative",
+                "scale": {"nice": False},
                 "title": "Tokens generated",
                 "axis": {"grid": False, "tickMinStep": 1},
             },
@@ -348,7 +361,13 @@ def survival_chart(scores: Scores, views: Views, palette: Palette, limits: Limit
                 "field": "c",
                 "type": "nominal",
                 "scale": {"domain": names, "range": list(palette.series[: len(names)])},
-                "legend": {"title": None, "orient": "top", "columns": 4, "symbolLimit": 0, "symbolSize": 500},
+                "legend": {
+                    "title": None,
+                    "orient": "top",
+                    "columns": legend_columns(names),
+                    "symbolLimit": 0,
+                    "symbolSize": 500,
+                },
             },
             "strokeDash": {
                 "field": "c",
@@ -377,12 +396,25 @@ def _survival_row(name: str, curve: tuple[tuple[int, float], ...]) -> tuple[str,
     return name, f"{first:.1%}", half, f"{curve[-1][1]:.1%}"
 
 
+def spread(items: Sequence[T], most: int) -> list[T]:
+    """At most `most` items, evenly spread, the first and the last included."""
+    if len(items) <= most:
+        return list(items)
+    step = (len(items) - 1) / max(1, most - 1)
+    return [items[round(i * step)] for i in range(most)]
+
+
+def legend_columns(labels: Sequence[str]) -> int:
+    """Columns of a legend above a chart, such that no label is cut on a wide screen."""
+    return max(1, min(4, 130 // (max(map(len, labels), default=1) + 6)))
+
+
 def _labels(cells: Sequence[CellScore], limits: Limits) -> list[str]:
     """Names that are different from each other."""
     seen: dict[str, int] = {}
     labels = []
     for cell in cells:
-        name = clip(visible(cell.plan.name), limits.name)
+        name = brief(cell.plan.name, limits.name)
         seen[name] = seen.get(name, 0) + 1
         labels.append(name if seen[name] == 1 else f"{name} (cell {cell.plan.index})")
     return labels
@@ -390,8 +422,8 @@ def _labels(cells: Sequence[CellScore], limits: Limits) -> list[str]:
 
 def _log_axis(values: Sequence[float]) -> tuple[list[float], list[float]]:
     """Ticks and ends of a logarithmic axis, with room beside the outermost points."""
-    low, high = max(min(values), 1e-300), min(max(values), 1e300)
-    room = max(1.6, (high / low) ** 0.04)
+    low, high = max(min(values), 1e-280), min(max(values), 1e280)
+    room = max(1.6, 10.0 ** (0.04 * (math.log10(high) - math.log10(low))))
     ends = [low / room, high * room]
     first, last = math.ceil(math.log10(ends[0]) - 1e-9), math.floor(math.log10(ends[1]) + 1e-9)
     ticks = [float(f"1e{power}") for power in range(first, last + 1)]

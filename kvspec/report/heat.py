@@ -10,7 +10,7 @@ from kvspec.report import words
 from kvspec.report.charts import Chart, config
 from kvspec.report.limits import Limits
 from kvspec.report.palette import Palette
-from kvspec.report.safe import clip, visible
+from kvspec.report.safe import brief, clip, visible
 from kvspec.report.vega import Spec
 from kvspec.score import CellScore, Scores
 
@@ -86,7 +86,7 @@ def _chart(kind: str, word: str, number: int, squares: list[_Square], palette: P
     for square in squares:
         match = square.cell.exact_match
         share = match.rate or 0.0
-        name = clip(visible(square.cell.plan.name), limits.name)
+        name = brief(square.cell.plan.name, limits.name)
         values.append(
             {
                 "b": square.bit,
@@ -114,13 +114,17 @@ def _chart(kind: str, word: str, number: int, squares: list[_Square], palette: P
     ]
     if len(squares) <= 640:
         layers.append({"mark": {"type": "text", "fontSize": 11}, "encoding": {"text": {"field": "p"}, "color": ink}})
+
+    def column(other: str) -> str:
+        return f"layer {other}" if kind == "layer" else other
+
     worst = min(squares, key=lambda s: (s.cell.exact_match.rate or 0.0, s.cell.plan.index))
     common = clip(_rest(squares[0].cell, kind), limits.name)
     return Chart(
         key=f"bit-by-{kind}" + (f"-{number + 1}" if number else ""),
         title=f"Bit by {word.lower() if kind == 'layer' else word}: {common}",
-        description=f"Accuracy in percent for {len(bits)} bit fields and {len(others)} columns ({word.lower()}). "
-        f"Lowest: {worst.cell.exact_match.rate or 0.0:.1%} for bit {worst.bit}, {word.lower()} {worst.other}.",
+        description=f"Accuracy in percent, {len(bits)} bit fields by {len(others)} columns. "
+        f"Lowest: {worst.cell.exact_match.rate or 0.0:.1%} for bit {worst.bit}, {column(worst.other)}.",
         spec={
             "config": config(palette),
             "width": {"step": 34 if len(others) > 4 else 64},
@@ -129,7 +133,7 @@ def _chart(kind: str, word: str, number: int, squares: list[_Square], palette: P
             "encoding": place,
             "layer": layers,
         },
-        head=("Bit", *(f"{word} {other}" if kind == "layer" else other for other in others)),
+        head=("Bit", *map(column, others)),
         rows=tuple((bit, *(_share(squares, bit, other) for other in others)) for bit in bits)
         if len(squares) <= limits.rows
         else (),

@@ -21,12 +21,12 @@ def token_pieces(tokenizer: Any) -> Callable[[Sequence[int]], list[str]]:
 
     def pieces(ids: Sequence[int]) -> list[str]:
         found: list[str] = []
-        start = 0
         for end in range(1, len(ids) + 1):
             # Prefixes begin a few tokens back: long enough to join words, and short enough to be cheap.
             start = max(0, end - 8)
-            before, after = decode(ids[start : end - 1]), decode(ids[start:end])
-            found.append(after[len(before) :] if after.startswith(before) else decode(ids[end - 1 : end]) or UNFINISHED)
+            before, after = decode(ids[start : end - 1]).rstrip(UNFINISHED), decode(ids[start:end])
+            piece = after[len(before) :] if after.startswith(before) else decode(ids[end - 1 : end])
+            found.append(piece or UNFINISHED)
         return found
 
     return pieces

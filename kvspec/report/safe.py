@@ -31,6 +31,11 @@ def clip(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: max(1, limit - 1)] + ELLIPSIS
 
 
+def brief(text: str, limit: int, *, keep: str = "") -> str:
+    """Visible and clipped, at a cost that the limit bounds: a run may name its cells at any length."""
+    return clip(visible(text[: limit + 1], keep=keep), limit)
+
+
 def script_json(value: Any) -> str:
     """JSON that cannot leave a `<script>` element, whatever its strings hold."""
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False)

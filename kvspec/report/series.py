@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from kvspec.report import words
-from kvspec.report.safe import clip, visible
+from kvspec.report.safe import brief
 from kvspec.score import Scores
 from kvspec.score.views import Views
 
@@ -46,6 +47,10 @@ class Fit:
     note: str = ""
 
 
+Fits = Mapping[int, Mapping[Dose, Fit]]
+"""Fitted curves by the index of the first cell of a series, the one with the lowest rate."""
+
+
 @dataclass(frozen=True, slots=True)
 class Series:
     """Cells that differ in their rate only, by rising rate."""
@@ -53,10 +58,12 @@ class Series:
     label: str
     unit: str
     points: tuple[Point, ...]
-    fits: dict[Dose, Fit] = field(default_factory=dict)
+    fits: Mapping[Dose, Fit] = field(default_factory=dict)
 
 
-def build_series(scores: Scores, views: Views | None, name_limit: int = 90) -> tuple[Series, ...]:
+def build_series(
+    scores: Scores, views: Views | None, name_limit: int = 90, fits: Fits | None = None
+) -> tuple[Series, ...]:
     """All series with at least one measured cell, in plan order."""
     landed = {} if views is None else {view.cell: view.landed_mean for view in views.cells}
     groups: dict[str, list[int]] = {}
@@ -75,7 +82,7 @@ def build_series(scores: Scores, views: Views | None, name_limit: int = 90) -> t
             points.append(
                 Point(
                     cell=cell.plan.index,
-                    name=clip(visible(cell.plan.name), name_limit),
+                    name=brief(cell.plan.name, name_limit),
                     rate=words.rate(cell.plan.fault),
                     doses={
                         "rate": float(cell.plan.fault["rate"]["value"]),
@@ -90,7 +97,9 @@ def build_series(scores: Scores, views: Views | None, name_limit: int = 90) -> t
                 )
             )
         label = labels.get(cells[0].plan.index, cells[0].plan.name)
-        found.append(Series(clip(visible(label), name_limit), str(cells[0].plan.fault["rate"]["unit"]), tuple(points)))
+        fitted = (fits or {}).get(cells[0].plan.index, {})
+        unit = str(cells[0].plan.fault["rate"]["unit"])
+        found.append(Series(brief(label, name_limit), unit, tuple(points), fitted))
     return _distinct(found)
 
 

@@ -41,7 +41,8 @@ def runtime() -> str:
     """JavaScript that draws compiled charts, without any address in it that a page would load."""
     import vl_convert
 
-    script: str = vl_convert.javascript_bundle(RUNTIME)
+    # In a function of its own: the names of the bundle are not names of the page.
+    script = f"(() => {{\n{vl_convert.javascript_bundle(RUNTIME)}\n}})();"
     if "</script" in script.lower() or "<!--" in script:
         raise RuntimeError("the Vega runtime cannot stand in a <script> element")
     return script

@@ -235,14 +235,11 @@ def _kaplan_meier(events: NDArray[np.int64], ends: NDArray[np.int64]) -> tuple[t
     at_risk = total - np.concatenate(([0], gone[:-1]))
     step = np.divide(events, at_risk, out=np.zeros(len(events)), where=at_risk > 0)
     alive = np.cumprod(1.0 - step)
-    last = int(np.flatnonzero(events + ends)[-1])
     # A difference at index t means that t tokens were right: the curve falls behind t, at t + 1.
-    points = [
-        (0, 1.0),
-        *((int(t) + 1, float(alive[t])) for t in np.flatnonzero(events)),
-        (last + 1, float(alive[last])),
-    ]
-    points = list(dict(points).items())
+    points = [(0, 1.0), *((int(t) + 1, float(alive[t])) for t in np.flatnonzero(events))]
+    seen = int(np.flatnonzero(ends)[-1]) if ends.any() else 0
+    if seen > points[-1][0]:
+        points.append((seen, points[-1][1]))
     if len(points) > CURVE_POINTS:
         kept = np.unique(np.linspace(0, len(points) - 1, CURVE_POINTS).round().astype(int))
         points = [points[i] for i in kept]
@@ -303,9 +300,9 @@ def list_flips(plan: Mapping[str, Any], fault: Mapping[str, Any], trial: TrialVi
     """
     if fault["site"] != "KV_WRITE" or trial.planned != trial.landed or not trial.planned:
         return None
-    storage = str(plan["spec"]["model"]["kv_cache_dtype"])
-    storage = "bf16" if storage == "auto" else storage
     try:
+        storage = str(plan["spec"]["model"]["kv_cache_dtype"])
+        storage = "bf16" if storage == "auto" else storage
         concrete = _fault(fault)
         sampler = sampler_parameters(concrete, storage, geometry).sampler(geometry, _native.format_bits(storage))
         experiment = int(plan["cells"][trial.cell]["experiment"], 16)

@@ -10,12 +10,12 @@ from kvspec import __version__
 from kvspec.report.charts import Chart, dose_charts, outcome_chart, survival_chart
 from kvspec.report.heat import heat_charts
 from kvspec.report.limits import Limits
-from kvspec.report.page.cells import cell_rows, dose_table
+from kvspec.report.page.cells import cell_rows, dose_table, ec50_table
 from kvspec.report.page.facts import commands, controls, environment, headline, run_facts, spec_text
 from kvspec.report.page.trials import trial_items
 from kvspec.report.palette import PAGE
-from kvspec.report.safe import clip, visible
-from kvspec.report.series import DOSES, build_series
+from kvspec.report.safe import brief, visible
+from kvspec.report.series import DOSES, Fits, build_series
 from kvspec.report.vega import Spec, compile_chart
 from kvspec.score import Scores
 from kvspec.score.views import RunFiles, Views
@@ -33,9 +33,11 @@ class Extras:
     """`kvspec.models.Geometry`, to list single flips."""
 
 
-def page_context(scores: Scores, views: Views, files: RunFiles, extras: Extras, limits: Limits) -> dict[str, Any]:
+def page_context(
+    scores: Scores, views: Views, files: RunFiles, extras: Extras, limits: Limits, fits: Fits | None = None
+) -> dict[str, Any]:
     """Everything that `report.html.j2` prints."""
-    series = build_series(scores, views, limits.name)
+    series = build_series(scores, views, limits.name, fits)
     charts: dict[str, Spec] = {}
 
     def place(found: Sequence[Chart]) -> list[dict[str, Any]]:
@@ -55,7 +57,12 @@ def page_context(scores: Scores, views: Views, files: RunFiles, extras: Extras, 
         return placed
 
     doses = [
-        {"key": dose, "label": label, "charts": place(dose_charts(series, dose, scores, PAGE, limits))}
+        {
+            "key": dose,
+            "label": label,
+            "charts": place(dose_charts(series, dose, scores, PAGE, limits)),
+            "ec50": ec50_table(series, dose, limits),
+        }
         for dose, label in DOSES.items()
     ]
     survival = survival_chart(scores, views, PAGE, limits)
@@ -93,7 +100,7 @@ def refusal_context(files: RunFiles, path: str, sentences: Sequence[str], limits
             ("Trials", f"{recorded:,} of {planned:,} recorded, {visible(str(manifest.get('status')))}"),
             ("Plan", visible(str(manifest.get("plan"))[:12])),
         ],
-        "verdict": {"shown": [clip(visible(s), limits.text) for s in sentences], "more": [], "left_out": 0},
+        "verdict": {"shown": [brief(s, limits.text) for s in sentences], "more": [], "left_out": 0},
         "warnings": {"shown": [], "more": [], "left_out": 0},
         "rows": [],
         "rows_left_out": 0,
@@ -114,7 +121,7 @@ def summary_context(scores: Scores, limits: Limits) -> dict[str, Any]:
     """Verdict and table alone."""
     rows, left_out = cell_rows(scores, limits)
     return {
-        "name": clip(visible(scores.run.name), limits.name),
+        "name": brief(scores.run.name, limits.name),
         "headline": headline(scores),
         "verdict": _sentences(scores.verdict, limits),
         "warnings": _sentences(scores.warnings, limits),
@@ -125,8 +132,8 @@ def summary_context(scores: Scores, limits: Limits) -> dict[str, Any]:
 
 def _common(files: RunFiles, limits: Limits) -> dict[str, Any]:
     return {
-        "name": clip(visible(str(files.manifest.get("name", "run"))), limits.name),
-        "description": clip(visible(str(files.spec.get("description") or "")), limits.text),
+        "name": brief(str(files.manifest.get("name", "run")), limits.name),
+        "description": brief(str(files.spec.get("description") or ""), limits.text),
         "environment": environment(files, limits),
         "spec": spec_text(files, limits),
         "digest": visible(str(files.manifest.get("plan"))),
@@ -136,5 +143,5 @@ def _common(files: RunFiles, limits: Limits) -> dict[str, Any]:
 
 
 def _sentences(sentences: Sequence[str], limits: Limits, first: int = 7) -> dict[str, Any]:
-    texts = [clip(visible(sentence), limits.text) for sentence in sentences[: limits.sentences]]
+    texts = [brief(sentence, limits.text) for sentence in sentences[: limits.sentences]]
     return {"shown": texts[:first], "more": texts[first:], "left_out": len(sentences) - len(texts)}

@@ -6,8 +6,8 @@ from typing import Any
 
 from kvspec.report import words
 from kvspec.report.limits import Limits
-from kvspec.report.safe import clip, visible
-from kvspec.report.series import DOSES, Series
+from kvspec.report.safe import brief, visible
+from kvspec.report.series import DOSES, Dose, Series
 from kvspec.score import CellScore, Scores
 
 
@@ -21,7 +21,7 @@ def _row(cell: CellScore, limits: Limits) -> dict[str, Any]:
     match, fault = cell.exact_match, cell.plan.fault
     n = match.n
     return {
-        "name": clip(visible(cell.plan.name), limits.name),
+        "name": brief(cell.plan.name, limits.name),
         "model": visible(str(fault["model"])),
         "site": visible(str(fault["site"])),
         "rate": words.rate(fault),
@@ -43,6 +43,17 @@ def _row(cell: CellScore, limits: Limits) -> dict[str, Any]:
         "below": cell.below_floor,
         "bad": bool(cell.invalid),
     }
+
+
+def ec50_table(series: tuple[Series, ...], dose: Dose, limits: Limits) -> list[tuple[str, ...]]:
+    """The half-effect dose of every fitted series."""
+    rows: list[tuple[str, ...]] = []
+    for one in series:
+        if (fit := one.fits.get(dose)) is not None:
+            span = words.DASH if fit.low is None or fit.high is None else f"{fit.low:.3g} to {fit.high:.3g}"
+            ec50 = words.DASH if fit.ec50 is None else f"{fit.ec50:.3g}"
+            rows.append((one.label, ec50, span, visible(fit.note)))
+    return rows[: limits.rows]
 
 
 def dose_table(series: tuple[Series, ...], limits: Limits) -> list[tuple[str, ...]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from kvspec.report import words
 from kvspec.report.limits import Limits
-from kvspec.report.safe import clip, visible
+from kvspec.report.safe import brief, visible
 from kvspec.score import Proportion, Scores
 from kvspec.score.views import RunFiles
 
@@ -40,7 +40,7 @@ def run_facts(scores: Scores, files: RunFiles) -> list[tuple[str, str]]:
     ]
     if created := files.manifest.get("created"):
         facts.append(("Begun", str(created).replace("T", " ")))
-    return [(name, clip(visible(value), 300)) for name, value in facts]
+    return [(name, brief(value, 300)) for name, value in facts]
 
 
 def controls(scores: Scores, files: RunFiles) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def _of(part: Proportion) -> tuple[str, str, str]:
 def environment(files: RunFiles, limits: Limits) -> list[tuple[str, str]]:
     """Every field of the fingerprint, by its dotted name."""
     pairs = [
-        (clip(visible(name), 120), clip(visible(value), 400))
+        (brief(name, 120), brief(value, 400))
         for name, value in _leaves(files.environment)
         if not name.startswith("canary")
     ]
@@ -89,7 +89,7 @@ def _leaves(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, s
 
 def spec_text(files: RunFiles, limits: Limits) -> str:
     """The resolved spec as indented JSON."""
-    return clip(visible(json.dumps(files.spec, indent=2, ensure_ascii=False), keep="\n"), limits.spec)
+    return brief(json.dumps(files.spec, indent=2, ensure_ascii=False), limits.spec, keep="\n")
 
 
 def commands(files: RunFiles, path: str) -> list[dict[str, str]]:

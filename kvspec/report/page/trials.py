@@ -8,7 +8,7 @@ from typing import Any
 
 from kvspec.report.diff import Piece, align, first_difference, pieces, words
 from kvspec.report.limits import Limits
-from kvspec.report.safe import clip, visible
+from kvspec.report.safe import brief, clip, visible
 from kvspec.score import Scores
 from kvspec.score.views import FlipList, RunFiles, TrialView, Views, list_flips
 
@@ -32,17 +32,17 @@ def trial_items(scores: Scores, views: Views, files: RunFiles, extras: Any, limi
             {
                 "id": f"trial-{number}",
                 "trial": visible(trial.trial_id),
-                "cell": clip(visible(plan.name), limits.name),
+                "cell": brief(plan.name, limits.name),
                 "role": ROLES[trial.role],
                 "outcome": trial.outcome,
                 "flips_words": _count(trial.landed, "flip"),
                 "summary": _summary(trial),
-                "prompt": clip(visible(trial.prompt, keep="\n"), limits.text),
+                "prompt": brief(trial.prompt, limits.text, keep="\n"),
                 "golden": _runs(golden),
                 "faulted": _runs(faulted),
                 "unit": unit,
                 "cut": max(len(trial.golden_ids), len(trial.token_ids)) > limits.tokens,
-                "error": clip(visible(trial.error), limits.text) if trial.error else "",
+                "error": brief(trial.error, limits.text) if trial.error else "",
                 "flips": _flip_rows(flips, trial, storage, limits),
             }
         )
