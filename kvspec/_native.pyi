@@ -10,6 +10,7 @@ _Key = tuple[int, int]
 _Ranges = list[tuple[int, int]]
 
 __all__ = [
+    "EventTable",
     "MapCheck",
     "Sampler",
     "Selector",
@@ -124,6 +125,27 @@ class TrialTable:
         request: NDArray[np.uint32],
         prompt_len: NDArray[np.uint32],
     ) -> TrialTable: ...
+    def __len__(self) -> int: ...
+    def write_step(
+        self,
+        *,
+        entry: NDArray[np.uint32],
+        row: NDArray[np.uint32],
+        start: NDArray[np.uint32],
+        count: NDArray[np.uint32],
+    ) -> StepFaults: ...
+
+@final
+class EventTable:
+    def __new__(
+        cls,
+        *,
+        layers: int,
+        bits: int,
+        starts: NDArray[np.uint64],
+        columns: dict[str, NDArray[Any]],
+        op: NDArray[np.uint8],
+    ) -> EventTable: ...
     def __len__(self) -> int: ...
     def write_step(
         self,

@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::fault::Geometry;
 use crate::format::Format;
+use crate::map::Op;
 use crate::sample::Hit;
 
 /// The faults of one layer in one step: elements, grouped by the cache row they lie in.
@@ -15,7 +16,7 @@ pub(crate) struct LayerFaults {
 
 /// The faults of one cache row. Its elements end at `end` and start where those of the row before it end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct RowFaults {
+pub(crate) struct RowFaults {
     /// Index into the columns of the step.
     index: u32,
     /// Row of the block table.
@@ -23,7 +24,23 @@ struct RowFaults {
     token: u32,
     kv: u8,
     head: u16,
+    op: Op,
     end: usize,
+}
+
+impl RowFaults {
+    /// The row at a place, without elements yet.
+    pub(crate) fn new(index: u32, row: u32, token: u32, kv: u8, head: u16, op: Op) -> Self {
+        Self {
+            index,
+            row,
+            token,
+            kv,
+            head,
+            op,
+            end: 0,
+        }
+    }
 }
 
 impl LayerFaults {
@@ -37,18 +54,20 @@ impl LayerFaults {
         hits: &[Hit],
     ) {
         for hits in hits.chunk_by(|a, b| a.row == b.row) {
-            self.elem.extend(hits.iter().map(|hit| hit.elem));
-            self.mask.extend(hits.iter().map(|hit| hit.mask));
             let (kv, head) = geometry.plane_head(hits[0].row);
-            self.rows.push(RowFaults {
-                index,
-                row,
-                token,
-                kv,
-                head,
-                end: self.elem.len(),
-            });
+            let place = RowFaults::new(index, row, token, kv, head, Op::Flip);
+            self.push_row(place, hits.iter().map(|hit| (hit.elem, hit.mask)));
         }
+    }
+
+    /// Appends the elements of one cache row, with the bits that change in each.
+    pub(crate) fn push_row(&mut self, row: RowFaults, bits: impl Iterator<Item = (u16, u32)>) {
+        for (elem, mask) in bits {
+            self.elem.push(elem);
+            self.mask.push(mask);
+        }
+        let end = self.elem.len();
+        self.rows.push(RowFaults { end, ..row });
     }
 
     /// Each cache row with its elements and masks.
@@ -296,7 +315,7 @@ impl StepFaults {
             for (row, _, masks) in faults.iter() {
                 let (here, after) = rest.split_at(masks.len());
                 rest = after;
-                self.landed[row.index as usize] += flip(words, here, masks, format);
+                self.landed[row.index as usize] += change(words, here, masks, row.op, format);
             }
         }
         self.addresses = addresses;
@@ -309,14 +328,21 @@ impl StepFaults {
     }
 }
 
-/// Flips the masks in the codes of the words at `addresses`; returns the number of bits that changed.
-fn flip(words: &mut [u32], addresses: &[usize], masks: &[u32], format: Format) -> u64 {
+/// Applies `op` to the masks in the codes of the words at `addresses`. Returns the number of bits that landed: those
+/// read back as the op wants them, and, so that a stray change is seen, every other bit that changed.
+fn change(words: &mut [u32], addresses: &[usize], masks: &[u32], op: Op, format: Format) -> u64 {
     let mut landed = 0;
     for (&address, &mask) in addresses.iter().zip(masks) {
         let before = format.encode(words[address]);
-        words[address] = format.decode(before ^ mask);
+        words[address] = format.decode(op.apply(before, mask));
         let after = format.encode(words[address]);
-        landed += u64::from((before ^ after).count_ones());
+        let right = match op {
+            Op::Flip => before ^ after,
+            Op::Set0 => !after,
+            Op::Set1 => after,
+        };
+        let stray = (before ^ after) & !mask;
+        landed += u64::from((right & mask | stray).count_ones());
     }
     landed
 }

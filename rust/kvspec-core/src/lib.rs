@@ -6,6 +6,7 @@
 //! - [`derive_keys`] turns (seed, experiment, trial, fault entry) into the keys of a trial.
 //! - A [`Sampler`] is a [`FaultModel`] bound to the [`Geometry`] of a layer. It enumerates into a [`FaultMap`].
 //! - A [`TrialTable`] holds the trials of a campaign and samples what one engine step writes: [`StepFaults`].
+//! - An [`EventTable`] does the same for trials whose faults are listed, as maps have them.
 //! - A [`Selector`] hides flips and never moves one.
 //! - A [`Format`] encodes and decodes the stored elements.
 
@@ -14,6 +15,7 @@ pub mod drift;
 mod eligible;
 mod enumerate;
 mod error;
+mod events;
 mod fault;
 mod format;
 mod inject;
@@ -28,6 +30,7 @@ mod thresholds;
 
 pub use enumerate::{Grid, MAX_FLIPS};
 pub use error::Error;
+pub use events::EventTable;
 pub use fault::{FaultModel, Geometry, Level, Page, Per, Sampler};
 pub use format::Format;
 pub use inject::{CacheTables, StepColumns, StepFaults};

@@ -127,7 +127,7 @@ impl FaultMap {
 }
 
 /// What a fault does to a bit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Op {
     /// Inverts it.
     Flip,
@@ -135,6 +135,35 @@ pub enum Op {
     Set0,
     /// Stuck at 1.
     Set1,
+}
+
+impl Op {
+    /// The op of a code in the column `op` of a fault map.
+    ///
+    /// # Errors
+    /// [`Error::Index`] for any other code.
+    pub fn from_code(code: u8) -> Result<Self, Error> {
+        match code {
+            0 => Ok(Self::Flip),
+            1 => Ok(Self::Set0),
+            2 => Ok(Self::Set1),
+            _ => Err(Error::Index {
+                name: "op",
+                value: code.into(),
+                limit: 3,
+            }),
+        }
+    }
+
+    /// A word with the bits of `mask` changed.
+    #[must_use]
+    pub fn apply<W: Word>(self, word: W, mask: W) -> W {
+        match self {
+            Self::Flip => word ^ mask,
+            Self::Set0 => word & !mask,
+            Self::Set1 => word | mask,
+        }
+    }
 }
 
 /// Where a cache holds (request, layer, kv, head, token, elem).

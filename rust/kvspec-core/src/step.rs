@@ -350,7 +350,7 @@ fn cell_cost(sampler: &Sampler, rows: &Rows) -> f64 {
     }
 }
 
-fn check_length(name: &'static str, len: usize, expected: usize) -> Result<(), Error> {
+pub(crate) fn check_length(name: &'static str, len: usize, expected: usize) -> Result<(), Error> {
     if len != expected {
         return Err(Error::Length {
             name,
@@ -361,7 +361,7 @@ fn check_length(name: &'static str, len: usize, expected: usize) -> Result<(), E
     Ok(())
 }
 
-fn check_index(name: &'static str, value: u64, limit: u64) -> Result<(), Error> {
+pub(crate) fn check_index(name: &'static str, value: u64, limit: u64) -> Result<(), Error> {
     if value >= limit {
         return Err(Error::Index { name, value, limit });
     }

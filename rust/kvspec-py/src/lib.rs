@@ -1,6 +1,7 @@
 //! `kvspec._native`: conversions, the GIL and exceptions. All logic is in `kvspec-core`.
 
 mod drift;
+mod events;
 mod formats;
 mod maps;
 mod sampling;
@@ -34,6 +35,8 @@ mod _native {
         detail_tokens, first_divergence_histogram, periodic_tails, position_counts, score_tokens,
         survival,
     };
+    #[pymodule_export]
+    use super::events::EventTable;
     #[pymodule_export]
     use super::formats::{decode, encode, format_bits, format_mask};
     #[pymodule_export]

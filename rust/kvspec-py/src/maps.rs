@@ -13,7 +13,7 @@ use crate::value_error;
 
 /// Borrowed columns. The GIL is held as long as they are looked at, so that no other thread changes what was
 /// checked.
-struct ColumnArrays<'py> {
+pub(crate) struct ColumnArrays<'py> {
     request: PyReadonlyArray1<'py, u32>,
     step: Option<PyReadonlyArray1<'py, u32>>,
     layer: PyReadonlyArray1<'py, u16>,
@@ -25,7 +25,7 @@ struct ColumnArrays<'py> {
 }
 
 impl<'py> ColumnArrays<'py> {
-    fn new(columns: &Bound<'py, PyDict>) -> PyResult<Self> {
+    pub(crate) fn new(columns: &Bound<'py, PyDict>) -> PyResult<Self> {
         Ok(Self {
             request: required(columns, "request")?,
             step: optional(columns, "step")?,
@@ -38,7 +38,7 @@ impl<'py> ColumnArrays<'py> {
         })
     }
 
-    fn sites(&self) -> PyResult<Sites<'_>> {
+    pub(crate) fn sites(&self) -> PyResult<Sites<'_>> {
         Ok(Sites {
             request: slice("request", &self.request)?,
             step: self
@@ -80,7 +80,10 @@ fn required<'py, T: Element>(
         .ok_or_else(|| PyValueError::new_err(format!("column {name} is missing")))
 }
 
-fn slice<'a, T: Element>(name: &str, array: &'a PyReadonlyArray1<'_, T>) -> PyResult<&'a [T]> {
+pub(crate) fn slice<'a, T: Element>(
+    name: &str,
+    array: &'a PyReadonlyArray1<'_, T>,
+) -> PyResult<&'a [T]> {
     array
         .as_slice()
         .map_err(|_| PyValueError::new_err(format!("column {name} is not contiguous")))

@@ -88,7 +88,7 @@ impl TrialTable {
 }
 
 /// A copy of a column, since Python may write to its buffer while the GIL is released.
-fn column(array: &PyReadonlyArray1<'_, u32>) -> Vec<u32> {
+pub(crate) fn column(array: &PyReadonlyArray1<'_, u32>) -> Vec<u32> {
     array.as_array().iter().copied().collect()
 }
 
@@ -97,7 +97,7 @@ fn column(array: &PyReadonlyArray1<'_, u32>) -> Vec<u32> {
 /// Frozen like the other classes, so its counters need the lock. It is taken without holding the GIL wherever
 /// it may be held for long, hence cannot wait for a thread that waits for the GIL.
 #[pyclass(frozen, module = "kvspec._native")]
-pub(crate) struct StepFaults(Mutex<kvspec_core::StepFaults>);
+pub(crate) struct StepFaults(pub(crate) Mutex<kvspec_core::StepFaults>);
 
 impl StepFaults {
     fn lock(&self) -> MutexGuard<'_, kvspec_core::StepFaults> {

@@ -1,0 +1,225 @@
+//! Explicit faults of trials: what fault maps list, in place of what samplers draw.
+
+use crate::enumerate::MAX_LAYERS;
+use crate::error::Error;
+use crate::inject::{LayerFaults, RowFaults, StepFaults};
+use crate::map::Op;
+use crate::sites::{SiteError, Sites};
+use crate::step::{StepRows, check_index, check_length};
+
+/// The listed write faults of all trials of a batch; index = entry. The counterpart of a
+/// [`TrialTable`](crate::TrialTable): a step takes from it the faults of the tokens it writes.
+#[derive(Clone, Debug)]
+pub struct EventTable {
+    layers: u32,
+    bits: u32,
+    /// Events of entry i are `starts[i]..starts[i + 1]`.
+    starts: Vec<usize>,
+    /// Of each entry in ascending order of [`Event::key`].
+    events: Vec<Event>,
+}
+
+/// What happens to the bits of one element.
+#[derive(Clone, Copy, Debug)]
+struct Event {
+    token: u32,
+    mask: u32,
+    layer: u16,
+    head: u16,
+    elem: u16,
+    kv: u8,
+    op: Op,
+}
+
+impl Event {
+    /// Token first, since a step asks for tokens; then the order in which a step lists its faults.
+    fn key(&self) -> (u32, u16, u8, u16, Op, u16) {
+        (
+            self.token, self.layer, self.kv, self.head, self.op, self.elem,
+        )
+    }
+
+    fn same_row(&self, other: &Self) -> bool {
+        let (token, layer, kv, head, op, _) = self.key();
+        (token, layer, kv, head, op) == (other.token, other.layer, other.kv, other.head, other.op)
+    }
+
+    fn same_element(&self, other: &Self) -> bool {
+        let place = |e: &Self| (e.token, e.layer, e.kv, e.head, e.elem);
+        place(self) == place(other)
+    }
+}
+
+impl EventTable {
+    /// A table for a model of `layers` layers whose elements have `bits` bits. Entry i has the rows
+    /// `starts[i]..starts[i + 1]` of `sites`, in any order, each with its op.
+    ///
+    /// Heads, elements and tokens are held against the cache by [`StepFaults::inject`].
+    ///
+    /// # Errors
+    /// [`Error::Length`] for columns of unequal length or `starts` that do not cover them, [`Error::Range`] for
+    /// `starts` that run backwards, [`Error::Bits`] for a width that no word has, [`Error::Index`] for a layer,
+    /// plane or bit that is not there, [`Error::Order`] for a site that an entry has twice.
+    pub fn new(
+        layers: u32,
+        bits: u32,
+        starts: &[u64],
+        sites: &Sites<'_>,
+        ops: &[Op],
+    ) -> Result<Self, Error> {
+        check_index("layers", layers.into(), MAX_LAYERS + 1)?;
+        if !(1..=32).contains(&bits) {
+            return Err(Error::Bits { bits });
+        }
+        if let Err(SiteError::Length {
+            column: name,
+            len,
+            expected,
+        }) = sites.check_lengths()
+        {
+            return Err(Error::Length {
+                name,
+                len,
+                expected,
+            });
+        }
+        check_length("op", ops.len(), sites.len())?;
+        let starts = check_starts(starts, sites.len())?;
+        let mut rows = Vec::with_capacity(sites.len());
+        for (i, &op) in ops.iter().enumerate() {
+            check_index("layer", sites.layer[i].into(), layers.into())?;
+            check_index("kv", sites.kv[i].into(), 2)?;
+            check_index("bit", sites.bit[i].into(), bits.into())?;
+            rows.push(Event {
+                token: sites.token[i],
+                mask: 1 << sites.bit[i],
+                layer: sites.layer[i],
+                head: sites.head[i],
+                elem: sites.elem[i],
+                kv: sites.kv[i],
+                op,
+            });
+        }
+        let mut events: Vec<Event> = Vec::with_capacity(rows.len());
+        let mut merged_starts = vec![0];
+        for entry in starts.windows(2) {
+            let rows = &mut rows[entry[0]..entry[1]];
+            rows.sort_unstable_by_key(Event::key);
+            let first = events.len();
+            for &row in &*rows {
+                // Bits of an element that are to change alike become one mask.
+                match events[first..].last_mut() {
+                    Some(last) if last.same_element(&row) && last.op == row.op => {
+                        check_apart(last.mask, row.mask, entry[0])?;
+                        last.mask |= row.mask;
+                    }
+                    _ => events.push(row),
+                }
+            }
+            check_elements(&events[first..], entry[0])?;
+            merged_starts.push(events.len());
+        }
+        Ok(Self {
+            layers,
+            bits,
+            starts: merged_starts,
+            events,
+        })
+    }
+
+    /// Number of entries.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    /// Whether there is no entry.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The faults of the tokens that a step writes.
+    ///
+    /// # Errors
+    /// [`Error::Length`] for columns of unequal length, [`Error::Index`] for an entry that is not there.
+    pub fn write_step(&self, step: &StepRows<'_>) -> Result<StepFaults, Error> {
+        let expected = step.entry.len();
+        check_length("row", step.row.len(), expected)?;
+        check_length("start", step.start.len(), expected)?;
+        check_length("count", step.count.len(), expected)?;
+        let mut faults = vec![LayerFaults::default(); self.layers as usize];
+        for (i, &entry) in step.entry.iter().enumerate() {
+            check_index("entry", entry.into(), self.len() as u64)?;
+            let events = &self.events[self.starts[entry as usize]..self.starts[entry as usize + 1]];
+            let start = u64::from(step.start[i]);
+            let end = start + u64::from(step.count[i]);
+            let before = |token: u64| events.partition_point(|e| u64::from(e.token) < token);
+            for row in events[before(start)..before(end)].chunk_by(Event::same_row) {
+                let Event {
+                    token,
+                    layer,
+                    kv,
+                    head,
+                    op,
+                    ..
+                } = row[0];
+                let place = RowFaults::new(i as u32, step.row[i], token, kv, head, op);
+                faults[layer as usize].push_row(place, row.iter().map(|e| (e.elem, e.mask)));
+            }
+        }
+        Ok(StepFaults::new(
+            self.layers,
+            Some(self.bits),
+            vec![faults],
+            expected,
+        ))
+    }
+}
+
+fn check_starts(starts: &[u64], rows: usize) -> Result<Vec<usize>, Error> {
+    let (Some(&0), Some(&last)) = (starts.first(), starts.last()) else {
+        return Err(Error::Layout { name: "starts" });
+    };
+    check_length("starts", usize::try_from(last).unwrap_or(usize::MAX), rows)?;
+    match starts.windows(2).find(|pair| pair[0] > pair[1]) {
+        Some(&[start, end]) => Err(Error::Range {
+            name: "starts",
+            start,
+            end,
+            limit: rows as u64,
+        }),
+        // ascending up to `rows`, so that each fits
+        _ => Ok(starts.iter().map(|&start| start as usize).collect()),
+    }
+}
+
+/// Fails if an element of one entry has a bit with two ops. `index` is the entry's first row.
+fn check_elements(events: &[Event], index: usize) -> Result<(), Error> {
+    // Rows with several ops are rare: only the events of such rows are compared.
+    for row in
+        events.chunk_by(|a, b| (a.token, a.layer, a.kv, a.head) == (b.token, b.layer, b.kv, b.head))
+    {
+        if row[0].op == row[row.len() - 1].op {
+            continue;
+        }
+        let mut row = row.to_vec();
+        row.sort_unstable_by_key(|e| e.elem);
+        for element in row.chunk_by(Event::same_element) {
+            let mut all = 0;
+            for event in element {
+                check_apart(all, event.mask, index)?;
+                all |= event.mask;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_apart(a: u32, b: u32, index: usize) -> Result<(), Error> {
+    if a & b == 0 {
+        Ok(())
+    } else {
+        Err(Error::Order { index })
+    }
+}

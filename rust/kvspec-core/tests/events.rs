@@ -1,0 +1,221 @@
+//! Listed faults against sampled ones: a table of a map's flips must do what the sampler's own table does.
+
+use kvspec_core::{
+    CacheTables, Columns, Error, EventTable, FaultModel, Format, Geometry, Grid, Op, Per, Sampler,
+    Selector, StepRows, TrialTable, Trials,
+};
+use proptest::prelude::*;
+
+const LAYERS: u32 = 3;
+const GEOMETRY: Geometry = Geometry {
+    head_size: 8,
+    bits: 16,
+    heads: 2,
+    planes: 2,
+    first_plane: 0,
+};
+const TOKENS: u32 = 40;
+const BLOCK: usize = 8;
+
+fn sampler(rate: f64, burst_len: u32) -> Sampler {
+    let model = FaultModel {
+        rate,
+        per: Per::Bit,
+        mask: 0xFFFF,
+        burst_len,
+        page: None,
+    };
+    Sampler::new(&model, &GEOMETRY).expect("legal")
+}
+
+fn flips(sampler: &Sampler, key: [u32; 2], request: u32) -> Columns {
+    let grid = Grid {
+        request,
+        layers: 0..LAYERS,
+        tokens: 0..u64::from(TOKENS),
+        prompt_len: 5,
+    };
+    let map = sampler.enumerate(key, &grid, &Selector::default());
+    map.expect("legal").into_columns()
+}
+
+fn append(all: &mut Columns, more: &Columns) {
+    all.request.extend(&more.request);
+    all.layer.extend(&more.layer);
+    all.kv.extend(&more.kv);
+    all.head.extend(&more.head);
+    all.token.extend(&more.token);
+    all.elem.extend(&more.elem);
+    all.bit.extend(&more.bit);
+}
+
+fn one(bit: u8) -> Columns {
+    Columns {
+        request: vec![0],
+        layer: vec![1],
+        kv: vec![1],
+        head: vec![0],
+        token: vec![9],
+        elem: vec![2],
+        bit: vec![bit],
+    }
+}
+
+proptest! {
+    /// However the tokens are cut into steps, both tables name the same bits and write the same words.
+    #[test]
+    fn a_map_does_what_its_generator_does(
+        rate in prop::sample::select(vec![0.0, 1e-4, 1e-2, 0.3]),
+        burst_len in 1..4_u32,
+        cuts in prop::collection::vec(1..15_u32, 3..12),
+        seed in any::<u32>(),
+    ) {
+        let sampler = sampler(rate, burst_len);
+        let keys = [[seed, 1], [seed, 2]];
+        let trials = Trials {
+            sampler: vec![0, 0],
+            selector: vec![0, 0],
+            write_key: keys.to_vec(),
+            request: vec![7, 8],
+            prompt_len: vec![5, 5],
+        };
+        let drawn = TrialTable::new(LAYERS, vec![sampler.clone()], vec![Selector::default()], &trials).expect("legal");
+        let mut all = flips(&sampler, keys[0], 7);
+        let first = all.bit.len() as u64;
+        append(&mut all, &flips(&sampler, keys[1], 8));
+        let rows = all.bit.len();
+        let ops = vec![Op::Flip; rows];
+        let listed = EventTable::new(LAYERS, 16, &[0, first, rows as u64], &all.sites(), &ops).expect("legal");
+
+        let (blocks, size) = (TOKENS as usize / BLOCK, 2 * BLOCK * 2 * 8);
+        let offsets: Vec<i64> = (0..256).rev().collect();
+        let block_table: Vec<i32> = (0..10).rev().collect();
+        let tables = CacheTables {
+            block_table: &block_table,
+            blocks_per_row: blocks,
+            offsets: &offsets,
+            offsets_shape: [2, BLOCK, 2, 8],
+            block_stride: size,
+        };
+        let mut caches = [vec![0x3FC0_0000_u32; size * 2 * blocks], vec![0x3FC0_0000_u32; size * 2 * blocks]];
+        let mut at = 0;
+        let mut landed = 0;
+        for count in cuts {
+            let count = count.min(TOKENS - at);
+            // the rows of the batch are not in the order of the entries
+            let step = StepRows { entry: &[1, 0], row: &[0, 1], start: &[at, at], count: &[count, count] };
+            let mut faults = [drawn.write_step(&step).expect("legal"), listed.write_step(&step).expect("legal")];
+            for layer in 0..LAYERS {
+                prop_assert_eq!(faults[0].columns(layer).expect("there"), faults[1].columns(layer).expect("there"));
+                for (faults, cache) in faults.iter_mut().zip(&mut caches) {
+                    faults.inject(layer, cache, &tables, Format::Bf16).expect("covered");
+                }
+            }
+            prop_assert_eq!(faults[0].landed(), faults[1].landed());
+            landed += faults[1].landed().iter().sum::<u64>();
+            at += count;
+        }
+        prop_assert_eq!(&caches[0], &caches[1]);
+        prop_assert_eq!(landed as usize, all.token.iter().filter(|&&token| token < at).count());
+    }
+}
+
+/// Bits of one element with different ops: each is set as listed and counts once, whether it changed or not.
+#[test]
+fn ops_are_per_bit() {
+    let mut all = one(15);
+    for bit in [7, 0, 14, 1] {
+        append(&mut all, &one(bit));
+    }
+    let ops = [Op::Set1, Op::Set0, Op::Flip, Op::Set1, Op::Set0];
+    let table = EventTable::new(LAYERS, 16, &[0, 0, 5], &all.sites(), &ops).expect("legal");
+    assert_eq!(table.len(), 2);
+    let step = StepRows {
+        entry: &[0, 1],
+        row: &[0, 0],
+        start: &[9, 9],
+        count: &[1, 1],
+    };
+    let mut faults = table.write_step(&step).expect("legal");
+    let offsets: Vec<i64> = (0..512).collect();
+    let tables = CacheTables {
+        block_table: &[0],
+        blocks_per_row: 1,
+        offsets: &offsets,
+        offsets_shape: [2, 16, 2, 8],
+        block_stride: 512,
+    };
+    let mut words = vec![0x3F80_0000_u32; 512];
+    faults
+        .inject(1, &mut words, &tables, Format::Bf16)
+        .expect("covered");
+    assert_eq!(faults.landed(), [0, 5]);
+    // 3F80: bit 15 set, 7 cleared, 0 flipped, 14 set, 1 clear as it was
+    assert_eq!(words[((16 + 9) * 2) * 8 + 2], 0xFF01_0000);
+    assert_eq!(words.iter().filter(|&&word| word != 0x3F80_0000).count(), 1);
+    assert!(matches!(
+        faults.inject(
+            1,
+            &mut words,
+            &tables,
+            Format::parse("fp16").expect("known")
+        ),
+        Ok(())
+    ));
+}
+
+#[test]
+fn tables_that_are_none_are_refused() {
+    let good = one(15);
+    let make = |columns: &Columns, starts: &[u64], ops: &[Op]| {
+        EventTable::new(LAYERS, 16, starts, &columns.sites(), ops).map(|_| ())
+    };
+    assert_eq!(make(&good, &[0, 1], &[Op::Flip]), Ok(()));
+    for starts in [&[][..], &[1][..], &[0][..], &[0, 2][..], &[0, 2, 1][..]] {
+        assert!(make(&good, starts, &[Op::Flip]).is_err(), "{starts:?}");
+    }
+    assert!(make(&good, &[0, 1], &[]).is_err());
+    for broken in [
+        Columns {
+            layer: vec![3],
+            ..good.clone()
+        },
+        Columns {
+            kv: vec![2],
+            ..good.clone()
+        },
+        Columns {
+            bit: vec![16],
+            ..good.clone()
+        },
+        Columns {
+            head: vec![],
+            ..good.clone()
+        },
+    ] {
+        assert!(make(&broken, &[0, 1], &[Op::Flip]).is_err(), "{broken:?}");
+    }
+    let mut twice = good.clone();
+    append(&mut twice, &good);
+    for ops in [
+        [Op::Flip, Op::Flip],
+        [Op::Flip, Op::Set1],
+        [Op::Set0, Op::Set1],
+    ] {
+        assert_eq!(make(&twice, &[0, 2], &ops), Err(Error::Order { index: 0 }));
+    }
+    // the same site in two entries is two faults
+    assert_eq!(make(&twice, &[0, 1, 2], &[Op::Flip; 2]), Ok(()));
+    let table = EventTable::new(LAYERS, 16, &[0, 1], &good.sites(), &[Op::Flip]).expect("legal");
+    let step = |entry: u32, start: u32| {
+        table.write_step(&StepRows {
+            entry: &[entry],
+            row: &[0],
+            start: &[start],
+            count: &[u32::MAX],
+        })
+    };
+    assert_eq!(step(0, 9).expect("legal").len(), 1);
+    assert_eq!(step(0, 10).expect("legal").len(), 0);
+    assert!(step(1, 9).is_err());
+}

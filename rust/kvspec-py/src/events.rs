@@ -1,0 +1,72 @@
+//! Listed faults of trials, as fault maps have them.
+
+use std::sync::Mutex;
+
+use kvspec_core::{Op, StepRows};
+use numpy::PyReadonlyArray1;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::maps::{ColumnArrays, slice};
+use crate::trials::{StepFaults, column};
+use crate::value_error;
+
+/// The listed write faults of all trials of a batch.
+#[pyclass(frozen, module = "kvspec._native")]
+pub(crate) struct EventTable(kvspec_core::EventTable);
+
+#[pymethods]
+impl EventTable {
+    #[new]
+    #[pyo3(signature = (*, layers, bits, starts, columns, op))]
+    #[expect(clippy::needless_pass_by_value, reason = "arguments from Python")]
+    fn new(
+        layers: u32,
+        bits: u32,
+        starts: PyReadonlyArray1<'_, u64>,
+        columns: &Bound<'_, PyDict>,
+        op: PyReadonlyArray1<'_, u8>,
+    ) -> PyResult<Self> {
+        let arrays = ColumnArrays::new(columns)?;
+        let ops: Result<Vec<Op>, _> = slice("op", &op)?
+            .iter()
+            .map(|&code| Op::from_code(code))
+            .collect();
+        kvspec_core::EventTable::new(
+            layers,
+            bits,
+            slice("starts", &starts)?,
+            &arrays.sites()?,
+            &ops.map_err(value_error)?,
+        )
+        .map(Self)
+        .map_err(value_error)
+    }
+
+    fn __len__(&self) -> usize {
+        self.0.len()
+    }
+
+    #[pyo3(signature = (*, entry, row, start, count))]
+    #[expect(clippy::needless_pass_by_value, reason = "arguments from Python")]
+    fn write_step(
+        &self,
+        py: Python<'_>,
+        entry: PyReadonlyArray1<'_, u32>,
+        row: PyReadonlyArray1<'_, u32>,
+        start: PyReadonlyArray1<'_, u32>,
+        count: PyReadonlyArray1<'_, u32>,
+    ) -> PyResult<StepFaults> {
+        let (entry, row) = (column(&entry), column(&row));
+        let (start, count) = (column(&start), column(&count));
+        let faults = py.detach(|| {
+            self.0.write_step(&StepRows {
+                entry: &entry,
+                row: &row,
+                start: &start,
+                count: &count,
+            })
+        });
+        Ok(StepFaults(Mutex::new(faults.map_err(value_error)?)))
+    }
+}
