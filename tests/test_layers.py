@@ -12,13 +12,14 @@ PACKAGE = ROOT / "kvspec"
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
-    "spec": {"errors", "_native"},
+    "stats": set(),
+    "spec": {"errors", "stats", "_native"},
     "models": {"errors", "spec", "bundled"},
     "bundled": {"errors", "models"},
-    "plan": {"errors", "spec", "models", "_native"},
+    "plan": {"errors", "stats", "spec", "models", "_native"},
     "records": {"errors"},
     "maps": {"errors", "spec", "models", "plan", "records", "_native"},
-    "score": {"errors", "spec", "plan", "records", "_native"},
+    "score": {"errors", "stats", "spec", "plan", "records", "_native"},
     "report": {"errors", "score"},
     "engine": {"errors", "spec", "models", "bundled", "plan", "records", "_native"},
     "cli": {"errors", "spec", "models", "plan", "engine", "records", "score", "report", "maps", "_native"},

@@ -11,17 +11,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvspec.errors import RecordsError
 from kvspec.plan import Trial, compile_plan
 from kvspec.records import Record, RunStore
-from kvspec.score import Proportion, Scores, score_run, score_trials, wilson_interval
+from kvspec.score import Scores, score_run, score_trials
 from kvspec.score.export import write_trials
 from kvspec.score.outcome import OUTCOMES, REASONS, classify
-from kvspec.score.stats import cochran_armitage, fisher_greater, holm
 from kvspec.spec.model import Fault, Rate, Selector
 from tests.run_folders import (
     GOLDEN,
@@ -56,55 +54,6 @@ def invariants(scores: Scores) -> None:
         assert sum(cell.due_reasons.values()) == cell.outcome["due"]
         assert cell.recorded == n + cell.invalid + cell.unscored
         assert (cell.exact_match.low is None) == (n == 0)
-
-
-# Statistics
-
-
-@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_equals_scipy(pair: tuple[int, int]) -> None:
-    k, n = pair
-    expected = scipy.stats.binomtest(k, n).proportion_ci(0.95, "wilson")
-    assert wilson_interval(k, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
-
-
-def test_wilson_at_the_ends() -> None:
-    assert wilson_interval(0, 10)[0] == 0.0
-    assert wilson_interval(10, 10)[1] == 1.0
-    for k, n in ((-1, 3), (4, 3), (0, 0)):
-        with pytest.raises(ValueError, match="not a proportion"):
-            wilson_interval(k, n)
-    assert Proportion.of(0, 0) == Proportion(0, 0, None, None)
-    assert Proportion.of(0, 0).rate is None
-
-
-@given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 30), st.integers(0, 30))
-def test_fisher_equals_scipy(k1: int, m1: int, k2: int, m2: int) -> None:
-    if k1 + m1 == 0 or k2 + m2 == 0:
-        return
-    expected = scipy.stats.fisher_exact([[k1, m1], [k2, m2]], alternative="greater").pvalue
-    assert fisher_greater(k1, k1 + m1, k2, k2 + m2) == pytest.approx(expected, rel=1e-9, abs=1e-12)
-
-
-def test_holm_by_hand() -> None:
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([]) == []
-
-
-@given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 20)), min_size=2, max_size=6))
-def test_trend_squared_is_the_score_chi_square(groups: list[tuple[int, int]]) -> None:
-    """z^2 = N r^2 for the correlation r between score and answer: the textbook identity of the trend test."""
-    k, n = [hit for hit, _ in groups], [hit + miss for hit, miss in groups]
-    found = cochran_armitage(k, n)
-    x = np.repeat(np.arange(len(n)), n)
-    y = np.concatenate([np.r_[np.ones(a), np.zeros(b - a)] for a, b in zip(k, n, strict=True)])
-    if y.min() == y.max():
-        assert found is None
-        return
-    assert found is not None
-    r = np.corrcoef(x, y)[0, 1]
-    assert found[0] == pytest.approx(r * np.sqrt(len(x)), abs=1e-9)
-    assert found[1] == pytest.approx(scipy.stats.norm.cdf(found[0]))
 
 
 # The decision table

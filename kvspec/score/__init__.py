@@ -2,7 +2,7 @@
 
 from kvspec.score.model import CellScore, Flips, Floor, Sample, Scores, Trend
 from kvspec.score.scores import score_run, score_trials
-from kvspec.score.stats import Proportion, wilson_interval
+from kvspec.stats.intervals import Proportion, wilson_interval
 
 __all__ = [
     "CellScore",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kvspec.score.cells import CellPlan, RunInfo
-from kvspec.score.stats import Proportion
+from kvspec.stats.intervals import Proportion
 
 
 @dataclass(frozen=True, slots=True)

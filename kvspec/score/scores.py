@@ -15,10 +15,10 @@ from kvspec.score.golden import Golden, read_golden
 from kvspec.score.model import CellScore, Flips, Floor, Scores
 from kvspec.score.outcome import INVALID, OUTCOMES, REASONS, UNSCORED
 from kvspec.score.samples import Samples
-from kvspec.score.stats import Proportion
 from kvspec.score.trend import trends
 from kvspec.score.trials import ABSENT, DRIFTS, FAULT, GOLDEN_REPEAT, NULL, UNKNOWN, TrialScores, iter_trials
 from kvspec.score.verdict import verdict, warnings
+from kvspec.stats.intervals import Proportion
 
 MEANS = tuple(name for name in DRIFTS if name != "first_divergence")
 

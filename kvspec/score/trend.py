@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from kvspec.score.model import CellScore, Trend
-from kvspec.score.stats import cochran_armitage, fisher_greater, holm
+from kvspec.stats.exact import cochran_armitage, fisher_greater, holm
 
 ALPHA = 0.05
 

@@ -1,0 +1,216 @@
+"""Dose and response: a logistic curve in the logarithm of the dose, between a ceiling and a floor.
+
+    p(d) = c + (u - c) / (1 + (d / EC50)^h)
+
+`u` is the accuracy without a dose, `c` that of a dose without end, EC50 the dose in the middle between the two and `h`
+the steepness. Fitted by maximum likelihood of the binomial counts. `c` is 0 unless a likelihood-ratio test shows that
+accuracy levels off above it: where it has only begun to fall, any level would fit, and half of the way to it would mean
+nothing. The interval of EC50 is that of its profile likelihood, which stays open where the doses do not bound it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, log
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq, minimize
+from scipy.special import chdtrc, chdtri, expit
+
+from kvspec.stats.intervals import CONFIDENCE, normal_quantile
+
+FEWEST_DOSES = 3
+CURVE_POINTS = 33
+BEYOND = log(10.0)
+"""How far outside the measured doses, in log dose, an end of the interval is believed: beyond only the model speaks."""
+STEEPNESS = (0.1, 30.0)
+"""A step is a steepness without end; beyond 30 no spacing of doses can tell."""
+EDGE = 1e-9
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """One point of a fitted curve with its pointwise band."""
+
+    dose: float
+    accuracy: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class DoseFit:
+    """A fitted curve. Where EC50 lies outside the measured doses there is no value, only what bounds it."""
+
+    ec50: float | None
+    low: float | None
+    """Lower end of the interval of EC50; `None`: not bounded by these doses."""
+    high: float | None
+    """Upper end, likewise."""
+    steepness: float
+    ceiling: float
+    floor: float
+    deviance: float
+    freedom: int
+    """Doses and controls less parameters; 0: the curve goes through every point whatever they are."""
+    p_fit: float | None
+    """p-value of the deviance: small where the curve does not describe the counts. `None` without freedom."""
+    curve: tuple[CurvePoint, ...]
+
+
+def fit_dose_response(
+    dose: Sequence[float],
+    k: Sequence[int],
+    n: Sequence[int],
+    controls: tuple[int, int] = (0, 0),
+    inflation: float = 1.0,
+    confidence: float = CONFIDENCE,
+) -> DoseFit | None:
+    """Fit the curve to k of n successes per dose.
+
+    Args:
+        dose: above 0, in any unit.
+        k: successes per dose.
+        n: trials per dose; above 0.
+        controls: (successes, trials) without a dose, which measure the ceiling.
+        inflation: design effect of the clusters: all intervals are those of n / inflation independent trials
+            (McCullagh & Nelder 1989, section 4.5).
+        confidence: of the interval and of the band.
+
+    Returns:
+        `None` for fewer than three doses, and where all of them have the same accuracy.
+    """
+    model = _Model.of(dose, k, n, controls, inflation)
+    if len(set(dose)) < FEWEST_DOSES or np.ptp(model.k[: len(dose)] / model.n[: len(dose)]) == 0:
+        return None
+    threshold = float(chdtri(1, 1 - confidence))
+    best = model.best(0.0)
+    level = model.best(1.0)
+    if levels_off := 2 * (model.loss(best)[0] - model.loss(level)[0]) > threshold:
+        best = level
+    low, high = (model.bound(best, side, threshold, float(levels_off)) for side in (-1, 1))
+    inside = model.first <= best[0] <= model.last
+    deviance = 2 * (model.loss(best)[0] - model.saturated())
+    freedom = len(model.n) - 3 - levels_off
+    ceiling, floor = float(best[2]), float(best[2] * best[3])
+    return DoseFit(
+        ec50=exp(best[0]) if inside else None,
+        low=None if low is None else exp(low),
+        high=None if high is None else exp(high),
+        steepness=exp(best[1]),
+        ceiling=ceiling,
+        floor=floor,
+        deviance=max(0.0, deviance),
+        freedom=max(0, freedom),
+        p_fit=float(chdtrc(freedom, max(0.0, deviance))) if freedom > 0 else None,
+        curve=model.curve(best, normal_quantile(confidence)),
+    )
+
+
+@dataclass(frozen=True)
+class _Model:
+    """Counts and the likelihood over (log EC50, log h, u, c / u); `floor` is 0 where the last one is held at 0."""
+
+    x: Floats
+    """Log dose `[D]`; the controls stand last, at minus infinity."""
+    k: Floats
+    n: Floats
+    first: float
+    last: float
+
+    @classmethod
+    def of(
+        cls, dose: Sequence[float], k: Sequence[int], n: Sequence[int], controls: tuple[int, int], inflation: float
+    ) -> _Model:
+        x = np.log(np.asarray(dose, float))
+        first, last = float(x.min(initial=np.inf)), float(x.max(initial=-np.inf))
+        hits, sizes = np.asarray(k, float), np.asarray(n, float)
+        if controls[1]:
+            x, hits, sizes = np.append(x, -np.inf), np.append(hits, controls[0]), np.append(sizes, controls[1])
+        return cls(x, hits / inflation, sizes / inflation, first, last)
+
+    def share(self, theta: Floats) -> tuple[Floats, Floats]:
+        """Accuracy `[D]` and its gradient `[4, D]` in (log EC50, log h, u, c / u)."""
+        middle, steep, u, r = theta
+        h = np.exp(steep)
+        with np.errstate(invalid="ignore"):
+            z = np.where(np.isinf(self.x), np.inf, -h * (self.x - middle))
+        s = expit(z)
+        slope = s * (1 - s)
+        inner = np.where(slope > 0, np.where(np.isinf(z), 0.0, z), 0.0)
+        p = u * (r + (1 - r) * s)
+        gradient = np.array([u * (1 - r) * slope * h, u * (1 - r) * slope * inner, r + (1 - r) * s, u * (1 - s)])
+        return p, gradient
+
+    def loss(self, theta: Floats) -> tuple[float, Floats]:
+        """Negative log likelihood and its gradient."""
+        p, gradient = self.share(theta)
+        p = np.clip(p, EDGE, 1 - EDGE)
+        value = -(self.k * np.log(p) + (self.n - self.k) * np.log1p(-p)).sum()
+        return float(value), (gradient * ((self.n - self.k) / (1 - p) - self.k / p)).sum(axis=1)
+
+    def saturated(self) -> float:
+        """Negative log likelihood of one free accuracy per dose."""
+        p = np.clip(self.k / self.n, EDGE, 1 - EDGE)
+        return float(-(self.k * np.log(p) + (self.n - self.k) * np.log1p(-p)).sum())
+
+    def _minimum(self, starts: Sequence[Floats], middle: tuple[float, float], floor: float) -> tuple[float, Floats]:
+        bounds = [middle, (log(STEEPNESS[0]), log(STEEPNESS[1])), (EDGE, 1 - EDGE), (0.0, floor)]
+        found = [minimize(self.loss, start, jac=True, method="L-BFGS-B", bounds=bounds) for start in starts]
+        best = min(found, key=lambda one: float(one.fun))
+        return float(best.fun), np.asarray(best.x)
+
+    def best(self, floor: float) -> Floats:
+        """The maximum likelihood estimate with c / u up to `floor`, from starts between neighbouring doses."""
+        share = self.k / self.n
+        top = min(max(float(share.max()), 0.01), 1 - EDGE)
+        ratio = float(share.min()) / top
+        edges = np.unique(self.x[np.isfinite(self.x)])
+        middles = (edges[:-1] + edges[1:]) / 2
+        pick = np.unique(np.linspace(0, len(middles) - 1, 6).round().astype(int))
+        starts = [np.array([m, s, top, ratio * 0.9 * floor]) for m in middles[pick] for s in (0.0, 1.0)]
+        # Rough values first: only the most likely start deserves a long search.
+        starts.sort(key=lambda start: self.loss(start)[0])
+        return self._minimum(starts[:3], (self.first - BEYOND, self.last + BEYOND), floor)[1]
+
+    def bound(self, best: Floats, side: int, threshold: float, floor: float) -> float | None:
+        """Log dose at which the profile of log EC50 has fallen by `threshold` (twice the log likelihood)."""
+        at_best = self.loss(best)[0]
+        near = best.copy()
+
+        def excess(middle: float) -> float:
+            nonlocal near
+            starts = [np.array([middle, *theta[1:]]) for theta in (near, best)]
+            value, near = self._minimum(starts, (middle, middle), floor)
+            return 2 * (value - at_best) - threshold
+
+        step, inner, outer = log(2.0) / 2, float(best[0]), float(best[0])
+        limit = self.first - BEYOND if side < 0 else self.last + BEYOND
+        while side * (limit - inner) > 0:
+            outer = inner + side * step
+            if excess(outer) > 0:
+                return float(brentq(excess, *sorted((inner, outer)), xtol=1e-4, rtol=1e-6))
+            inner, step = outer, step * 1.6
+        return None
+
+    def curve(self, best: Floats, z: float) -> tuple[CurvePoint, ...]:
+        """Points between the least and the greatest dose, with a pointwise band by the delta method.
+
+        The variance of a count is that of (n p + 1/2) / (n + 1), so that a plateau at 0 or 1 keeps a width.
+        """
+        p, gradient = self.share(best)
+        smooth = (self.n * p + 0.5) / (self.n + 1)
+        information = (gradient * (self.n / (smooth * (1 - smooth)))) @ gradient.T
+        covariance = np.linalg.inv(information + 1e-6 * np.eye(4))
+        x = np.linspace(self.first, self.last, CURVE_POINTS)
+        there = _Model(x, np.zeros_like(x), np.ones_like(x), self.first, self.last)
+        share, slope = there.share(best)
+        half = z * np.sqrt(np.maximum(0.0, np.einsum("id,ij,jd->d", slope, covariance, slope)))
+        return tuple(
+            CurvePoint(exp(a), float(b), max(0.0, float(b - w)), min(1.0, float(b + w)))
+            for a, b, w in zip(x, share, half, strict=True)
+        )
