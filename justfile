@@ -32,8 +32,10 @@ fix:
 
 # The figures of README and CHANGELOG, measured on this machine (about 15 minutes).
 bench:
-    uv run --extra cpu python benches/campaign.py
+    uv run --extra cpu python benches/overhead.py
+    uv run --extra cpu python benches/determinism.py
     uv run --extra cpu python benches/cold_check.py
+    uv run --extra cpu python benches/maps.py
     cargo run --release --example bench_sampling
 
 # Pins in pyproject.toml from a fresh resolution.

@@ -91,7 +91,7 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
     out = tmp_path / "run"
     args = [
         "run", "specs/quickstart.yaml", "--out", str(out),
-        "--set", "trials=2", "--set", "generation.max_tokens=8", "--set", "engine.max_num_seqs=8",
+        "--set", "trials=4", "--set", "generation.max_tokens=12", "--set", "engine.max_num_seqs=4",
         "--set", "controls.null_trials=1", "--set", "controls.golden_repeats=1",
     ]  # fmt: skip
     process = subprocess.Popen([*COMMAND, *args], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
