@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from kvspec.score import CellScore, Floor, Proportion, Scores, Trend
+from kvspec.score import (
+    CellScore,
+    DoseResponse,
+    Effect,
+    Floor,
+    PairTest,
+    Proportion,
+    Scores,
+    Trend,
+    Vulnerability,
+)
 
 REPORT_VERSION = 1
 
@@ -21,6 +31,10 @@ def to_json(scores: Scores) -> dict[str, Any]:
         "floor": _floor(scores.floor),
         "cells": [_cell(cell) for cell in scores.cells],
         "trends": [_trend(trend, scores) for trend in scores.trends],
+        "pairs": [_pair(pair, scores) for pair in scores.pairs],
+        "dose_responses": [_dose_response(found, scores) for found in scores.dose_responses],
+        "vulnerabilities": [_vulnerability(found, scores) for found in scores.vulnerabilities],
+        "design_effect": scores.design_effect,
         "samples": [asdict(sample) for sample in scores.samples],
     }
 
@@ -50,7 +64,8 @@ def _cell(cell: CellScore) -> dict[str, Any]:
         "exact_match": _proportion(cell.exact_match),
         **{f"{name}_mean": mean for name, mean in cell.drift_means.items()},
         "first_divergence_median": cell.first_divergence_median,
-        "flips": asdict(cell.flips),
+        "flips": {"expected": cell.flips.expected, "planned": cell.flips.planned, "landed": cell.flips.landed},
+        "finished": cell.flips.trials,
         "outcome": dict(cell.outcome),
         "due_reasons": dict(cell.due_reasons),
         "status": dict(cell.status),
@@ -58,6 +73,8 @@ def _cell(cell: CellScore) -> dict[str, Any]:
         "unscored": cell.unscored,
         "preempted": cell.preempted,
         "below_floor": cell.below_floor,
+        "effect": _effect(cell.effect),
+        "single_flip": _proportion(cell.single_flip),
         "expected_flips_per_trial": cell.plan.expected_per_trial,
         "dose": cell.plan.dose,
         "fault": fault,
@@ -76,8 +93,44 @@ def _proportion(proportion: Proportion) -> dict[str, Any]:
     return asdict(proportion)
 
 
+def _effect(effect: Effect) -> dict[str, Any]:
+    data = asdict(effect)
+    if effect.clustered is not None:
+        data["clustered"] = {"low": effect.clustered[0], "high": effect.clustered[1]}
+    return data
+
+
+def _names(scores: Scores) -> dict[int, str]:
+    return {cell.plan.index: cell.plan.name for cell in scores.cells}
+
+
+def _pair(pair: PairTest, scores: Scores) -> dict[str, Any]:
+    names = _names(scores)
+    return {**asdict(pair), "first": names[pair.first], "second": names[pair.second]}
+
+
+def _dose_response(found: DoseResponse, scores: Scores) -> dict[str, Any]:
+    names, fit = _names(scores), asdict(found.fit)
+    unit = scores.cells[found.cells[0]].plan.fault["rate"]["unit"] if found.dose == "rate" else "flips per request"
+    return {
+        "label": found.label,
+        "cells": [names[c] for c in found.cells],
+        "dose": found.dose,
+        "unit": unit,
+        "ec50": {key: fit[key] for key in ("low", "high")} | {"value": fit["ec50"]},
+        **{key: fit[key] for key in ("steepness", "ceiling", "floor", "deviance", "freedom", "p_fit")},
+        "curve": fit["curve"],
+    }
+
+
+def _vulnerability(found: Vulnerability, scores: Scores) -> dict[str, Any]:
+    names, data = _names(scores), asdict(found)
+    data["cells"] = [names[c] for c in found.cells]
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
+
+
 def _trend(trend: Trend, scores: Scores) -> dict[str, Any]:
-    names = {cell.plan.index: cell.plan.name for cell in scores.cells}
+    names = _names(scores)
     return {
         "label": trend.label,
         "cells": [names[c] for c in trend.cells],

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from kvspec.report import words
 from kvspec.report.safe import brief
-from kvspec.score import Scores
+from kvspec.score import DoseResponse, Scores
 from kvspec.score.views import Views
 
 Dose = Literal["rate", "expected", "landed"]
@@ -64,7 +65,8 @@ class Series:
 def build_series(
     scores: Scores, views: Views | None, name_limit: int = 90, fits: Fits | None = None
 ) -> tuple[Series, ...]:
-    """All series with at least one measured cell, in plan order."""
+    """All series with at least one measured cell, in plan order, with the curves of `fits` or else of the scores."""
+    fits = fits_of(scores) if fits is None else fits
     landed = {} if views is None else {view.cell: view.landed_mean for view in views.cells}
     groups: dict[str, list[int]] = {}
     for number, cell in enumerate(scores.cells):
@@ -97,7 +99,7 @@ def build_series(
                 )
             )
         label = labels.get(cells[0].plan.index, cells[0].plan.name)
-        fitted = (fits or {}).get(cells[0].plan.index, {})
+        fitted = fits.get(cells[0].plan.index, {})
         unit = str(cells[0].plan.fault["rate"]["unit"])
         found.append(Series(brief(label, name_limit), unit, tuple(points), fitted))
     return _distinct(found)
@@ -124,3 +126,26 @@ def drawable(series: tuple[Series, ...], dose: Dose) -> tuple[tuple[Series, ...]
         if points:
             kept.append(Series(one.label, one.unit, points, one.fits))
     return tuple(kept), left_out
+
+
+def fits_of(scores: Scores) -> Fits:
+    """Curve, EC50 and a note per series and dose, by the first cell of the series."""
+    found: dict[int, dict[Dose, Fit]] = defaultdict(dict)
+    for response in scores.dose_responses:
+        fit = response.fit
+        curve = tuple((p.dose, p.accuracy, p.low, p.high) for p in fit.curve)
+        found[response.cells[0]][response.dose] = Fit(curve, fit.ec50, fit.low, fit.high, _note(response))
+    return found
+
+
+def _note(response: DoseResponse) -> str:
+    fit, notes = response.fit, []
+    if fit.ec50 is None:
+        notes.append("outside the doses measured")
+    if fit.low is None or fit.high is None:
+        notes.append("not bounded by these doses")
+    if fit.floor > 0:
+        notes.append(f"levels off at {fit.floor:.1%}")
+    if fit.p_fit is not None and fit.p_fit < 0.05:
+        notes.append(f"the curve fits badly (p = {fit.p_fit:.2g})")
+    return "; ".join(notes)

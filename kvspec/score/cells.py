@@ -26,6 +26,14 @@ class CellPlan:
     """Expected flips per trial, `None` if the run has no estimate."""
     dose: dict[str, float] | None
     """Expected flips per element, row, token ..., `None` if the run has no estimate."""
+    experiment: str = ""
+    """Experiment id in hexadecimal: cells of one entry and one id share their draws."""
+
+    @property
+    def eligible_bits(self) -> float | None:
+        """Bits of one request's cache that the fault may touch, selector applied; mean over the prompts, if known."""
+        per_bit = (self.dose or {}).get("per_eligible_bit")
+        return self.expected_per_trial / per_bit if per_bit and self.expected_per_trial else None
 
     @property
     def series(self) -> str:
@@ -58,6 +66,8 @@ class RunInfo:
     """Prompts."""
     trials_per_cell: int
     """Planned n of every cell."""
+    per_prompt: int
+    """Trials per prompt and cell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +109,7 @@ def _campaign(store: RunStore, plan: Mapping[str, Any], recorded: int) -> Campai
         planned=int(plan["trials"]),
         requests=len(prompts),
         trials_per_cell=len(prompts) * int(spec["trials"]["per_prompt"]),
+        per_prompt=int(spec["trials"]["per_prompt"]),
     )
     estimates = _estimates(store)
     cells = []
@@ -113,6 +124,7 @@ def _campaign(store: RunStore, plan: Mapping[str, Any], recorded: int) -> Campai
                 fault=dict(fault),
                 expected_per_trial=estimate.get("expected_flips_per_trial"),
                 dose=estimate.get("dose"),
+                experiment=str(cell["experiment"]),
             )
         )
     return Campaign(run, tuple(cells), prompts)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kvspec.score.cells import CellPlan, RunInfo
-from kvspec.stats.intervals import Proportion
+from kvspec.stats.dose import DoseFit
+from kvspec.stats.intervals import Difference, Proportion, Ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,24 @@ class Flips:
     """By the estimate, for as many trials as finished; `None` without an estimate."""
     planned: int
     landed: int
+    trials: int
+    """The finished trials."""
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """A cell against the controls of the run. Values are `None` where either side is missing."""
+
+    difference: Difference | None = None
+    """Accuracy of the cell less that of all controls (Newcombe 1998)."""
+    p: float | None = None
+    """One-sided p of an accuracy below that of the controls: exact conditional test with prompts as strata."""
+    p_holm: float | None = None
+    """The same, adjusted over all cells of the run."""
+    clustered: tuple[float, float] | None = None
+    """95 % interval of the accuracy with prompts as clusters, never narrower than Wilson's; `None` below 2 prompts."""
+    prompts: int = 0
+    """Different prompts with a scored trial."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +89,10 @@ class CellScore:
     preempted: int
     """Scored or not: trials whose request lost its cache at least once."""
     below_floor: bool | None
-    """Whether the interval of `exact_match` lies below that of the floor; `None` if either is missing."""
+    """Whether accuracy is shown to lie below that of the controls (`effect.p_holm` below 0.05); `None`: no test."""
+    single_flip: Proportion
+    """Trials with a visible effect, sdc or due, of the finished ones in which exactly one flip landed."""
+    effect: Effect = Effect()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +113,73 @@ class Trend:
     def monotone(self) -> bool:
         """No neighbour contradicts a fall."""
         return not self.rises
+
+
+@dataclass(frozen=True, slots=True)
+class PairTest:
+    """Two cells that share their draws (common random numbers), compared trial by trial."""
+
+    first: int
+    second: int
+    """Indices of the cells; they differ in their selector only."""
+    pairs: int
+    """Trials that are scored in both."""
+    only_first: int
+    """Trials that equal golden in the first cell only."""
+    only_second: int
+    difference: Difference
+    """Accuracy of the second less that of the first (Bonett & Price 2012)."""
+    sensitivity: Ratio | None
+    """Share of failures in the second over that in the first (Bonett & Price 2006); `None` without a failure."""
+    p: float
+    """McNemar's exact test, two-sided."""
+    p_holm: float
+    """The same, adjusted over all pairs of the run."""
+
+
+Dose = Literal["rate", "expected", "landed"]
+"""Declared rate in its unit, expected flips per request, or landed flips per request."""
+
+
+@dataclass(frozen=True, slots=True)
+class DoseResponse:
+    """The curve of a series of cells over one dose."""
+
+    label: str
+    cells: tuple[int, ...]
+    """The cells of the series, by rising rate."""
+    dose: Dose
+    fit: DoseFit
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure with the 95 % interval of what it was scaled from."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Vulnerability:
+    """How often a single flip shows, and what that makes of a raw failure rate.
+
+    AVF, the architectural vulnerability factor (Mukherjee et al. 2003), is estimated as P(sdc or due | one flip), over
+    the trials of the series in which exactly one flip landed. FIT counts failures per 1e9 hours.
+    """
+
+    cells: tuple[int, ...]
+    """The cells of the series that have such trials."""
+    avf: Proportion
+    mbit: float | None
+    """Mbit (2^20 bits) of one request's cache that the fault may touch; `None` without an estimate."""
+    fit_per_raw_fit: Estimate | None
+    """AVF x Mbit: visible failures of one request's cache, kept full, per raw FIT/Mbit of the memory."""
+    raw_fit_per_mbit: tuple[float, ...]
+    """The raw rates that the spec declares; empty in other units than `fit`."""
+    fit: tuple[Estimate, ...]
+    """FIT at each of them: raw FIT/Mbit x Mbit x AVF."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +209,11 @@ class Scores:
     floor: Floor
     cells: tuple[CellScore, ...]
     trends: tuple[Trend, ...]
+    pairs: tuple[PairTest, ...]
+    dose_responses: tuple[DoseResponse, ...]
+    vulnerabilities: tuple[Vulnerability, ...]
+    design_effect: float
+    """Variance between prompts over that of independent trials, at least 1: it widens the intervals of EC50."""
     samples: tuple[Sample, ...]
     verdict: tuple[str, ...]
     """Sentences that follow from the numbers, the most important first."""

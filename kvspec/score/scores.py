@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from numpy.typing import NDArray
 from kvspec.errors import RecordsError
 from kvspec.records import RunStore
 from kvspec.score.cells import Campaign, CellPlan, read_campaign
+from kvspec.score.effects import dose_responses, pair_tests, vulnerabilities, with_effects
 from kvspec.score.golden import Golden, read_golden
+from kvspec.score.grid import Grid
 from kvspec.score.model import CellScore, Flips, Floor, Scores
-from kvspec.score.outcome import INVALID, OUTCOMES, REASONS, UNSCORED
+from kvspec.score.outcome import INVALID, MASKED, OUTCOMES, REASONS, UNSCORED
 from kvspec.score.samples import Samples
 from kvspec.score.trend import trends
 from kvspec.score.trials import ABSENT, DRIFTS, FAULT, GOLDEN_REPEAT, NULL, UNKNOWN, TrialScores, iter_trials
@@ -36,17 +39,23 @@ def score_run(path: Path | str) -> Scores:
         totals.add(batch)
     totals.require_unique()
     floor = totals.floor(golden)
-    cells = tuple(totals.cell(cell, floor) for cell in campaign.cells)
+    plain = tuple(totals.cell(cell) for cell in campaign.cells)
+    cells, inflation = with_effects(plain, floor, totals.grid)
     trend = trends(cells)
-    return Scores(
+    scores = Scores(
         run=campaign.run,
         floor=floor,
         cells=cells,
         trends=trend,
+        pairs=pair_tests(cells, totals.grid),
+        dose_responses=dose_responses(trend, cells, floor, inflation),
+        vulnerabilities=vulnerabilities(cells),
+        design_effect=inflation,
         samples=totals.samples.finish(campaign, golden),
-        verdict=verdict(floor, cells, trend),
-        warnings=warnings(campaign.run, floor, cells),
+        verdict=(),
+        warnings=(),
     )
+    return replace(scores, verdict=verdict(scores), warnings=warnings(scores))
 
 
 def open_campaign(store: RunStore) -> tuple[Campaign, Golden]:
@@ -88,12 +97,15 @@ class Totals:
         self._divergence: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
         self._controls = np.zeros((4, 3), np.int64)
         """Per kind: scored, identical, invalid."""
+        self._single = np.zeros((cells, 2), np.int64)
+        """Finished trials with one flip: with a visible effect, and all."""
         self._keys: list[NDArray[np.uint64]] = []
+        self.grid = Grid(cells, campaign.prompts, campaign.run.per_prompt)
         self.samples = Samples()
 
     def add(self, batch: TrialScores) -> None:
         """Take a batch in. Raises KVS505 for a trial that is not in the plan."""
-        self._require_planned(batch)
+        trial = self._require_planned(batch)
         scored = (batch.outcome != INVALID) & (batch.outcome != UNSCORED)
         for kind in (GOLDEN_REPEAT, NULL):
             mine = batch.kind == kind
@@ -102,6 +114,7 @@ class Totals:
             flipped = batch.landed + batch.planned > 0
             counts = (mine & scored & ~flipped, mine & exact & ~flipped, mine & (invalid | flipped))
             self._controls[kind] += [int(np.count_nonzero(part)) for part in counts]
+            self.grid.add_controls(batch.request[counts[0]], batch.exact[counts[0]])
         self._controls[0, 2] += int(np.count_nonzero((batch.kind == 0) & (batch.landed + batch.planned > 0)))
         fault = batch.kind == FAULT
         cell = batch.cell
@@ -118,6 +131,11 @@ class Totals:
         self._ended += np.bincount(cell[ended], minlength=len(self._ended))
         for column, flips in enumerate((batch.planned, batch.landed)):
             np.add.at(self._flips[:, column], cell[ended], flips[ended].astype(np.int64))
+        self.grid.add(batch, fault & scored, trial)
+        single = ended & scored & (batch.landed == 1)
+        visible = single & (batch.outcome != MASKED)
+        for column, rows in enumerate((visible, single)):
+            self._single[:, column] += np.bincount(cell[rows], minlength=len(self._single))
         drifted = fault & scored & ~batch.crash
         self._drift_n += np.bincount(cell[drifted], minlength=len(self._drift_n))
         for column, name in enumerate(MEANS):
@@ -126,18 +144,20 @@ class Totals:
         self._divergence.append((cell[diverged], batch.drift["first_divergence"][diverged].astype(np.int32)))
         self.samples.add(batch, drifted & ~batch.exact)
 
-    def _require_planned(self, batch: TrialScores) -> None:
+    def _require_planned(self, batch: TrialScores) -> NDArray[np.uint32]:
+        """Numbers of the trials; raises KVS505 for one that the plan does not have."""
         cells, requests = len(self._campaign.cells), self._campaign.run.requests
         fault = batch.kind == FAULT
         wrong = (batch.kind == UNKNOWN) | (batch.request >= requests)
-        wrong |= fault & ((batch.cell < 0) | (batch.cell >= cells))
+        number: NDArray[np.uint32] = batch.batch.column("trial").to_numpy(zero_copy_only=False).astype(np.uint32)
+        wrong |= fault & ((batch.cell < 0) | (batch.cell >= cells) | (number >= self._campaign.run.per_prompt))
         if wrong.any():
             name = batch.batch.column("trial_id")[int(np.argmax(wrong))].as_py()
             raise RecordsError.one("KVS505", f"trial `{name}` is not in the plan of `{self._campaign.run.path}`")
-        number = batch.batch.column("trial").to_numpy(zero_copy_only=False).astype(np.uint64)
         place = batch.kind.astype(np.uint64) * np.uint64(cells + 1) + (batch.cell + 1).astype(np.uint64)
         place = place * np.uint64(requests) + batch.request.astype(np.uint64)
-        self._keys.append((place << np.uint64(32)) | number)
+        self._keys.append((place << np.uint64(32)) | number.astype(np.uint64))
+        return number
 
     def require_unique(self) -> None:
         """Raise KVS505 if a trial was recorded twice: it would count twice."""
@@ -160,8 +180,8 @@ class Totals:
             missing_golden=missing,
         )
 
-    def cell(self, plan: CellPlan, floor: Floor) -> CellScore:
-        """Score of one cell."""
+    def cell(self, plan: CellPlan) -> CellScore:
+        """Score of one cell, its effect apart."""
         c = plan.index
         outcome = dict(zip(OUTCOMES, self._outcome[c].tolist(), strict=True))
         invalid, unscored = outcome.pop("invalid"), outcome.pop("unscored")
@@ -179,25 +199,20 @@ class Totals:
             exact_match=exact,
             drift_means={name: total / finished if finished else None for name, total in sums.items()},
             first_divergence_median=float(np.median(values)) if values.size else None,
-            flips=Flips(expected, *self._flips[c].tolist()),
+            flips=Flips(expected, int(self._flips[c, 0]), int(self._flips[c, 1]), int(self._ended[c])),
             outcome=outcome,
             due_reasons={name: reasons[name] for name in REASONS if name},
             status={"ok": n - crash, "crash": crash},
             invalid=invalid,
             unscored=unscored,
             preempted=int(self._preempted[c]),
-            below_floor=_below(exact, floor.combined),
+            below_floor=None,
+            single_flip=Proportion.of(*self._single[c].tolist()),
         )
 
 
 def _proportion(counts: NDArray[np.int64]) -> Proportion:
     return Proportion.of(int(counts[1]), int(counts[0]))
-
-
-def _below(cell: Proportion, floor: Proportion) -> bool | None:
-    if cell.high is None or floor.low is None:
-        return None
-    return cell.high < floor.low
 
 
 def score_trials(path: Path | str) -> tuple[Campaign, Iterable[TrialScores]]:

@@ -4,17 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvspec.score.cells import RunInfo
-from kvspec.score.model import CellScore, Floor, Trend
+from kvspec.score.model import CellScore, DoseResponse, Floor, PairTest, Scores, Trend, Vulnerability
+from kvspec.stats.exact import ALPHA
+
+FEW_PROMPTS = 10
+"""With fewer of them, how much prompts differ is hardly known."""
+LARGE_DESIGN_EFFECT = 1.5
 
 
-def verdict(floor: Floor, cells: Sequence[CellScore], trends: Sequence[Trend]) -> tuple[str, ...]:
+def verdict(scores: Scores) -> tuple[str, ...]:
     """What the run shows, the most important first."""
-    return (*_soundness(floor, cells), _floor(floor), *_effects(cells), *(_dose(t, cells) for t in trends))
+    floor, cells = scores.floor, scores.cells
+    halves = {found.cells: found for found in scores.dose_responses if found.dose == "rate"}
+    flips = {found.cells: found for found in scores.dose_responses if found.dose == "expected"}
+    doses = []
+    for trend in scores.trends:
+        doses.append(_dose(trend, cells))
+        if half := halves.get(trend.cells):
+            doses.append(_half(half, flips.get(trend.cells), cells))
+    return (
+        *_soundness(floor, cells),
+        _floor(floor),
+        *_effects(cells),
+        *doses,
+        *_pairs(scores.pairs, cells),
+        *(_vulnerable(found, cells) for found in scores.vulnerabilities),
+    )
 
 
-def warnings(run: RunInfo, floor: Floor, cells: Sequence[CellScore]) -> tuple[str, ...]:
+def warnings(scores: Scores) -> tuple[str, ...]:
     """What limits the verdict."""
+    run, floor, cells = scores.run, scores.floor, scores.cells
     found: list[str] = []
     if run.recorded < run.planned:
         found.append(f"the run is partial: {run.recorded:,} of {run.planned:,} trials ({run.status})")
@@ -26,6 +46,13 @@ def warnings(run: RunInfo, floor: Floor, cells: Sequence[CellScore]) -> tuple[st
         )
     if floor.missing_golden:
         found.append(f"{floor.missing_golden:,} of {run.requests:,} requests have no golden trial yet")
+    prompts = max((cell.effect.prompts for cell in cells), default=0)
+    if scores.design_effect > LARGE_DESIGN_EFFECT:
+        few = f", as far as {_count(prompts, 'prompt')} can tell" if prompts < FEW_PROMPTS else ""
+        found.append(
+            f"trials of one prompt are alike: the variance is {scores.design_effect:.1f} times that of independent "
+            f"trials{few}; Wilson intervals are too narrow for other prompts than these (clustered ones: JSON)"
+        )
     for cell in cells:
         found += _cell_warnings(cell, run.trials_per_cell)
     return tuple(found)
@@ -80,7 +107,7 @@ def _effects(cells: Sequence[CellScore]) -> list[str]:
     within = [cell.plan.name for cell in measured if not cell.below_floor]
     said = []
     if below:
-        said.append(f"Accuracy lies below the floor (95 % intervals apart) in {_of(below, measured)}.")
+        said.append(f"Accuracy lies below the floor (exact test within prompts, Holm) in {_of(below, measured)}.")
     if within:
         said.append(f"Not distinguishable from the floor: {_of(within, measured)}.")
     return said
@@ -98,6 +125,57 @@ def _dose(trend: Trend, cells: Sequence[CellScore]) -> str:
     if trend.p_falls < 0.05:
         return f"{trend.label}: accuracy falls with the rate, {span} ({test}); no step rises (Fisher, Holm)."
     return f"{trend.label}: no fall with the rate is shown, {span} ({test})."
+
+
+def _half(rate: DoseResponse, flips: DoseResponse | None, cells: Sequence[CellScore]) -> str:
+    unit = str(cells[rate.cells[0]].plan.fault["rate"]["unit"]).removeprefix("per_")
+    unit = " FIT/Mbit" if unit == "fit" else f"/{unit}"
+    fit = rate.fit
+    if fit.ec50 is None:
+        ends = [f"above {fit.low:.2g}{unit}"] if fit.low is not None else []
+        ends += [f"below {fit.high:.2g}{unit}"] if fit.high is not None else []
+        where = " and ".join(ends) or "not bounded by them"
+        return f"{rate.label}: half of the effect (EC50) lies outside the rates measured: {where}."
+    span = f"{_end(fit.low)} to {_end(fit.high)}"
+    text = f"{rate.label}: half of the effect at {fit.ec50:.2g}{unit} (EC50, 95 % interval {span})"
+    if flips is not None and flips.fit.ec50 is not None:
+        text += f", {flips.fit.ec50:.2g} expected flips a request"
+    if fit.p_fit is not None and fit.p_fit < ALPHA:
+        text += f"; the curve fits badly ({_p(fit.p_fit)})"
+    return f"{text}."
+
+
+def _end(value: float | None) -> str:
+    return "open" if value is None else f"{value:.2g}"
+
+
+def _pairs(pairs: Sequence[PairTest], cells: Sequence[CellScore]) -> list[str]:
+    if not pairs:
+        return []
+    apart = [pair for pair in pairs if pair.p_holm < ALPHA]
+    if not apart:
+        return [f"Same faults, other sites: none of {_count(len(pairs), 'pair')} of cells differs (McNemar, Holm)."]
+    said = _list(
+        f"{cells[pair.second].plan.name} {pair.difference.value:+.1%} against {cells[pair.first].plan.name}"
+        for pair in sorted(apart, key=lambda pair: pair.p)
+    )
+    return [f"Same faults, other sites: {len(apart)} of {_count(len(pairs), 'pair')} differ (McNemar, Holm): {said}."]
+
+
+def _vulnerable(found: Vulnerability, cells: Sequence[CellScore]) -> str:
+    avf = found.avf
+    assert avf.low is not None
+    assert avf.high is not None
+    name = cells[found.cells[0]].plan.fault["name"]
+    text = (
+        f"{name}: of {_count(avf.n, 'trial')} with a single flip, {avf.rate or 0:.2%} show it "
+        f"(AVF, {avf.low:.2%} to {avf.high:.2%})"
+    )
+    if found.fit:
+        low, high = found.fit[0], found.fit[-1]
+        span = f"{low.value:.3g}" if low == high else f"{low.value:.3g} to {high.value:.3g}"
+        text += f"; {span} FIT for the cache of one request"
+    return f"{text}."
 
 
 def _p(p: float) -> str:

@@ -159,7 +159,7 @@ class _Model:
         return float(-(self.k * np.log(p) + (self.n - self.k) * np.log1p(-p)).sum())
 
     def _minimum(self, starts: Sequence[Floats], middle: tuple[float, float], floor: float) -> tuple[float, Floats]:
-        bounds = [middle, (log(STEEPNESS[0]), log(STEEPNESS[1])), (EDGE, 1 - EDGE), (0.0, floor)]
+        bounds = [middle, (log(STEEPNESS[0]), log(STEEPNESS[1])), (EDGE, 1.0), (0.0, floor)]
         found = [minimize(self.loss, start, jac=True, method="L-BFGS-B", bounds=bounds) for start in starts]
         best = min(found, key=lambda one: float(one.fun))
         return float(best.fun), np.asarray(best.x)
@@ -167,7 +167,7 @@ class _Model:
     def best(self, floor: float) -> Floats:
         """The maximum likelihood estimate with c / u up to `floor`, from starts between neighbouring doses."""
         share = self.k / self.n
-        top = min(max(float(share.max()), 0.01), 1 - EDGE)
+        top = max(float(share.max()), 0.01)
         ratio = float(share.min()) / top
         edges = np.unique(self.x[np.isfinite(self.x)])
         middles = (edges[:-1] + edges[1:]) / 2

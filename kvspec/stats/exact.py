@@ -83,6 +83,9 @@ def _few(x1: Counts, n1: Counts, x2: Counts, n2: Counts) -> float:
     seen = int(x1.sum() - least.sum())
     if seen > EXACT_UP_TO:
         return _few_normal(int(x1.sum()), n1, marked, total)
+    if seen == 0:
+        log_p = _log_choose(n1, least) + _log_choose(n2, marked - least) - _log_choose(total, marked)
+        return float(min(1.0, np.exp(log_p.sum())))
     alive = np.ones(1)
     for low, n, other, m in zip(least.tolist(), n1.tolist(), n2.tolist(), marked.tolist(), strict=True):
         k = np.arange(low, min(n, m, low + seen) + 1)
@@ -99,7 +102,7 @@ def _few_normal(seen: int, n1: Counts, marked: Counts, total: Counts) -> float:
     return NormalDist().cdf((seen + 0.5 - mean) / np.sqrt(variance)) if variance > 0 else 1.0
 
 
-def _log_choose(n: int, k: NDArray[np.int64]) -> NDArray[np.float64]:
+def _log_choose(n: int | Counts, k: Counts) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore"):
         result: NDArray[np.float64] = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
     return np.where((k < 0) | (k > n), -np.inf, result)
