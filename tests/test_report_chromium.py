@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from kvspec.plan import Trial
+from kvspec.records import Record
 from kvspec.report.html import html_report
 from tests.chromium import Chromium, find_chromium
 from tests.run_folders import in_cell, make_plan, nonfinite, sdc, write_run
@@ -18,11 +20,17 @@ pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium on 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of a run with 18 cells, mismatches in two of them."""
+    """The page of a run with 18 cells, mismatches in five of them."""
     folder = tmp_path_factory.mktemp("page")
     plan = make_plan([10.0**-e for e in range(1, 18)], per_prompt=5)
-    first, second = in_cell(1, 4, sdc), in_cell(2, 3, nonfinite)
-    run = write_run(folder / "run", plan, lambda t, r: second(t, first(t, r)), expected=dict.fromkeys(range(18), 0.5))
+    changes = [in_cell(1, 4, sdc), in_cell(2, 3, nonfinite), *(in_cell(cell, 1, sdc) for cell in (4, 5, 6))]
+
+    def change(trial: Trial, record: Record) -> Record:
+        for one in changes:
+            record = one(trial, record)
+        return record
+
+    run = write_run(folder / "run", plan, change, expected=dict.fromkeys(range(18), 0.5))
     page = folder / "report.html"
     page.write_text(html_report(run), encoding="utf-8")
     return page
@@ -125,10 +133,19 @@ def test_dark_mode_and_print_repaint_the_charts(page: Chromium) -> None:
     page.run("document.querySelector('#theme').click()")
 
 
+LEGENDS = """[...document.querySelectorAll('.chart svg')].every(svg =>
+    [...svg.querySelectorAll('.role-legend-label text')].every(label => {
+        const [inner, outer] = [label.getBoundingClientRect(), svg.getBoundingClientRect()];
+        return inner.right <= outer.right && inner.top >= outer.top - 2;
+    }))"""
+"""No legend is cut off."""
+
+
 @pytest.mark.parametrize("width", [360, 768, 1280, 1920])
 def test_no_width_makes_the_page_scroll_sideways(page: Chromium, width: int) -> None:
     page.size(width, 800)
     page.wait("document.documentElement.scrollWidth <= innerWidth")
+    page.wait(LEGENDS)
 
 
 def test_it_prints(page: Chromium, tmp_path: Path) -> None:

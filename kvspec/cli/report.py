@@ -1,4 +1,4 @@
-"""`kvspec report`: a run folder in words, JSON, LaTeX, HTML or plots."""
+"""`kvspec report`: a run folder in words, as a table for other tools, as a page, or as plots."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ PAGE = "report.html"
 @click.option(
     "--format",
     "output",
-    type=click.Choice(["text", "json", "latex"]),
+    type=click.Choice(["text", "json", "latex", "csv", "parquet"]),
     default=None,
-    help="Form of the report. Default: text, or nothing beside --html and --plots.",
+    help="Form of the report: all of it as text or json, its table of cells as latex, csv or parquet. Default: text, "
+    "or nothing beside --html and --plots.",
 )
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file instead.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file instead. Required for parquet."
+)
 @click.option(
     "--html",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -48,19 +51,21 @@ def command(folder: Path, output: str | None, out: Path | None, html: Path | Non
     \b
     Exit codes: 0 done, 1 flips did not land as planned, 2 the folder cannot be read or scored.
     """
-    from kvspec.report import print_report, render
+    from kvspec.report import print_report, render_bytes
     from kvspec.score import score_run
 
+    if output == "parquet" and out is None:
+        raise click.UsageError("--format parquet needs --out FILE")
     if html is not None:
-        _say(html, write_html(folder, html))
+        say_written(html, write_html(folder, html))
     if plots is not None:
         write_plots(folder, plots)
     if out is not None:
         from kvspec.cli.files import write_output
 
         scores = score_run(folder)
-        text = render(scores, output or "text")
-        write_output(out, lambda file: file.write(text.encode()))
+        content = render_bytes(scores, output or "text")
+        write_output(out, lambda file: file.write(content))
     elif output is None and (html or plots):
         scores = score_run(folder)
     else:
@@ -92,7 +97,7 @@ def write_plots(folder: Path, target: Path) -> None:
             _make(target)
             made = True
         write(name, content)
-        _say(target / name, len(content))
+        say_written(target / name, len(content))
     if not made:
         click.echo("kvspec: nothing was scored, so there is no plot", err=True)
 
@@ -123,5 +128,6 @@ def _make(folder: Path) -> None:
         raise RecordsError.one("KVS501", f"cannot make `{folder}`: {error.strerror or error}") from error
 
 
-def _say(file: Path, size: int) -> None:
+def say_written(file: Path, size: int) -> None:
+    """Tell people, on standard error, what was written where."""
     click.echo(f"kvspec: wrote {file} ({max(1, round(size / 1000)):,} kB)", err=True)

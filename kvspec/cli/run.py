@@ -20,7 +20,8 @@ import click
     show_default=True,
     help="Form of the report on standard output.",
 )
-def command(spec: Path, out: Path | None, overrides: tuple[str, ...], quiet: bool, output: str) -> int:
+@click.option("--html", is_flag=True, help="Also leave the page `report.html` in the run folder (2 to 3 s more).")
+def command(spec: Path, out: Path | None, overrides: tuple[str, ...], quiet: bool, output: str, html: bool) -> int:
     """Run the campaign that SPEC declares, and report it.
 
     Every trial of every cell, the golden runs and the null controls go through one vLLM engine in one continuous
@@ -29,7 +30,7 @@ def command(spec: Path, out: Path | None, overrides: tuple[str, ...], quiet: boo
 
     \b
     Examples:
-      kvspec run specs/quickstart.yaml
+      kvspec run specs/quickstart.yaml --html
       kvspec run specs/gpt2_bitrot.yaml --set model.id=bundled:smollm2
       kvspec run my.yaml --set trials=20 --set seed=7 --out runs/more
 
@@ -53,6 +54,8 @@ def command(spec: Path, out: Path | None, overrides: tuple[str, ...], quiet: boo
     with CampaignProgress(quiet=quiet) as progress:
         outcome = run_campaign(plan, folder, progress)
     print_report(outcome.store_path, output)
+    if html:
+        leave_page(outcome.store_path)
     if outcome.not_landed:
         raise EngineError.one(
             "KVS404",
@@ -61,6 +64,20 @@ def command(spec: Path, out: Path | None, overrides: tuple[str, ...], quiet: boo
             hint="these trials are marked in the records and left out of every figure: please report it",
         )
     return 0
+
+
+def leave_page(folder: Path) -> None:
+    """Write the page of a run into its folder and say where it is. Whatever fails here must not spoil the run."""
+    from kvspec.cli.report import PAGE, say_written, write_html
+
+    page = folder / PAGE
+    try:
+        size = write_html(folder)
+    except Exception as error:  # the run is done and reported; only the page is missing
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        click.echo(f"kvspec: no page was written ({reason}); later: kvspec report {folder} --html {page}", err=True)
+    else:
+        say_written(page, size)
 
 
 def default_folder(name: str, digest: str) -> Path:

@@ -4,8 +4,8 @@ What needs jinja2 or vl-convert (`report.html`, `report.plots`) is imported only
 """
 
 from kvspec.report.json_report import to_json
-from kvspec.report.output import FORMATS, print_report, render
+from kvspec.report.output import FORMATS, print_report, render, render_bytes
 from kvspec.report.result import Result
 from kvspec.report.text import render_text
 
-__all__ = ["FORMATS", "Result", "print_report", "render", "render_text", "to_json"]
+__all__ = ["FORMATS", "Result", "print_report", "render", "render_bytes", "render_text", "to_json"]

@@ -404,9 +404,12 @@ def spread(items: Sequence[T], most: int) -> list[T]:
     return [items[round(i * step)] for i in range(most)]
 
 
-def legend_columns(labels: Sequence[str]) -> int:
-    """Columns of a legend above a chart, such that no label is cut on a wide screen."""
-    return max(1, min(4, 130 // (max(map(len, labels), default=1) + 6)))
+def legend_columns(labels: Sequence[str]) -> Spec:
+    """Columns of a legend above a chart, by the width that the chart gets, such that no label is cut."""
+    pixels = 40 + 7 * max(map(len, labels), default=1)
+    # Not by `width` alone: that shrinks to make room for the legend it would decide on.
+    room = "(isFinite(containerSize()[0]) ? containerSize()[0] - 60 : width)"
+    return {"expr": f"max(1, min(4, floor({room} / {pixels})))"}
 
 
 def _labels(cells: Sequence[CellScore], limits: Limits) -> list[str]:

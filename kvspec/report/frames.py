@@ -1,11 +1,14 @@
-"""Cells and trials as columns, for data frames."""
+"""Cells and trials as columns, for data frames and files."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 
 from kvspec.score import CellScore, Scores, score_trials
 from kvspec.score.trials import to_table
@@ -15,6 +18,20 @@ def cell_table(scores: Scores) -> pa.Table:
     """One row per cell. Values that do not exist are null."""
     rows = [_row(cell) for cell in scores.cells]
     return pa.Table.from_pylist(rows, _SCHEMA)
+
+
+def to_csv(scores: Scores) -> str:
+    """The cells as CSV with a header; what does not exist is empty."""
+    stream = io.BytesIO()
+    pa_csv.write_csv(cell_table(scores), stream)
+    return stream.getvalue().decode()
+
+
+def to_parquet(scores: Scores) -> bytes:
+    """The cells as a Parquet file."""
+    stream = io.BytesIO()
+    pq.write_table(cell_table(scores), stream, compression="zstd")
+    return stream.getvalue()
 
 
 def trial_table(path: Path | str) -> pa.Table:

@@ -101,7 +101,9 @@ def _chart(kind: str, word: str, number: int, squares: list[_Square], palette: P
         "y": {"field": "b", "type": "ordinal", "sort": bits, "title": "Bit"},
     }
     scale = {"type": "quantize", "domain": [0, 1], "range": list(palette.heat)}
-    legend = {"title": "Accuracy", "format": ".0%", "orient": "right"}
+    written = len(squares) <= 640
+    # Beside a few rows that carry their numbers, a legend is larger than the map.
+    legend = None if written and len(bits) < 8 else {"title": "Accuracy", "format": ".0%", "orient": "right"}
     ink = {"condition": {"test": "datum.v < 0.43", "value": palette.heat_ink[0]}, "value": palette.heat_ink[1]}
     layers: list[Spec] = [
         {
@@ -112,7 +114,7 @@ def _chart(kind: str, word: str, number: int, squares: list[_Square], palette: P
             },
         }
     ]
-    if len(squares) <= 640:
+    if written:
         layers.append({"mark": {"type": "text", "fontSize": 11}, "encoding": {"text": {"field": "p"}, "color": ink}})
 
     def column(other: str) -> str:

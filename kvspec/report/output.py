@@ -1,4 +1,4 @@
-"""Where a report goes: standard output, as text, JSON or LaTeX."""
+"""Where a report goes: standard output or a file, as text, JSON, LaTeX, CSV or Parquet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from kvspec.report.json_report import to_json
 from kvspec.report.text import render_text
 from kvspec.score import Scores, score_run
 
-FORMATS = ("text", "json", "latex")
+FORMATS = ("text", "json", "latex", "csv")
+"""Forms that are text. Parquet is bytes, and a file of its own: `render_bytes`."""
 
 
 def render(scores: Scores, output: str, *, width: int | None = None, colour: bool = False) -> str:
@@ -24,7 +25,20 @@ def render(scores: Scores, output: str, *, width: int | None = None, colour: boo
         from kvspec.report.latex import to_latex
 
         return to_latex(scores)
+    if output == "csv":
+        from kvspec.report.frames import to_csv
+
+        return to_csv(scores)
     return render_text(scores, width=width, colour=colour)
+
+
+def render_bytes(scores: Scores, output: str) -> bytes:
+    """The report as a file: one of `FORMATS` in UTF-8, or `parquet`."""
+    if output == "parquet":
+        from kvspec.report.frames import to_parquet
+
+        return to_parquet(scores)
+    return render(scores, output).encode()
 
 
 def print_report(path: Path | str, output: str = "text", stream: TextIO | None = None) -> Scores:

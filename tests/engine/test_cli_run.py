@@ -31,12 +31,14 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("quickstart") / "run"
     done = kvspec(
         "run", "specs/quickstart.yaml", "--out", str(out),
-        "--set", "trials=2", "--set", "generation.max_tokens=12",
+        "--set", "trials=2", "--set", "generation.max_tokens=12", "--html",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "BitRot[1e-08]" in done.stdout
     assert "Verdict" in done.stdout
     assert "Traceback" not in done.stderr
+    assert f"wrote {out / 'report.html'}" in done.stderr
+    assert (out / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     return out
 
 
@@ -71,7 +73,7 @@ def test_running_again_does_nothing_and_reports_the_same(quickstart: Path) -> No
     before = sorted(p.name for p in (quickstart / "parts").iterdir())
     done = kvspec(
         "run", "specs/quickstart.yaml", "--out", str(quickstart),
-        "--set", "trials=2", "--set", "generation.max_tokens=12",
+        "--set", "trials=2", "--set", "generation.max_tokens=12", "--html",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in (quickstart / "parts").iterdir()) == before
