@@ -186,6 +186,19 @@ def test_a_lone_surrogate_is_refused(side, text):
         score(golden, faulty)
 
 
+class Boaster(str):
+    """Claims a length that it does not have."""
+
+    def __len__(self) -> int:
+        return 4
+
+
+def test_a_text_is_not_believed_about_its_length():
+    columns = score([Boaster("\u00e9\u00e8"), Boaster("abcd")], [Boaster("\u00e8\u00e9"), Boaster("ab")])
+    assert columns["drift"].tolist() == [2, 2]
+    assert columns["edit_distance"].tolist() == [2, 2]
+
+
 def test_a_single_golden_serves_all():
     columns = score("the cat sat", ["the cat sat", "the bat sat!", ""])
     assert columns["drift"].tolist() == [0, 2, 11]

@@ -3,7 +3,7 @@
 #![expect(clippy::cast_possible_wrap, reason = "lengths of test rows")]
 
 use kvspec_core::drift::{
-    DetailOptions, Error, Options, Ragged, common_prefix, common_suffix, detail_texts,
+    DetailOptions, Error, Options, Ragged, Text, common_prefix, common_suffix, detail_texts,
     detail_tokens, edit_distance, edit_distance_within, first_divergence, indel_distance,
     lcs_length, mismatches, positional, score_texts, score_tokens,
 };
@@ -176,8 +176,8 @@ proptest! {
 
     #[test]
     fn texts_are_compared_by_code_point(rows in prop::collection::vec((".{0,40}", ".{0,40}"), 0..12)) {
-        let golden: Vec<&str> = rows.iter().map(|(a, _)| a.as_str()).collect();
-        let texts: Vec<&str> = rows.iter().map(|(_, b)| b.as_str()).collect();
+        let golden: Vec<Text<'_>> = rows.iter().map(|(a, _)| a.as_str().into()).collect();
+        let texts: Vec<Text<'_>> = rows.iter().map(|(_, b)| b.as_str().into()).collect();
         let index: Vec<u32> = (0..rows.len() as u32).collect();
         let found = score_texts(&golden, &texts, &index, Options::default()).expect("valid");
         let details = detail_texts(&golden, &texts, &index, DetailOptions::default()).expect("valid");

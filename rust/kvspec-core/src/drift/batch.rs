@@ -2,12 +2,13 @@
 
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use pulp::{Arch, NullaryFnOnce};
 
-use super::levenshtein::{Job, Scratch, solve, trim};
+use super::levenshtein::{Job, solve, trim};
 use super::prefix::{common_prefix, mismatches};
-use super::ragged::{Error, LONGEST, Ragged, check_index};
+use super::ragged::{Error, Ragged, check_index};
 use super::symbol::Symbol;
 
 /// How a batch is scored.
@@ -72,81 +73,37 @@ pub fn score_tokens(
 ) -> Result<Columns, Error> {
     check_index(golden_index, golden.len(), trials.len())?;
     let pair = |row: usize| (golden.row(golden_index[row] as usize), trials.row(row));
-    score_rows(trials.len(), pair, options)
+    Ok(score_rows(trials.len(), pair, options))
 }
 
 /// Rows that one task takes: enough to fill lanes with pairs of like size, few enough to stay in the second-level cache.
 pub(super) const TASK_ROWS: usize = 1024;
 
-/// Symbols from which a second thread pays for its start.
-const PARALLEL_SYMBOLS: usize = 1 << 20;
-
-/// 64-row cells (see `Job::cost`) from which a second thread pays for its start, two to four milliseconds.
-const PARALLEL_COST: usize = 1 << 23;
-
 /// Scores `rows` pairs given by a function.
-///
-/// # Errors
-/// If a sequence is too long.
-pub fn score_rows<'a, T: Symbol>(
+pub(super) fn score_rows<'a, T: Symbol>(
     rows: usize,
     pair: impl Fn(usize) -> (&'a [T], &'a [T]) + Sync,
     options: Options,
-) -> Result<Columns, Error> {
-    let symbols = count_symbols(rows, &pair)?;
+) -> Columns {
     let arch = Arch::new();
     let mut columns = Columns::new(rows, options);
-    let mut parts: Vec<Part<'_>> = split(&mut columns, TASK_ROWS);
     let threads = threads(options.threads);
-    if symbols >= PARALLEL_SYMBOLS && parts.len() >= 2 * threads {
-        share(&mut parts, threads, |part, scratch: &mut Scratch<T>| {
-            let mut jobs = compare(arch, part, &pair, options);
-            solve(arch, &mut jobs, options.limit as usize, scratch);
-            store(part, &jobs);
-        });
+    // Of many rows each thread takes some through all steps. Of few, the threads share the edit distances, once it is
+    // known which pairs need one.
+    let (size, inner) = if rows >= 2 * threads * TASK_ROWS {
+        (TASK_ROWS, 1)
     } else {
-        let mut all: Vec<Vec<Job<'a, T>>> = parts
-            .iter_mut()
-            .map(|part| compare(arch, part, &pair, options))
-            .collect();
-        let cost: usize = all.iter().flatten().map(Job::cost).sum();
-        let mut tasks: Vec<&mut [Job<'a, T>]> = Vec::new();
-        let threads = if cost < PARALLEL_COST { 1 } else { threads };
-        for jobs in &mut all {
-            // Many tasks per thread even out what cannot be foreseen: a pair may be nearly equal or far apart.
-            let size = if threads == 1 {
-                jobs.len()
-            } else {
-                jobs.len().div_ceil(threads * 4)
-            };
-            tasks.extend(jobs.chunks_mut(size.max(1)));
+        (rows.max(1), threads)
+    };
+    let mut parts: Vec<Part<'_>> = split(&mut columns, size);
+    share(&mut parts, threads, |part, (): &mut ()| {
+        let mut jobs = compare(arch, part, &pair, options);
+        solve(arch, &mut jobs, options.limit as usize, inner);
+        for job in jobs {
+            part.edit_distance[job.row - part.first_row] = job.distance;
         }
-        share(&mut tasks, threads, |jobs, scratch: &mut Scratch<T>| {
-            solve(arch, jobs, options.limit as usize, scratch);
-        });
-        drop(tasks);
-        for (part, jobs) in parts.iter_mut().zip(&all) {
-            store(part, jobs);
-        }
-    }
-    Ok(columns)
-}
-
-/// Symbols of the longer sequence of every pair, added up.
-pub(super) fn count_symbols<'a, T: Symbol>(
-    rows: usize,
-    pair: &impl Fn(usize) -> (&'a [T], &'a [T]),
-) -> Result<usize, Error> {
-    let mut symbols = 0;
-    for row in 0..rows {
-        let (golden, faulty) = pair(row);
-        let length = golden.len().max(faulty.len());
-        if length > LONGEST {
-            return Err(Error::TooLong { length });
-        }
-        symbols += length;
-    }
-    Ok(symbols)
+    });
+    columns
 }
 
 /// A run of rows and where their results go.
@@ -172,12 +129,6 @@ fn split(columns: &mut Columns, rows: usize) -> Vec<Part<'_>> {
             edit_distance: edits.next().unwrap_or_default(),
         })
         .collect()
-}
-
-fn store<T>(part: &mut Part<'_>, jobs: &[Job<'_, T>]) {
-    for job in jobs {
-        part.edit_distance[job.row - part.first_row] = job.distance;
-    }
 }
 
 /// Fills the cheap columns and the distances that follow from them; returns the pairs that still need a kernel.
@@ -254,14 +205,17 @@ impl<'a, T: Symbol, F: Fn(usize) -> (&'a [T], &'a [T])> NullaryFnOnce
 static AVAILABLE: LazyLock<usize> =
     LazyLock::new(|| thread::available_parallelism().map_or(1, usize::from));
 
-fn threads(wanted: usize) -> usize {
-    if wanted > 0 { wanted } else { *AVAILABLE }
+/// More threads than any machine gains from: each takes memory.
+const MOST_THREADS: usize = 64;
+
+/// Threads to use where `wanted` are asked for; 0 stands for all.
+pub(super) fn threads(wanted: usize) -> usize {
+    let threads = if wanted > 0 { wanted } else { *AVAILABLE };
+    threads.min(MOST_THREADS)
 }
 
-/// Threads for `tasks` tasks, of which one alone is not worth a second thread.
-pub(super) fn parallel_threads(wanted: usize, tasks: usize) -> usize {
-    if tasks < 2 { 1 } else { threads(wanted) }
-}
+/// How long the first thread works alone: several times what it takes to start another one.
+const HEAD_START: Duration = Duration::from_micros(200);
 
 /// Hands `tasks` out to threads, one at a time. Each task writes to memory of its own, so the order does not matter.
 pub(super) fn share<S: Send, W: Default>(
@@ -269,26 +223,34 @@ pub(super) fn share<S: Send, W: Default>(
     threads: usize,
     work: impl Fn(&mut S, &mut W) + Sync,
 ) {
-    let workers = threads.min(tasks.len());
-    if workers <= 1 {
-        let mut scratch = W::default();
-        return tasks.iter_mut().for_each(|task| work(task, &mut scratch));
+    let mut queue = tasks.iter_mut();
+    let mut scratch = W::default();
+    let start = (threads > 1).then(Instant::now);
+    while queue.len() <= 1 || start.is_none_or(|start| start.elapsed() < HEAD_START) {
+        match queue.next() {
+            Some(task) => work(task, &mut scratch),
+            None => return,
+        }
     }
-    let queue = Mutex::new(tasks.iter_mut());
-    let run = || {
-        let mut scratch = W::default();
+    let others = (threads - 1).min(queue.len() - 1);
+    let queue = Mutex::new(queue);
+    let run = |scratch: &mut W| {
         loop {
             let task = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
             match task {
-                Some(task) => work(task, &mut scratch),
+                Some(task) => work(task, scratch),
                 None => break,
             }
         }
     };
     thread::scope(|scope| {
-        for _ in 1..workers {
-            scope.spawn(run);
+        for _ in 0..others {
+            // Where the system has no thread to give, those that run do the work.
+            let spawned = thread::Builder::new().spawn_scoped(scope, || run(&mut W::default()));
+            if spawned.is_err() {
+                break;
+            }
         }
-        run();
+        run(&mut scratch);
     });
 }

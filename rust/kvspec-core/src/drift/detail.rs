@@ -1,6 +1,6 @@
 //! What a report may want to know beyond the drift itself.
 
-use super::batch::{TASK_ROWS, count_symbols, parallel_threads, share};
+use super::batch::{TASK_ROWS, share, threads};
 use super::lcs::lcs_length;
 use super::prefix::{common_prefix, common_suffix, mismatches};
 use super::ragged::{Error, Ragged, check_index};
@@ -69,19 +69,15 @@ pub fn detail_tokens(
 ) -> Result<Details, Error> {
     check_index(golden_index, golden.len(), trials.len())?;
     let pair = |row: usize| (golden.row(golden_index[row] as usize), trials.row(row));
-    detail_rows(trials.len(), pair, options)
+    Ok(detail_rows(trials.len(), pair, options))
 }
 
 /// Details of `rows` pairs given by a function.
-///
-/// # Errors
-/// If a sequence is too long.
-pub fn detail_rows<'a, T: Symbol>(
+pub(super) fn detail_rows<'a, T: Symbol>(
     rows: usize,
     pair: impl Fn(usize) -> (&'a [T], &'a [T]) + Sync,
     options: DetailOptions,
-) -> Result<Details, Error> {
-    count_symbols(rows, &pair)?;
+) -> Details {
     let mut details = Details::new(rows, options.lcs);
     let mut columns = details
         .columns_mut()
@@ -97,25 +93,28 @@ pub fn detail_rows<'a, T: Symbol>(
             )
         })
         .collect();
-    let threads = parallel_threads(options.threads, tasks.len());
-    share(&mut tasks, threads, |(first, columns), (): &mut ()| {
-        for index in 0..columns[0].len() {
-            let (golden, faulty) = pair(*first + index);
-            let values = [
-                golden.len(),
-                faulty.len(),
-                common_prefix(golden, faulty),
-                common_suffix(golden, faulty),
-                mismatches(golden, faulty),
-            ];
-            for (column, value) in columns.iter_mut().zip(values) {
-                column[index] = value as u32;
+    share(
+        &mut tasks,
+        threads(options.threads),
+        |(first, columns), (): &mut ()| {
+            for index in 0..columns[0].len() {
+                let (golden, faulty) = pair(*first + index);
+                let values = [
+                    golden.len(),
+                    faulty.len(),
+                    common_prefix(golden, faulty),
+                    common_suffix(golden, faulty),
+                    mismatches(golden, faulty),
+                ];
+                for (column, value) in columns.iter_mut().zip(values) {
+                    column[index] = value as u32;
+                }
+                if let Some(lcs) = columns[5].get_mut(index) {
+                    *lcs = lcs_length(golden, faulty) as u32;
+                }
             }
-            if let Some(lcs) = columns[5].get_mut(index) {
-                *lcs = lcs_length(golden, faulty) as u32;
-            }
-        }
-    });
+        },
+    );
     drop(tasks);
-    Ok(details)
+    details
 }

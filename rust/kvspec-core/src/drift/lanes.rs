@@ -1,4 +1,4 @@
-//! Bit-parallel edit distance of eight pairs at once, one per lane: for the many short pairs of a campaign.
+//! Bit-parallel edit distance of eight pairs at once, one per lane, of up to eight words.
 
 use pulp::{Arch, NullaryFnOnce};
 
@@ -21,12 +21,10 @@ pub(super) struct Scratch<T> {
 /// `(pattern, text)` of one lane; the pattern is the shorter and not empty.
 pub(super) type Pair<'a, T> = (&'a [T], &'a [T]);
 
-/// Edit distances of up to eight pairs with texts in order of length and patterns of at most `MAX_WORDS` words. Only the
-/// low `planes` bits of a symbol are compared.
+/// Edit distances of up to eight pairs with texts in order of length and patterns of at most `MAX_WORDS` words.
 pub(super) fn distances<T: Symbol>(
     arch: Arch,
     pairs: &[Pair<'_, T>],
-    planes: usize,
     scratch: &mut Scratch<T>,
 ) -> [u32; LANES] {
     let words = pairs
@@ -37,7 +35,6 @@ pub(super) fn distances<T: Symbol>(
     arch.dispatch(Prepare {
         pairs,
         words,
-        planes,
         scratch,
     });
     let run = Run {
@@ -51,7 +48,6 @@ pub(super) fn distances<T: Symbol>(
 struct Prepare<'a, 'b, T> {
     pairs: &'a [Pair<'b, T>],
     words: usize,
-    planes: usize,
     scratch: &'a mut Scratch<T>,
 }
 
@@ -63,7 +59,6 @@ impl<T: Symbol> NullaryFnOnce for Prepare<'_, '_, T> {
         let Self {
             pairs,
             words,
-            planes,
             scratch,
         } = self;
         let longest = pairs.last().map_or(0, |pair| pair.1.len());
@@ -73,6 +68,12 @@ impl<T: Symbol> NullaryFnOnce for Prepare<'_, '_, T> {
             words * 64,
             &mut scratch.pattern,
         );
+        // Bits that no symbol has need no plane.
+        let union = |sequence: &[T]| sequence.iter().fold(0, |bits, symbol| bits | symbol.bits());
+        let used = pairs
+            .iter()
+            .fold(0, |bits, pair| bits | union(pair.0) | union(pair.1));
+        let planes = (u64::BITS - used.leading_zeros()).max(1) as usize;
         let width = planes.next_power_of_two().max(8);
         scratch.planes.clear();
         scratch.planes.resize(words * planes, Vector::ZERO);

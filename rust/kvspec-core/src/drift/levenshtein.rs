@@ -2,10 +2,11 @@
 
 use pulp::{Arch, NullaryFnOnce};
 
+use super::batch::share;
 use super::prefix::{common_prefix, common_suffix};
 use super::symbol::Symbol;
 use super::vector::LANES;
-use super::{frontier, lanes, wave};
+use super::{frontier, lanes, short, wave};
 
 /// A pair whose ends differ, waiting for its distance.
 pub(super) struct Job<'a, T> {
@@ -23,11 +24,6 @@ impl<T> Job<'_, T> {
     fn words(&self) -> usize {
         self.short.len().div_ceil(64)
     }
-
-    /// Cells of the bit-parallel matrix, in units of 64 rows.
-    pub(super) fn cost(&self) -> usize {
-        self.words() * self.long.len()
-    }
 }
 
 /// Takes the common prefix and suffix away: neither can hold an edit of a cheapest alignment. `prefix` is known
@@ -40,80 +36,149 @@ pub(super) fn trim<'a, T: Symbol>(a: &'a [T], b: &'a [T], prefix: usize) -> (&'a
     if a.len() <= b.len() { (a, b) } else { (b, a) }
 }
 
-/// Buffers that live as long as a batch.
+/// Buffers that live as long as a thread works on a batch.
 #[derive(Default)]
-pub(super) struct Scratch<T> {
+struct Scratch<T> {
+    short: short::Scratch,
     lanes: lanes::Scratch<T>,
     frontier: frontier::Scratch,
 }
 
+/// Words, length of the text and index of a job in one number: pairs of like size are neighbours once sorted.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Key(u64);
+
+impl Key {
+    fn new<T>(job: &Job<'_, T>, index: usize) -> Self {
+        let words = job.words().min(lanes::MAX_WORDS + 1) as u64;
+        Self((words << 60) | ((job.long.len() as u64) << 28) | index as u64)
+    }
+
+    fn kernel(self) -> Kernel {
+        match (self.0 >> 60) as usize {
+            0..=1 => Kernel::Short,
+            2..=lanes::MAX_WORDS => Kernel::Lanes,
+            _ => Kernel::Wave,
+        }
+    }
+
+    fn index(self) -> usize {
+        (self.0 & 0xfff_ffff) as usize
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kernel {
+    Short,
+    Lanes,
+    Wave,
+}
+
+/// Pairs handed out at a time: full vectors, worth some microseconds.
+const TASK_PAIRS: usize = 8 * LANES;
+
 /// Fills in `distance` of every job: the edit distance where it is at most `limit`, `limit + 1` otherwise.
-pub(super) fn solve<T: Symbol>(
-    arch: Arch,
-    jobs: &mut [Job<'_, T>],
-    limit: usize,
-    scratch: &mut Scratch<T>,
-) {
+pub(super) fn solve<T: Symbol>(arch: Arch, jobs: &mut [Job<'_, T>], limit: usize, threads: usize) {
     let over = u32::try_from(limit.saturating_add(1)).unwrap_or(u32::MAX);
+    let mut scratch = frontier::Scratch::default();
     let mut keys = Vec::with_capacity(jobs.len());
-    let mut planes = 0;
     for (index, job) in jobs.iter_mut().enumerate() {
+        let key = Key::new(job, index);
         if job.long.len() - job.short.len() > limit {
             job.distance = over;
-            continue;
-        }
-        if let Some(distance) = near(arch, job, limit, scratch) {
-            job.distance = distance.min(over);
-        } else if job.words() > lanes::MAX_WORDS {
-            job.distance = far(arch, job, limit).min(over);
+        } else if key.kernel() == Kernel::Lanes
+            && let Some(distance) = near(arch, job, limit, &mut scratch)
+        {
+            job.distance = distance;
         } else {
-            keys.push(
-                ((job.words() as u64) << 60) | ((job.long.len() as u64) << 28) | index as u64,
-            );
-            planes |= arch.dispatch(Union(job.short)) | arch.dispatch(Union(job.long));
+            keys.push(key);
         }
     }
     // Lanes of one vector run as long as the longest text in them, so pairs of like size share a vector.
     keys.sort_unstable();
-    let planes = (u64::BITS - planes.leading_zeros()).max(1) as usize;
-    for group in keys.chunks(LANES) {
-        let member = |key: u64| (key & 0xfff_ffff) as usize;
-        let mut group = group.to_vec();
-        group.sort_unstable_by_key(|key| key << 4);
-        let mut pairs: [lanes::Pair<'_, T>; LANES] = [(&[], &[]); LANES];
-        for (pair, &key) in pairs.iter_mut().zip(&group) {
-            let job = &jobs[member(key)];
-            *pair = (job.short, job.long);
+    let mut found = vec![0; keys.len()];
+    let mut tasks = Vec::new();
+    let mut rest = &mut found[..];
+    for keys in keys.chunk_by(|a, b| a.kernel() == b.kernel()) {
+        let size = if keys[0].kernel() == Kernel::Wave {
+            1
+        } else {
+            TASK_PAIRS
+        };
+        for keys in keys.chunks(size) {
+            let (found, behind) = rest.split_at_mut(keys.len());
+            tasks.push((keys, found));
+            rest = behind;
         }
-        let distances = lanes::distances(arch, &pairs[..group.len()], planes, &mut scratch.lanes);
-        for (&key, distance) in group.iter().zip(distances) {
-            jobs[member(key)].distance = distance.min(over);
-        }
+    }
+    // The longest first, so that the threads end together.
+    tasks.reverse();
+    let waiting = &*jobs;
+    share(
+        &mut tasks,
+        threads,
+        |(keys, found), scratch: &mut Scratch<T>| {
+            if keys[0].kernel() == Kernel::Wave {
+                found[0] = long(
+                    arch,
+                    &waiting[keys[0].index()],
+                    limit,
+                    &mut scratch.frontier,
+                );
+            } else {
+                for (keys, found) in keys.chunks(LANES).zip(found.chunks_mut(LANES)) {
+                    together(arch, waiting, keys, found, scratch);
+                }
+            }
+        },
+    );
+    for (key, distance) in keys.iter().zip(found) {
+        jobs[key.index()].distance = distance.min(over);
     }
 }
 
-/// The distance of a pair that is long and nearly equal, if the search for it stays cheaper than a bit-parallel one.
+/// The distances of up to eight pairs, one in each lane.
+fn together<T: Symbol>(
+    arch: Arch,
+    jobs: &[Job<'_, T>],
+    keys: &[Key],
+    found: &mut [u32],
+    scratch: &mut Scratch<T>,
+) {
+    let mut order: [usize; LANES] = std::array::from_fn(|lane| lane);
+    let order = &mut order[..keys.len()];
+    order.sort_unstable_by_key(|&at| keys[at].0 << 4);
+    let mut pairs: [lanes::Pair<'_, T>; LANES] = [(&[], &[]); LANES];
+    for (pair, &at) in pairs.iter_mut().zip(&*order) {
+        let job = &jobs[keys[at].index()];
+        *pair = (job.short, job.long);
+    }
+    let pairs = &pairs[..keys.len()];
+    let distances = match keys[0].kernel() {
+        Kernel::Short => short::distances(arch, pairs, &mut scratch.short),
+        _ => lanes::distances(arch, pairs, &mut scratch.lanes),
+    };
+    for (&at, distance) in order.iter().zip(distances) {
+        found[at] = distance;
+    }
+}
+
+/// The distance of a pair that is nearly equal, if the search for it stays cheaper than a bit-parallel one.
 fn near<T: Symbol>(
     arch: Arch,
     job: &Job<'_, T>,
     limit: usize,
-    scratch: &mut Scratch<T>,
+    scratch: &mut frontier::Scratch,
 ) -> Option<u32> {
-    // One diagonal costs about as much as four 64-row cells.
-    let budget = job.cost() / 4;
-    if budget < SMALLEST_BUDGET {
-        return None;
-    }
+    // One diagonal costs about as much as one step of 64 rows in a lane.
+    let budget = job.words() * job.long.len();
     arch.dispatch(Near {
         job,
         limit,
         budget,
-        scratch: &mut scratch.frontier,
+        scratch,
     })
 }
-
-/// Below this the bit-parallel kernel is done before the first look at the progress.
-const SMALLEST_BUDGET: usize = 32;
 
 struct Near<'a, 'b, T> {
     job: &'a Job<'b, T>,
@@ -138,7 +203,15 @@ impl<T: Symbol> NullaryFnOnce for Near<'_, '_, T> {
 }
 
 /// The distance of a pair too long for the lanes.
-fn far<T: Symbol>(arch: Arch, job: &Job<'_, T>, most: usize) -> u32 {
+fn long<T: Symbol>(
+    arch: Arch,
+    job: &Job<'_, T>,
+    most: usize,
+    scratch: &mut frontier::Scratch,
+) -> u32 {
+    if let Some(distance) = near(arch, job, most, scratch) {
+        return distance;
+    }
     let renamed = wave::Renamed::new(arch, job.short, job.long);
     let mut limit = most.min(renamed.guess());
     loop {
@@ -148,18 +221,6 @@ fn far<T: Symbol>(arch: Arch, job: &Job<'_, T>, most: usize) -> u32 {
         }
         // `found` is the cost of a real path, so the next band surely holds the cheapest one.
         limit = found.min(most);
-    }
-}
-
-/// The bits that any of the symbols has.
-struct Union<'a, T>(&'a [T]);
-
-impl<T: Symbol> NullaryFnOnce for Union<'_, T> {
-    type Output = u64;
-
-    #[inline(always)]
-    fn call(self) -> Self::Output {
-        self.0.iter().fold(0, |bits, symbol| bits | symbol.bits())
     }
 }
 
@@ -182,12 +243,7 @@ pub fn edit_distance_within<T: Symbol>(a: &[T], b: &[T], limit: u32) -> u32 {
         row: 0,
         distance: 0,
     }];
-    solve(
-        Arch::new(),
-        &mut jobs,
-        limit as usize,
-        &mut Scratch::default(),
-    );
+    solve(Arch::new(), &mut jobs, limit as usize, 1);
     jobs[0].distance
 }
 
@@ -279,7 +335,7 @@ mod tests {
                     });
                 }
             }
-            solve(arch, &mut jobs, limit, &mut Scratch::default());
+            solve(arch, &mut jobs, limit, 1);
             for job in &jobs {
                 assert_eq!(
                     job.distance, want[job.row],

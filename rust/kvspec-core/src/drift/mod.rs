@@ -32,15 +32,16 @@ mod logprobs;
 mod prefix;
 mod ragged;
 mod repetition;
+mod short;
 mod simd;
 mod symbol;
 mod text;
 mod vector;
 mod wave;
 
-pub use batch::{Columns, Options, score_rows, score_tokens};
+pub use batch::{Columns, Options, score_tokens};
 pub use curve::{PositionCounts, first_divergence_histogram, position_counts, survival};
-pub use detail::{DetailOptions, Details, detail_rows, detail_tokens};
+pub use detail::{DetailOptions, Details, detail_tokens};
 pub use lcs::{indel_distance, lcs_length};
 pub use levenshtein::{edit_distance, edit_distance_within};
 pub use logprobs::{kl_full, kl_topk, topk_agreement};
@@ -48,4 +49,4 @@ pub use prefix::{common_prefix, common_suffix, first_divergence, mismatches, pos
 pub use ragged::{Error, Ragged};
 pub use repetition::{Tail, periodic_tail};
 pub use symbol::Symbol;
-pub use text::{detail_texts, score_texts};
+pub use text::{Text, detail_texts, score_texts};

@@ -80,23 +80,35 @@ pub fn common_suffix<T: Symbol>(a: &[T], b: &[T]) -> usize {
 pub fn mismatches<T: Symbol>(a: &[T], b: &[T]) -> usize {
     let shared = a.len().min(b.len());
     let (a, b) = (&a[..shared], &b[..shared]);
-    // A counter as wide as a symbol keeps a vector register full; 192 symbols cannot overflow a byte.
     if T::BITS == 8 {
-        let mut total = 0;
-        for (x, y) in a.chunks(192).zip(b.chunks(192)) {
-            let mut count = 0_u8;
-            for (p, q) in x.iter().zip(y) {
-                count += u8::from(p != q);
-            }
-            total += usize::from(count);
-        }
-        return total;
+        return differing_bytes(a, b);
     }
-    let mut count = 0_u32;
-    for (p, q) in a.iter().zip(b) {
-        count += u32::from(p != q);
-    }
+    let count: u32 = a.iter().zip(b).map(|(x, y)| u32::from(x != y)).sum();
     count as usize
+}
+
+/// Differing positions of two sequences of bytes of one length.
+#[inline(always)]
+fn differing_bytes<T: Symbol>(a: &[T], b: &[T]) -> usize {
+    /// Bytes of a vector register. A byte can count three of them.
+    const WIDTH: usize = 64;
+    let (whole, rest) = (a.len() - a.len() % WIDTH, a.len() % WIDTH);
+    let mut total = 0;
+    for (a, b) in a[..whole]
+        .chunks(3 * WIDTH)
+        .zip(b[..whole].chunks(3 * WIDTH))
+    {
+        let count: u8 = a.iter().zip(b).map(|(x, y)| u8::from(x != y)).sum();
+        total += usize::from(count);
+    }
+    match (a.last_chunk::<WIDTH>(), b.last_chunk::<WIDTH>()) {
+        (Some(x), Some(y)) => {
+            // The last register overlaps what is counted already.
+            let differs = |i: usize| u8::from(i >= WIDTH - rest && x[i] != y[i]);
+            total + usize::from((0..WIDTH).map(differs).sum::<u8>())
+        }
+        _ => a.iter().zip(b).filter(|(x, y)| x != y).count(),
+    }
 }
 
 /// The guide's drift rule: differing positions over the common length, plus the difference of the lengths.

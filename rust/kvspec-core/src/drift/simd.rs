@@ -29,6 +29,10 @@ pub(super) trait Lanes: Copy {
     fn widen_bytes(self, bytes: u64) -> Self::Word;
     /// The low byte of every lane, lane 0 lowest.
     fn to_bytes(self, a: Self::Word) -> u64;
+    /// Bit `i` is set where `block[i]` is `symbol`.
+    fn equal_bytes(self, block: &[u8; 64], symbol: u8) -> u64;
+    /// Bit `i` is set where `block[i]` is `symbol`.
+    fn equal_words(self, block: &[u32; 16], symbol: u32) -> u64;
 
     #[inline(always)]
     fn not(self, a: Self::Word) -> Self::Word {
@@ -139,6 +143,18 @@ impl Lanes for Portable {
     fn to_bytes(self, a: Vector) -> u64 {
         u64::from_le_bytes(a.0.map(|lane| lane as u8))
     }
+
+    #[inline(always)]
+    fn equal_bytes(self, block: &[u8; 64], symbol: u8) -> u64 {
+        let bit = |bits, other: &u8| (bits << 1) | u64::from(*other == symbol);
+        block.iter().rev().fold(0, bit)
+    }
+
+    #[inline(always)]
+    fn equal_words(self, block: &[u32; 16], symbol: u32) -> u64 {
+        let bit = |bits, other: &u32| (bits << 1) | u64::from(*other == symbol);
+        block.iter().rev().fold(0, bit)
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -212,6 +228,19 @@ mod x86 {
         fn to_bytes(self, a: __m512i) -> u64 {
             let [low, _]: [u64; 2] = cast(self.avx512f._mm512_cvtepi64_epi8(a));
             low
+        }
+
+        #[inline(always)]
+        fn equal_bytes(self, block: &[u8; 64], symbol: u8) -> u64 {
+            let symbol = self.avx512f._mm512_set1_epi8(symbol as i8);
+            self.avx512bw._mm512_cmpeq_epi8_mask(cast(*block), symbol)
+        }
+
+        #[inline(always)]
+        fn equal_words(self, block: &[u32; 16], symbol: u32) -> u64 {
+            let symbol = self.avx512f._mm512_set1_epi32(symbol as i32);
+            let equal = self.avx512f._mm512_cmpeq_epi32_mask(cast(*block), symbol);
+            u64::from(equal)
         }
     }
 
@@ -317,6 +346,29 @@ mod x86 {
             let high = self.avx2._mm256_shuffle_epi8(word[1], place(4));
             let [a, _, b, _]: [u64; 4] = cast(self.avx2._mm256_or_si256(low, high));
             a | b
+        }
+
+        #[inline(always)]
+        fn equal_bytes(self, block: &[u8; 64], symbol: u8) -> u64 {
+            let [low, high]: [__m256i; 2] = cast(*block);
+            let symbol = self.avx._mm256_set1_epi8(symbol as i8);
+            let bits = |half| {
+                let equal = self.avx2._mm256_cmpeq_epi8(half, symbol);
+                u64::from(self.avx2._mm256_movemask_epi8(equal) as u32)
+            };
+            bits(low) | (bits(high) << 32)
+        }
+
+        #[inline(always)]
+        fn equal_words(self, block: &[u32; 16], symbol: u32) -> u64 {
+            let [low, high]: [__m256i; 2] = cast(*block);
+            let symbol = self.avx._mm256_set1_epi32(symbol as i32);
+            let bits = |half| {
+                let equal = self.avx2._mm256_cmpeq_epi32(half, symbol);
+                let equal = self.avx._mm256_castsi256_ps(equal);
+                u64::from(self.avx._mm256_movemask_ps(equal) as u32)
+            };
+            bits(low) | (bits(high) << 8)
         }
     }
 }

@@ -1,11 +1,36 @@
 //! Scoring texts by Unicode code point.
 
-use pulp::{Arch, NullaryFnOnce};
-
 use super::batch::{Columns, Options, score_rows};
 use super::detail::{DetailOptions, Details, detail_rows};
-use super::ragged::{Error, check_index};
+use super::ragged::{Error, LONGEST, check_index};
 use super::symbol::Symbol;
+
+/// A text and its length.
+#[derive(Debug, Clone, Copy)]
+pub struct Text<'a> {
+    utf8: &'a str,
+    code_points: usize,
+}
+
+impl<'a> Text<'a> {
+    /// A text of `code_points` code points, for callers who know the number without counting. A wrong one makes the
+    /// results of this text meaningless.
+    #[must_use]
+    pub fn with_length(utf8: &'a str, code_points: usize) -> Self {
+        Self { utf8, code_points }
+    }
+
+    /// Whether a byte is a code point.
+    fn is_ascii(self) -> bool {
+        self.code_points == self.utf8.len()
+    }
+}
+
+impl<'a> From<&'a str> for Text<'a> {
+    fn from(utf8: &'a str) -> Self {
+        Self::with_length(utf8, utf8.chars().count())
+    }
+}
 
 /// Non-ASCII rows that are decoded at a time: bounds the memory of a large batch.
 const DECODED_ROWS: usize = 8192;
@@ -15,8 +40,8 @@ const DECODED_ROWS: usize = 8192;
 /// # Errors
 /// If the golden indices do not fit the two sides, or a text is too long.
 pub fn score_texts(
-    golden: &[&str],
-    texts: &[&str],
+    golden: &[Text<'_>],
+    texts: &[Text<'_>],
     golden_index: &[u32],
     options: Options,
 ) -> Result<Columns, Error> {
@@ -26,10 +51,10 @@ pub fn score_texts(
 /// Details of every text against its golden text, in Unicode code points.
 ///
 /// # Errors
-/// If the golden indices do not fit the two sides.
+/// If the golden indices do not fit the two sides, or a text is too long.
 pub fn detail_texts(
-    golden: &[&str],
-    texts: &[&str],
+    golden: &[Text<'_>],
+    texts: &[Text<'_>],
     golden_index: &[u32],
     options: DetailOptions,
 ) -> Result<Details, Error> {
@@ -44,7 +69,7 @@ trait Table: Copy {
         self,
         rows: usize,
         pair: impl Fn(usize) -> (&'a [T], &'a [T]) + Sync,
-    ) -> Result<Self::Rows, Error>;
+    ) -> Self::Rows;
 
     fn empty(self, rows: usize) -> Self::Rows;
 
@@ -59,7 +84,7 @@ impl Table for Options {
         self,
         rows: usize,
         pair: impl Fn(usize) -> (&'a [T], &'a [T]) + Sync,
-    ) -> Result<Columns, Error> {
+    ) -> Columns {
         score_rows(rows, pair, self)
     }
 
@@ -81,7 +106,7 @@ impl Table for DetailOptions {
         self,
         rows: usize,
         pair: impl Fn(usize) -> (&'a [T], &'a [T]) + Sync,
-    ) -> Result<Details, Error> {
+    ) -> Details {
         detail_rows(rows, pair, self)
     }
 
@@ -104,28 +129,38 @@ fn copy_to<T: Copy>(into: &mut [T], from: &[T], rows: &[usize]) {
 }
 
 fn by_code_point<M: Table>(
-    golden: &[&str],
-    texts: &[&str],
+    golden: &[Text<'_>],
+    texts: &[Text<'_>],
     golden_index: &[u32],
     table: M,
 ) -> Result<M::Rows, Error> {
     check_index(golden_index, golden.len(), texts.len())?;
-    let arch = Arch::new();
-    let golden_ascii = arch.dispatch(AreAscii(golden));
-    let text_ascii = arch.dispatch(AreAscii(texts));
+    let longest = golden
+        .iter()
+        .chain(texts)
+        .map(|text| text.code_points)
+        .max();
+    if let Some(length) = longest.filter(|&length| length > LONGEST) {
+        return Err(Error::TooLong { length });
+    }
     let golden_of = |row: usize| golden_index[row] as usize;
-    let is_narrow = |row: usize| text_ascii[row] && golden_ascii[golden_of(row)];
+    let is_narrow = |row: usize| texts[row].is_ascii() && golden[golden_of(row)].is_ascii();
     // In ASCII a byte is a code point, so the bytes are compared where they stand.
-    let bytes = |row: usize| (golden[golden_of(row)].as_bytes(), texts[row].as_bytes());
+    let bytes = |row: usize| {
+        (
+            golden[golden_of(row)].utf8.as_bytes(),
+            texts[row].utf8.as_bytes(),
+        )
+    };
     let (narrow, wide): (Vec<usize>, Vec<usize>) =
         (0..texts.len()).partition(|&row| is_narrow(row));
     if wide.is_empty() {
-        return table.compute(texts.len(), bytes);
+        return Ok(table.compute(texts.len(), bytes));
     }
     let mut out = table.empty(texts.len());
     M::scatter(
         &mut out,
-        table.compute(narrow.len(), |index| bytes(narrow[index]))?,
+        table.compute(narrow.len(), |index| bytes(narrow[index])),
         &narrow,
     );
     for block in wide.chunks(DECODED_ROWS) {
@@ -135,30 +170,17 @@ fn by_code_point<M: Table>(
         for &row in block {
             let slot = &mut slots[golden_of(row)];
             if *slot == usize::MAX {
-                *slot = decoded.push(golden[golden_of(row)]);
+                *slot = decoded.push(golden[golden_of(row)].utf8);
             }
-            pairs.push((*slot, decoded.push(texts[row])));
+            pairs.push((*slot, decoded.push(texts[row].utf8)));
         }
         let pair = |index: usize| {
             let (golden, text) = pairs[index];
             (decoded.get(golden), decoded.get(text))
         };
-        M::scatter(&mut out, table.compute(block.len(), pair)?, block);
+        M::scatter(&mut out, table.compute(block.len(), pair), block);
     }
     Ok(out)
-}
-
-/// Which texts are ASCII. The search does not stop at the first other byte, so it runs at the speed of memory.
-struct AreAscii<'a>(&'a [&'a str]);
-
-impl NullaryFnOnce for AreAscii<'_> {
-    type Output = Vec<bool>;
-
-    #[inline(always)]
-    fn call(self) -> Vec<bool> {
-        let is_ascii = |text: &&str| text.bytes().fold(0, |bits, byte| bits | byte) < 0x80;
-        self.0.iter().map(is_ascii).collect()
-    }
 }
 
 /// Code points of several texts in one buffer.

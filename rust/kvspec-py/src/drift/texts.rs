@@ -1,6 +1,6 @@
 //! Texts: lists of Python strings.
 
-use kvspec_core::drift::{self, DetailOptions};
+use kvspec_core::drift::{self, DetailOptions, Text};
 use pyo3::Borrowed;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -54,7 +54,7 @@ fn with_texts<R: Send>(
     golden: &Bound<'_, PyList>,
     texts: &Bound<'_, PyList>,
     golden_index: &Ids<'_>,
-    score: impl Fn(&[&str], &[&str], &[u32]) -> Result<R, drift::Error> + Sync,
+    score: impl Fn(&[Text<'_>], &[Text<'_>], &[u32]) -> Result<R, drift::Error> + Sync,
 ) -> PyResult<R> {
     let index = slice("golden_index", golden_index)?.to_vec();
     let (golden, texts) = (golden.to_tuple(), texts.to_tuple());
@@ -79,14 +79,18 @@ fn strings<'a, 'py>(
     Ok(out)
 }
 
-fn borrow<'a>(name: &str, strings: &'a [Borrowed<'_, '_, PyString>]) -> PyResult<Vec<&'a str>> {
+fn borrow<'a>(name: &str, strings: &'a [Borrowed<'_, '_, PyString>]) -> PyResult<Vec<Text<'a>>> {
     let mut out = Vec::with_capacity(strings.len());
     for (index, string) in strings.iter().enumerate() {
-        out.push(
-            string
-                .to_str()
-                .map_err(|error| surrogate(string.py(), name, index, &error))?,
-        );
+        let text = string
+            .to_str()
+            .map_err(|error| surrogate(string.py(), name, index, &error))?;
+        // A `str` knows its length. A subclass may claim another one.
+        out.push(if string.is_exact_instance_of::<PyString>() {
+            Text::with_length(text, string.len()?)
+        } else {
+            Text::from(text)
+        });
     }
     Ok(out)
 }
