@@ -21,10 +21,10 @@ from kvspec.report.html import TEMPLATES, html_report, page_of
 from kvspec.report.limits import MAX_BYTES
 from kvspec.report.page import Extras
 from kvspec.report.safe import clip, script_json, visible
-from kvspec.report.series import Fit
-from kvspec.score import score_run
+from kvspec.score import DoseResponse, score_run
 from kvspec.score.views import CellView, Views, read_files, view_run
 from kvspec.spec.model import Fault, Rate, Selector
+from kvspec.stats.dose import CurvePoint, DoseFit
 from tests.run_folders import crashed, in_cell, lost_flip, make_plan, nonfinite, sdc, write_run
 
 PLAN = make_plan(prompts=2, per_prompt=5)
@@ -221,7 +221,7 @@ def many_cells(folder: Path, count: int, name: str) -> str:
         fault = {**scores.cells[1].plan.fault, "rate": rate, "index": number // 8}
         plan = replace(scores.cells[1].plan, index=number, name=f"{name}{number}", fault=fault, expected_per_trial=1.5)
         cells.append(replace(scores.cells[1], plan=plan))
-        seen.append(CellView(number, 10, 1.0 + number % 7, tuple((t, 1 - t / 80) for t in range(64))))
+        seen.append(CellView(number, tuple((t, 1 - t / 80) for t in range(64))))
     trials = tuple(replace(t, cell=i, text=t.text * 200, error=name) for i, t in enumerate((*views.trials,) * 24))[:24]
     files = read_files(folder)
     files = replace(
@@ -244,12 +244,40 @@ def test_no_campaign_makes_a_page_above_the_limit(folder: Path, count: int, name
 
 def test_curves_bands_and_ec50_are_drawn_where_there_are_some(folder: Path) -> None:
     scores, views, files = score_run(folder), view_run(folder), read_files(folder)
-    curve = ((1e-7, 0.99, 0.9, 1.0), (1e-5, 0.5, 0.4, 0.6), (1e-3, 0.01, 0.0, 0.1))
-    fits = {0: {"rate": Fit(curve, 1.2e-5, 0.8e-5, 1.9e-5, "logistic")}}
-    page = Page(page_of(scores, views, files, Extras(), fits))  # type: ignore[arg-type]
+    curve = tuple(CurvePoint(*point) for point in ((1e-7, 0.99, 0.9, 1.0), (1e-5, 0.5, 0.4, 0.6), (1e-3, 0.01, 0, 0.1)))
+    fit = DoseFit(1.2e-5, 0.8e-5, 1.9e-5, 2.0, 1.0, 0.0, 0.1, 2, 0.9, curve)
+    found = (
+        DoseResponse("BitRot", (0, 1, 2), "rate", fit),
+        DoseResponse("BitRot", (0, 1, 2), "landed", replace(fit, ec50=None, low=3.0, high=None)),
+    )
+    page = Page(page_of(replace(scores, dose_responses=found), views, files, Extras()))
     assert "1.2e-05" in (text := page.all("section", id="dose")[0][1])
     assert "8e-06 to 1.9e-05" in text
+    assert "3 to open" in text
+    assert "outside the doses measured" in text
     assert "EC50 1.2e-05" in page.all("script", id="charts")[0][1]
+    assert "EC50: the dose" not in Page(page_of(replace(scores, dose_responses=()), views, files, Extras())).texts
+
+
+def test_pairs_and_vulnerability(tmp_path: Path) -> None:
+    base = Fault("Half", 0, "KV_WRITE", "random", Rate("per_bit", 1e-5))
+    faults = tuple(replace(base, where=Selector(cache=(c,))) for c in ("K", "V"))
+    plan = compile_plan(replace(PLAN.spec, faults=faults))
+
+    def change(trial: Trial, record: Record) -> Record:
+        return sdc(record) if trial.cell == 1 else record
+
+    run = write_run(tmp_path / "run", plan, lambda t, r: replace(change(t, r), flips_planned=1, flips_landed=1)
+                    if t.kind == "fault" else r)  # fmt: skip
+    page = Page(html_report(run))
+    pairs = page.all("section", id="pairs")[0][1]
+    assert "-100.0%" in pairs
+    assert "10 / 0" in pairs
+    assert "> " in pairs, "an infinite ratio is written as its lower bound"
+    assert "0.002" in pairs, "2 / 2**10"
+    avf = page.all("section", id="avf")[0][1]
+    assert "72.2-100.0%" in avf
+    assert "0.0-27.8%" in avf
 
 
 def heat_plan() -> Plan:

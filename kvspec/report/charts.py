@@ -162,9 +162,10 @@ def _dose_chart(
     layers: list[Spec] = [*_floor_band(scores, palette)]
     if curves:
         band = {"x": x, "y": {**y, "field": "l"}, "y2": {"field": "h"}, "color": colour}
-        layers.append({"data": {"values": curves}, "mark": {"type": "area", "opacity": 0.16}, "encoding": band})
         line = {"x": x, "y": accuracy, "color": colour, "strokeDash": dash}
-        layers.append({"data": {"values": curves}, "mark": {"type": "line", "strokeWidth": 2}, "encoding": line})
+        for kind, look, encoding in (("area", {"opacity": 0.16}, band), ("line", {"strokeWidth": 2}, line)):
+            mark = {"type": kind, "interpolate": "monotone", **look}
+            layers.append({"data": {"values": curves}, "mark": mark, "encoding": encoding})
     fitted = {one.label for one in drawn if dose in one.fits}
     loose = [p for p in points if p["s"] not in fitted]
     joined = {"x": x, "y": accuracy, "color": colour, "strokeDash": dash}

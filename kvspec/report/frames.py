@@ -55,6 +55,12 @@ _SCHEMA: pa.Schema = pa.schema(
         ("low", pa.float64()),
         ("high", pa.float64()),
         ("below_floor", pa.bool_()),
+        ("difference", pa.float64()),
+        ("difference_low", pa.float64()),
+        ("difference_high", pa.float64()),
+        ("p_holm", pa.float64()),
+        ("clustered_low", pa.float64()),
+        ("clustered_high", pa.float64()),
         ("masked", pa.int64()),
         ("sdc", pa.int64()),
         ("due", pa.int64()),
@@ -71,7 +77,7 @@ _SCHEMA: pa.Schema = pa.schema(
 
 
 def _row(cell: CellScore) -> dict[str, Any]:
-    match, fault = cell.exact_match, cell.plan.fault
+    match, fault, effect = cell.exact_match, cell.plan.fault, cell.effect
     return {
         "cell": cell.plan.index,
         "name": cell.plan.name,
@@ -86,6 +92,12 @@ def _row(cell: CellScore) -> dict[str, Any]:
         "low": match.low,
         "high": match.high,
         "below_floor": cell.below_floor,
+        "difference": effect.difference and effect.difference.value,
+        "difference_low": effect.difference and effect.difference.low,
+        "difference_high": effect.difference and effect.difference.high,
+        "p_holm": effect.p_holm,
+        "clustered_low": effect.clustered and effect.clustered[0],
+        "clustered_high": effect.clustered and effect.clustered[1],
         **cell.outcome,
         "crash": cell.status["crash"],
         "invalid": cell.invalid,

@@ -11,7 +11,6 @@ from kvspec.errors import KvspecError
 from kvspec.report.limits import MAX_BYTES, TIERS, Limits
 from kvspec.report.page import Extras, page_context, refusal_context, summary_context
 from kvspec.report.safe import script_json
-from kvspec.report.series import Fits
 from kvspec.score import Scores, score_run
 from kvspec.score.views import RunFiles, Views, read_files, view_run
 
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def html_report(path: Path | str, extras: Extras | None = None, fits: Fits | None = None) -> str:
-    """The page of a run, with curves where `fits` has some. A run that holds nothing to score gets a page that says so.
+def html_report(path: Path | str, extras: Extras | None = None) -> str:
+    """The page of a run. A run that holds nothing to score gets a page that says so.
 
     Raises:
         RecordsError: KVS502 no run, KVS505 damaged.
@@ -35,14 +34,14 @@ def html_report(path: Path | str, extras: Extras | None = None, fits: Fits | Non
             raise
         sentences = [text for found in error.diagnostics for text in (found.message, found.hint) if text]
         return render_page(refusal_context(files, str(path), sentences, TIERS[0]))
-    return page_of(scores, view_run(path, trials=TIERS[0].trials), files, extras or Extras(), fits)
+    return page_of(scores, view_run(path, trials=TIERS[0].trials), files, extras or Extras())
 
 
-def page_of(scores: Scores, views: Views, files: RunFiles, extras: Extras, fits: Fits | None = None) -> str:
+def page_of(scores: Scores, views: Views, files: RunFiles, extras: Extras) -> str:
     """The page of a scored run: the first tier of limits that keeps it below `MAX_BYTES`."""
 
     def page(limits: Limits) -> str:
-        return render_page(page_context(scores, views, files, extras, limits, fits))
+        return render_page(page_context(scores, views, files, extras, limits))
 
     html = ""
     for limits in TIERS:

@@ -10,16 +10,16 @@ from kvspec.report.charts import Chart, as_file, dose_charts, outcome_chart, sur
 from kvspec.report.heat import heat_charts
 from kvspec.report.limits import Limits
 from kvspec.report.palette import PAPER
-from kvspec.report.series import DOSES, Fits, build_series
+from kvspec.report.series import DOSES, build_series
 from kvspec.report.vega import draw_png, draw_svg
 from kvspec.score import Scores, score_run
 from kvspec.score.views import Views, view_run
 
 
-def plot_charts(scores: Scores, views: Views, fits: Fits | None = None) -> list[Chart]:
+def plot_charts(scores: Scores, views: Views) -> list[Chart]:
     """All charts that a run gives; none if nothing was scored."""
     limits = Limits()
-    series = build_series(scores, views, limits.name, fits)
+    series = build_series(scores, limits.name)
     charts = [chart for dose in DOSES for chart in dose_charts(series, dose, scores, PAPER, limits)]
     charts += heat_charts(scores, PAPER, limits)
     more = survival_chart(scores, views, PAPER, limits), outcome_chart(scores, PAPER, limits)

@@ -10,7 +10,6 @@ from typing import Literal
 from kvspec.report import words
 from kvspec.report.safe import brief
 from kvspec.score import DoseResponse, Scores
-from kvspec.score.views import Views
 
 Dose = Literal["rate", "expected", "landed"]
 DOSES: dict[Dose, str] = {
@@ -48,10 +47,6 @@ class Fit:
     note: str = ""
 
 
-Fits = Mapping[int, Mapping[Dose, Fit]]
-"""Fitted curves by the index of the first cell of a series, the one with the lowest rate."""
-
-
 @dataclass(frozen=True, slots=True)
 class Series:
     """Cells that differ in their rate only, by rising rate."""
@@ -62,12 +57,9 @@ class Series:
     fits: Mapping[Dose, Fit] = field(default_factory=dict)
 
 
-def build_series(
-    scores: Scores, views: Views | None, name_limit: int = 90, fits: Fits | None = None
-) -> tuple[Series, ...]:
-    """All series with at least one measured cell, in plan order, with the curves of `fits` or else of the scores."""
-    fits = fits_of(scores) if fits is None else fits
-    landed = {} if views is None else {view.cell: view.landed_mean for view in views.cells}
+def build_series(scores: Scores, name_limit: int = 90) -> tuple[Series, ...]:
+    """All series with at least one measured cell, in plan order, with the curves that were fitted."""
+    fits = _fits(scores)
     groups: dict[str, list[int]] = {}
     for number, cell in enumerate(scores.cells):
         if cell.exact_match.n:
@@ -89,7 +81,7 @@ def build_series(
                     doses={
                         "rate": float(cell.plan.fault["rate"]["value"]),
                         "expected": cell.plan.expected_per_trial,
-                        "landed": landed.get(cell.plan.index),
+                        "landed": cell.flips.landed / cell.flips.trials if cell.flips.trials else None,
                     },
                     k=match.k,
                     n=match.n,
@@ -128,8 +120,8 @@ def drawable(series: tuple[Series, ...], dose: Dose) -> tuple[tuple[Series, ...]
     return tuple(kept), left_out
 
 
-def fits_of(scores: Scores) -> Fits:
-    """Curve, EC50 and a note per series and dose, by the first cell of the series."""
+def _fits(scores: Scores) -> Mapping[int, Mapping[Dose, Fit]]:
+    """Curve, EC50 and a note per series and dose, by the first cell of the series, the one with the lowest rate."""
     found: dict[int, dict[Dose, Fit]] = defaultdict(dict)
     for response in scores.dose_responses:
         fit = response.fit

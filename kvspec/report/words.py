@@ -32,6 +32,18 @@ def rate(fault: Mapping[str, Any]) -> str:
     return f"{value}/{str(dose['unit']).removeprefix('per_')}"
 
 
+def p_value(p: float) -> str:
+    """`p = 0.031`, `p < 1e-15`."""
+    return f"p = {p:.2g}" if p >= 1e-15 else "p < 1e-15"
+
+
+def against_controls(cell: CellScore) -> str:
+    """What the test against the controls says of a cell; empty where there was none."""
+    if cell.below_floor is None or cell.effect.p_holm is None:
+        return ""
+    return p_value(cell.effect.p_holm) if cell.below_floor else "as controls"
+
+
 def chars(mean: float | None) -> str:
     """`19.3 chars`."""
     return DASH if mean is None else f"{mean:.1f} chars"

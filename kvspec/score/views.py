@@ -1,4 +1,4 @@
-"""What a report draws besides the scores: survival curves, doses that landed, and trials to look at.
+"""What a report draws besides the scores: survival curves, and trials to look at.
 
 One pass over the records, in memory that grows with the cells, not with the trials. Pure functions of the run folder.
 """
@@ -40,10 +40,6 @@ class CellView:
     """What the plots of one cell need besides its `CellScore`."""
 
     cell: int
-    finished: int
-    """Trials that finished: what the mean of the landed flips is taken of."""
-    landed_mean: float | None
-    """Flips that landed per finished trial."""
     survival: tuple[tuple[int, float], ...]
     """(t, share of the scored, finished trials whose first t tokens equal golden); Kaplan-Meier, so that answers of
     different lengths count for as long as they are seen. Steps only, first and last point included."""
@@ -133,8 +129,6 @@ class ViewTotals:
 
     def __init__(self, cells: int) -> None:
         """Start with nothing for every cell."""
-        self._finished = np.zeros(cells, np.int64)
-        self._landed = np.zeros(cells, np.float64)
         self._events = np.zeros((cells, 0), np.int64)
         self._ends = np.zeros((cells, 0), np.int64)
         self._drifts: list[list[NDArray[np.int64]]] = [[] for _ in range(cells)]
@@ -144,11 +138,8 @@ class ViewTotals:
 
     def add(self, batch: TrialScores) -> None:
         """Take a batch in. Trials outside the plan are skipped: scoring has refused them."""
-        cells = len(self._finished)
+        cells = len(self._events)
         fault = (batch.kind == FAULT) & (batch.cell >= 0) & (batch.cell < cells)
-        ended = fault & batch.finished
-        self._finished += np.bincount(batch.cell[ended], minlength=cells)
-        self._landed += np.bincount(batch.cell[ended], weights=batch.landed[ended].astype(float), minlength=cells)
         scored = fault & (batch.outcome != INVALID) & (batch.outcome != UNSCORED)
         self._survive(batch, scored & ~batch.crash)
         self._look(batch, scored & ~batch.crash & ~batch.exact)
@@ -194,13 +185,8 @@ class ViewTotals:
     def cells(self) -> tuple[CellView, ...]:
         """One view per cell."""
         return tuple(
-            CellView(
-                cell=c,
-                finished=int(n),
-                landed_mean=float(self._landed[c] / n) if n else None,
-                survival=_kaplan_meier(self._events[c], self._ends[c]),
-            )
-            for c, n in enumerate(self._finished)
+            CellView(cell=c, survival=_kaplan_meier(events, ends))
+            for c, (events, ends) in enumerate(zip(self._events, self._ends, strict=True))
         )
 
     def trials(self, prompts: Sequence[str], golden: Golden, limit: int) -> tuple[TrialView, ...]:
@@ -209,7 +195,7 @@ class ViewTotals:
         A cell in which every trial crashed shows one crash. Typical is the mismatch, among the first `CANDIDATES`,
         whose token drift is nearest to the median of all mismatches of the cell.
         """
-        per_cell = [self._of_cell(c) for c in range(len(self._finished))]
+        per_cell = [self._of_cell(c) for c in range(len(self._events))]
         shown = [found for found in per_cell if found]
         if len(shown) > max(1, limit // 2):
             picked = np.linspace(0, len(shown) - 1, max(1, limit // 2)).round().astype(int)

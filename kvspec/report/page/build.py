@@ -10,12 +10,12 @@ from kvspec import __version__
 from kvspec.report.charts import Chart, dose_charts, outcome_chart, survival_chart
 from kvspec.report.heat import heat_charts
 from kvspec.report.limits import Limits
-from kvspec.report.page.cells import cell_rows, dose_table, ec50_table
+from kvspec.report.page.cells import cell_rows, dose_table, ec50_table, pair_table, vulnerability_table
 from kvspec.report.page.facts import commands, controls, environment, headline, run_facts, spec_text
 from kvspec.report.page.trials import trial_items
 from kvspec.report.palette import PAGE
 from kvspec.report.safe import brief, visible
-from kvspec.report.series import DOSES, Fits, build_series
+from kvspec.report.series import DOSES, build_series
 from kvspec.report.vega import Spec, compile_chart
 from kvspec.score import Scores
 from kvspec.score.views import RunFiles, Views
@@ -33,11 +33,9 @@ class Extras:
     """`kvspec.models.Geometry`, to list single flips."""
 
 
-def page_context(
-    scores: Scores, views: Views, files: RunFiles, extras: Extras, limits: Limits, fits: Fits | None = None
-) -> dict[str, Any]:
+def page_context(scores: Scores, views: Views, files: RunFiles, extras: Extras, limits: Limits) -> dict[str, Any]:
     """Everything that `report.html.j2` prints."""
-    series = build_series(scores, views, limits.name, fits)
+    series = build_series(scores, limits.name)
     charts: dict[str, Spec] = {}
 
     def place(found: Sequence[Chart]) -> list[dict[str, Any]]:
@@ -68,6 +66,7 @@ def page_context(
     survival = survival_chart(scores, views, PAGE, limits)
     outcomes = outcome_chart(scores, PAGE, limits)
     rows, left_out = cell_rows(scores, limits)
+    pairs = pair_table(scores, limits)
     return {
         **_common(files, limits),
         "headline": headline(scores),
@@ -78,6 +77,9 @@ def page_context(
         "rows_left_out": left_out,
         "doses": [dose for dose in doses if dose["charts"]],
         "dose_rows": dose_table(series, limits),
+        "pairs": pairs,
+        "pairs_left_out": len(scores.pairs) - len(pairs),
+        "vulnerabilities": vulnerability_table(scores, limits),
         "heat": place(heat_charts(scores, PAGE, limits)),
         "survival": place([survival] if survival else []),
         "outcomes": place([outcomes] if outcomes else []),
@@ -106,6 +108,9 @@ def refusal_context(files: RunFiles, path: str, sentences: Sequence[str], limits
         "rows_left_out": 0,
         "doses": [],
         "dose_rows": [],
+        "pairs": [],
+        "pairs_left_out": 0,
+        "vulnerabilities": [],
         "heat": [],
         "survival": [],
         "outcomes": [],

@@ -28,6 +28,7 @@ def _row(cell: CellScore, limits: Limits) -> dict[str, Any]:
         "rate_value": float(fault["rate"]["value"]),
         "n": n,
         "accuracy": words.percent(match),
+        "against": words.against_controls(cell),
         "interval": words.interval(match),
         "share": None
         if match.rate is None
@@ -40,7 +41,6 @@ def _row(cell: CellScore, limits: Limits) -> dict[str, Any]:
         "mix": [round(100 * cell.outcome[kind] / n, 1) for kind in ("masked", "sdc", "due")] if n else None,
         "mix_words": ", ".join(f"{cell.outcome[kind]:,} {kind}" for kind in ("masked", "sdc", "due")) if n else "",
         "status": words.status(cell),
-        "below": cell.below_floor,
         "bad": bool(cell.invalid),
     }
 
@@ -50,10 +50,48 @@ def ec50_table(series: tuple[Series, ...], dose: Dose, limits: Limits) -> list[t
     rows: list[tuple[str, ...]] = []
     for one in series:
         if (fit := one.fits.get(dose)) is not None:
-            span = words.DASH if fit.low is None or fit.high is None else f"{fit.low:.3g} to {fit.high:.3g}"
+            span = " to ".join("open" if end is None else f"{end:.3g}" for end in (fit.low, fit.high))
             ec50 = words.DASH if fit.ec50 is None else f"{fit.ec50:.3g}"
             rows.append((one.label, ec50, span, visible(fit.note)))
     return rows[: limits.rows]
+
+
+def pair_table(scores: Scores, limits: Limits) -> list[tuple[str, ...]]:
+    """Cells that share their faults, each against the first of them."""
+    names = {cell.plan.index: brief(cell.plan.name, limits.name) for cell in scores.cells}
+    return [
+        (
+            names[pair.second],
+            names[pair.first],
+            f"{pair.pairs:,}",
+            f"{pair.only_first:,} / {pair.only_second:,}",
+            f"{pair.difference.value:+.1%} [{pair.difference.low:+.1%}, {pair.difference.high:+.1%}]",
+            words.DASH if pair.sensitivity is None else str(pair.sensitivity),
+            words.p_value(pair.p_holm).removeprefix("p = ").removeprefix("p "),
+        )
+        for pair in scores.pairs[: limits.rows // 4]
+    ]
+
+
+def vulnerability_table(scores: Scores, limits: Limits) -> list[tuple[str, ...]]:
+    """AVF and FIT of every series."""
+    names = {cell.plan.index: cell.plan.name for cell in scores.cells}
+    names |= {cell: trend.label for trend in scores.trends for cell in trend.cells}
+    rows: list[tuple[str, ...]] = []
+    for found in scores.vulnerabilities[: limits.rows // 4]:
+        scaled = found.fit_per_raw_fit
+        rows.append(
+            (
+                brief(names[found.cells[0]], limits.name),
+                f"{found.avf.n:,}",
+                words.percent(found.avf),
+                words.interval(found.avf),
+                words.DASH if found.mbit is None else f"{found.mbit:.3g}",
+                words.DASH if scaled is None else f"{scaled.value:.2g} [{scaled.low:.2g}, {scaled.high:.2g}]",
+                ", ".join(f"{one.value:.2g}" for one in found.fit) or words.DASH,
+            )
+        )
+    return rows
 
 
 def dose_table(series: tuple[Series, ...], limits: Limits) -> list[tuple[str, ...]]:
