@@ -53,6 +53,8 @@ def ec50_table(series: tuple[Series, ...], dose: Dose, limits: Limits) -> list[t
             span = " to ".join("open" if end is None else f"{end:.3g}" for end in (fit.low, fit.high))
             ec50 = words.DASH if fit.ec50 is None else f"{fit.ec50:.3g}"
             rows.append((one.label, ec50, span, visible(fit.note)))
+    if not any(note for *_, note in rows):
+        rows = [row[:-1] for row in rows]
     return rows[: limits.rows]
 
 
