@@ -25,17 +25,17 @@ FLIPS_PER_ELEMENT = 0.05
 
 
 def run_canary(session: Session, prompt: list[int], storage_format: str, seed: int) -> dict[str, Any]:
-    """Send one request with sign flips in every layer through the engine and compare its whole cache.
+    """Send one request with flips in every layer through the engine and compare its whole cache.
 
-    Sign flips keep every value finite, so the request goes on as a real one would. Raises `EngineError` (KVS403)
-    if one element differs from what was planned, or if nothing was checked or flipped.
+    Flips of signs, or of any bit of an integer, keep every value finite, so the request goes on as a real one would.
+    Raises `EngineError` (KVS403) if one element differs from what was planned, or if nothing was checked or flipped.
     """
     geometry = session.geometry
     ids = (prompt * (PROMPT_TOKENS // len(prompt) + 1))[: min(PROMPT_TOKENS, session.max_model_len - NEW_TOKENS)]
     fault = SamplerParameters(
         per="element",
         rate=FLIPS_PER_ELEMENT,
-        mask=_native.format_mask(storage_format, "sign"),
+        mask=_native.format_mask(storage_format, "all" if _native.format_scaled(storage_format) else "sign"),
         burst_len=1,
         page_tokens=0,
         page_rate=1.0,

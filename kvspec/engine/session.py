@@ -202,8 +202,14 @@ def _settings(
     model: ModelSpec, source: str, engine: EngineSpec, storage_format: str, shape: Shape, device: str
 ) -> dict[str, Any]:
     """Arguments of vLLM's engine. Raises `EngineError` (KVS408) for a compute type that the device cannot have."""
-    native = STORAGE_DTYPES[storage_format]
-    dtype = native if device == "cuda" else "float32"
+    if device == "cuda" and storage_format not in STORAGE_DTYPES:
+        raise EngineError.one(
+            "KVS401",
+            f"a {storage_format} cache is not injected on a GPU yet",
+            path="$.model.kv_cache_dtype",
+            expected=" or ".join(STORAGE_DTYPES),
+        )
+    dtype = STORAGE_DTYPES[storage_format] if device == "cuda" else "float32"
     if model.dtype not in ("auto", dtype):
         raise EngineError.one(
             "KVS408",

@@ -17,7 +17,7 @@ FAULT_MODELS = ("random", "burst", "msb_biased", "page_local")
 MSB_POLICIES = ("BYTE_TOPBITS", "FP16_EXPONENT", "INT4_NIBBLE")
 BIT_FIELDS = ("all", "sign", "exponent", "mantissa")
 RATE_UNITS = ("per_bit", "per_element", "per_row", "per_token", "per_page", "fit")
-STORAGE_FORMATS = ("bf16", "fp16")
+STORAGE_FORMATS = ("bf16", "fp16", "fp8_e4m3", "fp8_e5m2", "int8_per_token_head", "int4_per_token_head")
 METRICS = (
     "exact_match",
     "char_drift",
@@ -43,7 +43,7 @@ class ModelSpec:
     dtype: str = "auto"
     """Compute type: auto, float32, bfloat16 or float16. `auto` is float32 on a CPU without bf16 units."""
     kv_cache_dtype: str = "auto"
-    """Storage format whose bits flip: auto, bf16, fp16. `auto` is bf16."""
+    """Storage format whose bits flip: auto or one of `STORAGE_FORMATS`. `auto` is bf16."""
     max_model_len: int | None = None
     """Longest request in tokens; `None` takes the model's own limit."""
 

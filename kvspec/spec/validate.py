@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from kvspec import _native
 from kvspec.errors import Mark
+from kvspec.spec.model import STORAGE_FORMATS
 from kvspec.spec.prompts import read_prompts
 from kvspec.spec.ranges import parse_range
 from kvspec.spec.tree import Findings, Node, show
@@ -15,7 +17,7 @@ VERSION = 1
 _LIMITS = {"layers": 1 << 16, "heads": (1 << 15) - 1, "tokens": 1 << 32, "steps": 1 << 32}
 """First number beyond each kind of range, from section 1 of the sampling specification."""
 
-_STORAGE_BITS = {"auto": 16, "bf16": 16, "fp16": 16}
+_STORAGE_BITS = {"auto": 16, **{name: _native.format_bits(name) for name in STORAGE_FORMATS}}
 
 
 def check_tree(root: Node) -> tuple[str, ...]:

@@ -85,6 +85,35 @@ def test_every_planned_flip_lands_and_controls_are_clean(
     assert len({tuple(r["token_ids"]) for r in by_cell[2]}) > len(PROMPTS)  # trials differ from each other
 
 
+QUANTIZED_FAULTS = [
+    {"name": "Bits", "model": "random", "site": "KV_WRITE", "rate": {"per_bit": [1e-4, 0.2]}},
+    {"name": "Burst", "model": "burst", "site": "KV_WRITE", "rate": {"per_bit": 1e-3}},
+    {
+        "name": "Nibble",
+        "model": "msb_biased",
+        "msb_policy": "INT4_NIBBLE",
+        "site": "KV_WRITE",
+        "rate": {"per_element": 1e-2},
+        "where": {"layers": [1], "cache": ["K"], "tokens": "decode"},
+    },
+]
+
+
+@pytest.mark.parametrize("model", ["gpt2", "llama"])
+@pytest.mark.parametrize("storage", ["fp8_e4m3", "fp8_e5m2", "int8_per_token_head", "int4_per_token_head"])
+def test_flips_land_in_quantized_caches(model: str, storage: str, run: Run, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(model)
+    rows = run(spec(folder, model={"id": str(folder), "kv_cache_dtype": storage}, faults=QUANTIZED_FAULTS))
+    reference = golden(rows)
+    for row in rows.values():
+        assert row["flips_landed"] == row["flips_planned"], row
+        if row["kind"] != "fault":
+            assert row["token_ids"] == reference[row["request"]], row["trial_id"]
+    cells = [[row for row in rows.values() if row["cell"] == cell] for cell in range(4)]
+    assert all(sum(row["flips_landed"] for row in cell) > 0 for cell in cells)
+    assert sum(row["token_ids"] != reference[row["request"]] for row in cells[1]) > len(cells[1]) / 2
+
+
 def test_outcomes_depend_on_the_trial_alone(gpt2: Path, run: Run) -> None:
     first = ids(run(spec(gpt2)))
     for settings in (

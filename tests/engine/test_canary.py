@@ -24,10 +24,10 @@ def layer_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
     original = Injector._after_write
 
-    def shifted(self: Any, layer: int, key: Any, value: Any) -> None:
+    def shifted(self: Any, layer: int, written: Any) -> None:
         faults = self._faults
         self._faults = None if faults is None else _Shifted(faults, len(self.layers))
-        original(self, layer, key, value)
+        original(self, layer, written)
         self._faults = faults
 
     monkeypatch.setattr(Injector, "_after_write", shifted)
@@ -90,9 +90,20 @@ def transposed_layout(monkeypatch: pytest.MonkeyPatch) -> None:
 def wrong_format(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from kvspec.engine.vllm import layers
+    from kvspec.engine.vllm import storage
 
-    monkeypatch.setitem(layers.STORAGE_DTYPES, "bf16", torch.float16)
+    monkeypatch.setitem(storage.TORCH_DTYPES, "bf16", torch.float16)
+
+
+def scales_of_another_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kvspec.engine.vllm import cpu as injector
+
+    original = injector._store_scales
+
+    def shifted(store: Any, scales: Any, slots: Any) -> None:
+        original(store, np.roll(scales, 1, axis=1), slots)
+
+    monkeypatch.setattr(injector, "_store_scales", shifted)
 
 
 def wrong_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,6 +142,13 @@ def test_the_canary_stops_a_broken_injector(
     sabotage(monkeypatch)
     with pytest.raises(EngineError) as caught:
         run({**SPEC, "model": {"id": str(gpt2)}})
+    assert caught.value.diagnostics[0].code == "KVS403"
+
+
+def test_scales_at_wrong_places_are_found(gpt2: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    scales_of_another_token(monkeypatch)
+    with pytest.raises(EngineError) as caught:
+        run({**SPEC, "model": {"id": str(gpt2), "kv_cache_dtype": "int8_per_token_head"}})
     assert caught.value.diagnostics[0].code == "KVS403"
 
 

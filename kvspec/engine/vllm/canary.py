@@ -2,8 +2,8 @@
 
 Everything that could be silently wrong is checked on real data before a campaign starts: the probed layout, the block
 table, the row order, the layer index, the rounding to the storage format, and the flips themselves. The expectation
-comes from the projection outputs and from `Sampler.enumerate`; the cache is read by plain tensor indexing. Neither
-uses the injector's own address arithmetic or its step sampler.
+comes from the rounded projection outputs and from `Sampler.enumerate`; the cache is read by plain tensor indexing.
+Neither uses the injector's own address arithmetic or its step sampler.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from kvspec import _native
 from kvspec.engine.vllm.step import Step
+from kvspec.engine.vllm.storage import Written
 
 Read = Callable[[int, int], torch.Tensor]
 """(row of the batch, tokens) -> the first tokens of that row as they lie in the cache, `[2, tokens, H, D]`."""
@@ -36,12 +37,14 @@ class CanaryWatch:
     first_mismatch: str | None = None
     _expected: dict[int, NDArray[np.uint32]] = field(default_factory=dict)
     """Stored codes by layer, `[2, tokens so far, H, D]`."""
+    _scales: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    """Scales of scaled formats by layer, `[2, tokens so far, H]`."""
 
-    def check(self, layer: int, step: Step, key: torch.Tensor, value: torch.Tensor, read: Read) -> None:
+    def check(self, layer: int, step: Step, written: Written, read: Read) -> None:
         """Compare the entry's whole cache in one layer, right after the write and injection of a step.
 
-        `key` and `value` are the projection outputs of the step, `[rows, H, D]`. Steps that ran inside a captured
-        graph are not seen here; later ones are then left alone.
+        `written` is what the step stored, before the injection. Steps that ran inside a captured graph are not seen
+        here; later ones are then left alone.
         """
         at = np.flatnonzero(step.entry == self.entry)
         if not len(at):
@@ -54,10 +57,15 @@ class CanaryWatch:
         # Rows of the step are contiguous in the projection outputs, in row order; the canary runs alone.
         first = int(step.count[:i].sum())
         rows = slice(first, first + count)
-        codes = self._codes(torch.stack([key[rows], value[rows]])) ^ self.masks[layer, :, start : start + count]
+        scales = None if written.scales is None else written.scales[:, rows]
+        values = torch.stack([written.key[rows], written.value[rows]])
+        codes = self._codes(values, scales) ^ self.masks[layer, :, start : start + count]
         expected = codes if before is None else np.concatenate([before, codes], axis=1)
         self._expected[layer] = expected
-        stored = self._codes(read(int(step.row[i]), expected.shape[1]))
+        if scales is not None:
+            scales = scales if before is None else np.concatenate([self._scales[layer], scales], axis=1)
+            self._scales[layer] = scales
+        stored = self._codes(read(int(step.row[i]), expected.shape[1]), scales)
         wrong = stored != expected
         self.checked += wrong.size
         if wrong.any():
@@ -70,16 +78,16 @@ class CanaryWatch:
                     f"stored code {stored[where]:#x}, expected {expected[where]:#x}"
                 )
 
-    def _codes(self, values: torch.Tensor) -> NDArray[np.uint32]:
-        """Values as codes of the storage format. A value that the format cannot hold is a mismatch: it would be
-        rounded here and hide a difference."""
-        flat = values.detach().to("cpu", torch.float32).contiguous().view(-1).numpy()
-        codes = _native.encode(self.storage_format, flat)
-        held = _native.decode(self.storage_format, codes)
-        if lost := int((held.view(np.uint32) != flat.view(np.uint32)).sum()):
+    def _codes(self, values: torch.Tensor, scales: NDArray[np.float32] | None) -> NDArray[np.uint32]:
+        """Values `[..., D]` as codes of the storage format. A value that the format cannot hold is a mismatch: it
+        would be rounded here and hide a difference."""
+        held = values.detach().to("cpu", torch.float32).contiguous().numpy()
+        codes = _native.encode(self.storage_format, held, scales)
+        decoded = _native.decode(self.storage_format, codes, scales)
+        if lost := int((decoded.view(np.uint32) != held.view(np.uint32)).sum()):
             self.mismatches += lost
             self.first_mismatch = self.first_mismatch or f"{lost} values are not {self.storage_format}"
-        return codes.reshape(values.shape)
+        return codes
 
     def result(self) -> dict[str, int | str | None]:
         """Counts for the campaign and the fingerprint."""

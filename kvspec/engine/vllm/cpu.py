@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from kvspec import _native
 from kvspec.engine.table import TableData
 from kvspec.engine.vllm.canary import CanaryWatch
-from kvspec.engine.vllm.layers import AttentionLayer, Unwrapped, geometry, wrap_write
+from kvspec.engine.vllm.layers import AttentionLayer, Unwrapped, geometry
 from kvspec.engine.vllm.layout import Layout, probe, words_of
 from kvspec.engine.vllm.runner import RunnerV1
 from kvspec.engine.vllm.step import Requests, Step
+from kvspec.engine.vllm.storage import Written, wrap_attention
 from kvspec.engine.vllm.taint import Taint
 from kvspec.engine.vllm.tally import Tally
 
@@ -28,6 +29,8 @@ class Cache:
     layouts: list[Layout]
     words: list[NDArray[np.uint32]]
     tensors: list[torch.Tensor]
+    scales: list[NDArray[np.float32]]
+    """Of scaled formats, `[blocks, 2, T, H]` per layer: what a GPU stores inside the block."""
 
 
 class CpuInjector:
@@ -54,7 +57,7 @@ class CpuInjector:
         self.scrubbed_blocks = 0
         runner.hook(self._begin_step, self._end_step, self._observe_logits)
         for attention in layers:
-            wrap_write(attention, storage_format, self._after_write)
+            wrap_attention(attention, storage_format, self._after_write)
 
     def bind(self) -> None:
         """Find the layout of the cache, which has just been allocated."""
@@ -98,6 +101,7 @@ class CpuInjector:
         layouts: list[Layout] = []
         words: list[NDArray[np.uint32]] = []
         tensors: list[torch.Tensor] = []
+        scales: list[NDArray[np.float32]] = []
         for attention in self.layers:
             cache = attention.kv_cache
             # CPU_ATTN: [blocks, heads, tokens, 2 * head_size]; the probe fails if the guess of T is wrong.
@@ -108,7 +112,9 @@ class CpuInjector:
                 layouts.append(probe(Unwrapped(attention.layer.impl), attention.layer, cache, tokens))
             words.append(words_of(cache))
             tensors.append(cache)
-        return Cache(layouts, words, tensors)
+            if _native.format_scaled(self._format):
+                scales.append(np.zeros((len(cache), *layouts[-1].offsets.shape[:3]), dtype=np.float32))
+        return Cache(layouts, words, tensors, scales)
 
     def _begin_step(self, scheduled: Any, order: Sequence[str]) -> None:
         self._end_step()
@@ -127,7 +133,9 @@ class CpuInjector:
         if len(self._faults) or self.canary is not None:
             self._blocks = self.runner.block_table(len(order))
 
-    def _after_write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+    def _after_write(self, layer: int, written: Written) -> None:
+        if self._cache is not None and written.scales is not None:
+            _store_scales(self._cache.scales[layer], written.scales, written.slots.numpy())
         if self._faults is None:
             return
         if self._faults.layer_len(layer):
@@ -140,10 +148,11 @@ class CpuInjector:
                 offsets=layout.offsets,
                 block_stride=layout.block_stride,
                 format=self._format,
+                scales=self.cache.scales[layer].view(np.uint32) if self.cache.scales else None,
             )
         if self.canary is not None:
             assert self._step is not None
-            self.canary.check(layer, self._step, key, value, lambda row, n: self._stored(layer, row, n))
+            self.canary.check(layer, self._step, written, lambda row, n: self._stored(layer, row, n))
 
     def _stored(self, layer: int, row: int, tokens: int) -> torch.Tensor:
         """The first tokens of a row as they lie in the cache, `[2, tokens, H, D]`: plain indexing, for the canary."""
@@ -171,6 +180,13 @@ class CpuInjector:
         if self._faults is not None and self._armed is not None and len(self._armed.entry):
             np.add.at(self.tally.landed, self._armed.entry, self._faults.landed)
         self._step = self._faults = self._armed = self._blocks = None
+
+
+def _store_scales(store: NDArray[np.float32], scales: NDArray[np.float32], slots: NDArray[np.int64]) -> None:
+    """Put the scales `[2, tokens, H]` of a step where their rows are; `store` is `[blocks, 2, T, H]`."""
+    real = slots >= 0
+    block, token = np.divmod(slots[real], store.shape[2])
+    store[block, :, token] = scales[:, real].swapaxes(0, 1)
 
 
 SAFE_HIDDEN = 1e30

@@ -21,6 +21,7 @@ from kvspec.engine.vllm.canary import CanaryWatch
 from kvspec.engine.vllm.layers import AttentionLayer, Unwrapped, geometry
 from kvspec.engine.vllm.runner import RunnerV2
 from kvspec.engine.vllm.step import FOREIGN, Requests, Step
+from kvspec.engine.vllm.storage import Written
 from kvspec.engine.vllm.taint import Taint
 from kvspec.engine.vllm.views import Views, find_views
 
@@ -140,7 +141,9 @@ class CudaInjector:
             views = self._views[index]
             self._kernels.store(index, key, value, views.key, views.value, slots)
             if self.canary is not None and self._step is not None and not torch.cuda.is_current_stream_capturing():
-                self.canary.check(index, self._step, key, value, lambda row, n: self._stored(index, row, n))
+                self.canary.check(
+                    index, self._step, Written(key, value, None, slots), lambda row, n: self._stored(index, row, n)
+                )
 
         impl.do_kv_cache_update = do_kv_cache_update
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +12,6 @@ from kvspec.models import Geometry
 
 SUPPORTED = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN")
 """Backends whose attention reads the cache, prefill included, and whose write is a call of its own."""
-
-STORAGE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,27 +92,3 @@ def geometry(layers: list[AttentionLayer]) -> Geometry:
         )
     ((heads, dim),) = shapes
     return Geometry(len(layers), heads, dim)
-
-
-AfterWrite = Callable[[int, torch.Tensor, torch.Tensor], None]
-"""Called with (layer, key as stored `[tokens, heads, dim]`, value as stored)."""
-
-
-def wrap_write(attention: AttentionLayer, storage_format: str, after_write: AfterWrite) -> None:
-    """Round K and V to the declared storage format, let the backend store them, then call `after_write`.
-
-    The cache is a float32 container here: rounding before the write makes its contents exactly those of a cache of
-    the declared format, and a fault then flips bits of the stored code.
-    """
-    impl = attention.layer.impl
-    write = impl.do_kv_cache_update
-    dtype = STORAGE_DTYPES[storage_format]
-
-    def do_kv_cache_update(
-        layer: Any, key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor, slots: torch.Tensor
-    ) -> None:
-        key, value = key.to(dtype).to(key.dtype), value.to(dtype).to(value.dtype)
-        write(layer, key, value, kv_cache, slots)
-        after_write(attention.index, key, value)
-
-    impl.do_kv_cache_update = do_kv_cache_update

@@ -178,6 +178,7 @@ fn step(shape: &Shape, sampler: Sampler) -> Result<(Duration, Duration, Duration
         offsets: &offsets,
         offsets_shape: [2, BLOCK, shape.heads as usize, shape.head_size as usize],
         block_stride: block,
+        scales: &[],
     };
     let mut words = vec![0x3F80_0000; block * blocks.len()];
     let elements = faults.len() as f64;

@@ -61,6 +61,10 @@ pub enum Error {
         value: String,
         allowed: &'static [&'static str],
     },
+    /// Codes of this format have no such bits.
+    NoField { format: &'static str, bits: String },
+    /// A format whose rows have scales, without them.
+    NoScales { format: &'static str },
 }
 
 impl fmt::Display for Error {
@@ -121,6 +125,10 @@ impl fmt::Display for Error {
                 value,
                 allowed,
             } => write!(f, "{name} `{value}` is not one of {}", allowed.join(", ")),
+            Self::NoField { format, bits } => write!(f, "codes of {format} have no {bits} bits"),
+            Self::NoScales { format } => {
+                write!(f, "{format} needs the scales of its rows")
+            }
         }
     }
 }

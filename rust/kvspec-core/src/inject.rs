@@ -94,6 +94,8 @@ pub struct CacheTables<'a> {
     pub offsets_shape: [usize; 4],
     /// Words from one block to the next.
     pub block_stride: usize,
+    /// Scale of each cache row as float32 bits, `[blocks, 2, T, H]`, row-major; for scaled formats only.
+    pub scales: &'a [u32],
 }
 
 impl CacheTables<'_> {
@@ -113,7 +115,7 @@ impl CacheTables<'_> {
         }
     }
 
-    /// Address of the block that holds a token of a row.
+    /// Index of the block that holds a token of a row.
     fn block(&self, row: &RowFaults) -> Result<u64, Error> {
         let tokens = self.offsets_shape[1];
         let block = u64::from(row.token)
@@ -128,22 +130,41 @@ impl CacheTables<'_> {
                 value: row.row.into(),
                 limit: (self.block_table.len() / self.blocks_per_row) as u64,
             })?;
-        let id = u64::try_from(*id).map_err(|_| Error::Negative {
+        u64::try_from(*id).map_err(|_| Error::Negative {
             name: "block",
             value: i64::from(*id),
-        })?;
-        id.checked_mul(self.block_stride as u64)
-            .ok_or(Error::Layout { name: "block" })
+        })
     }
 
-    /// Offsets of the elements of a row inside its block.
-    fn row(&self, row: &RowFaults) -> Result<&[i64], Error> {
-        let [planes, tokens, heads, size] = self.offsets_shape;
+    /// Index of a cache row among those of its block.
+    fn row_in_block(&self, row: &RowFaults) -> Result<usize, Error> {
+        let [planes, tokens, heads, _] = self.offsets_shape;
         index_below("kv", row.kv.into(), planes)?;
         index_below("head", row.head.into(), heads)?;
         // `check` has proved that the product of the extents does not overflow
         let slot = row.token as usize % tokens;
-        let first = ((row.kv as usize * tokens + slot) * heads + row.head as usize) * size;
+        Ok((row.kv as usize * tokens + slot) * heads + row.head as usize)
+    }
+
+    /// Scale of a cache row; 0 where there are none.
+    fn scale(&self, row: &RowFaults) -> Result<u32, Error> {
+        if self.scales.is_empty() {
+            return Ok(0);
+        }
+        let block = self.block(row)?;
+        let rows = self.offsets_shape[..3].iter().product::<usize>() as u64;
+        let index = block
+            .saturating_mul(rows)
+            .saturating_add(self.row_in_block(row)? as u64);
+        let limit = self.scales.len();
+        index_below("scale of a row", index, limit)?;
+        Ok(self.scales[index as usize])
+    }
+
+    /// Offsets of the elements of a row inside its block.
+    fn row(&self, row: &RowFaults) -> Result<&[i64], Error> {
+        let size = self.offsets_shape[3];
+        let first = self.row_in_block(row)? * size;
         Ok(&self.offsets[first..first + size])
     }
 
@@ -155,7 +176,10 @@ impl CacheTables<'_> {
         words: usize,
         addresses: &mut Vec<usize>,
     ) -> Result<(), Error> {
-        let block = self.block(row)?;
+        let block = self
+            .block(row)?
+            .checked_mul(self.block_stride as u64)
+            .ok_or(Error::Layout { name: "block" })?;
         let offsets = self.row(row)?;
         for &elem in elems {
             let offset = *offsets.get(elem as usize).ok_or(Error::Index {
@@ -287,7 +311,7 @@ impl StepFaults {
     /// # Errors
     /// [`Error::Index`], [`Error::Length`], [`Error::Negative`] or [`Error::Layout`] if the tables do not cover
     /// a fault, [`Error::Address`] if one lies outside `words`, [`Error::Width`] if the format differs from the
-    /// samplers'. Everything is checked before the first write.
+    /// samplers', [`Error::NoScales`] if it needs scales. Everything is checked before the first write.
     pub fn inject(
         &mut self,
         layer: u32,
@@ -305,17 +329,24 @@ impl StepFaults {
             return Err(Error::Width { bits, expected });
         }
         tables.check()?;
+        if format.scaled() && tables.scales.is_empty() {
+            let format = format.name();
+            return Err(Error::NoScales { format });
+        }
         let mut addresses = std::mem::take(&mut self.addresses);
         addresses.clear();
         for (row, elems, _) in self.layer(layer)?.flat_map(LayerFaults::iter) {
             tables.resolve(row, elems, words.len(), &mut addresses)?;
+            tables.scale(row)?;
         }
         let mut rest = &addresses[..];
         for faults in self.parts.iter().map(|part| &part[layer as usize]) {
             for (row, _, masks) in faults.iter() {
                 let (here, after) = rest.split_at(masks.len());
                 rest = after;
-                self.landed[row.index as usize] += change(words, here, masks, row.op, format);
+                let scale = tables.scale(row)?;
+                self.landed[row.index as usize] +=
+                    change(words, here, masks, row.op, format, scale);
             }
         }
         self.addresses = addresses;
@@ -330,12 +361,19 @@ impl StepFaults {
 
 /// Applies `op` to the masks in the codes of the words at `addresses`. Returns the number of bits that landed: those
 /// read back as the op wants them, and, so that a stray change is seen, every other bit that changed.
-fn change(words: &mut [u32], addresses: &[usize], masks: &[u32], op: Op, format: Format) -> u64 {
+fn change(
+    words: &mut [u32],
+    addresses: &[usize],
+    masks: &[u32],
+    op: Op,
+    format: Format,
+    scale: u32,
+) -> u64 {
     let mut landed = 0;
     for (&address, &mask) in addresses.iter().zip(masks) {
-        let before = format.encode(words[address]);
-        words[address] = format.decode(op.apply(before, mask));
-        let after = format.encode(words[address]);
+        let before = format.encode(words[address], scale);
+        words[address] = format.decode(op.apply(before, mask), scale);
+        let after = format.encode(words[address], scale);
         let right = match op {
             Op::Flip => before ^ after,
             Op::Set0 => !after,

@@ -96,6 +96,7 @@ proptest! {
             offsets: &offsets,
             offsets_shape: [2, BLOCK, 2, 8],
             block_stride: size,
+            scales: &[],
         };
         let mut caches = [vec![0x3FC0_0000_u32; size * 2 * blocks], vec![0x3FC0_0000_u32; size * 2 * blocks]];
         let mut at = 0;
@@ -144,6 +145,7 @@ fn ops_are_per_bit() {
         offsets: &offsets,
         offsets_shape: [2, 16, 2, 8],
         block_stride: 512,
+        scales: &[],
     };
     let mut words = vec![0x3F80_0000_u32; 512];
     faults

@@ -226,6 +226,7 @@ fn inject_counts_what_landed() {
             offsets: &offsets,
             offsets_shape: [2, 2, 2, 3],
             block_stride: 24,
+            scales: &[],
         };
         let mut words = vec![0x3F80_0000_u32; 120];
         faults

@@ -277,7 +277,7 @@ proptest! {
             let Ok(mut faults) = table.write_step(&step) else { continue };
             let mut words = [0_u32; 120];
             let tables = CacheTables {
-                block_table: &block_table, blocks_per_row, offsets: &offsets, offsets_shape, block_stride,
+                block_table: &block_table, blocks_per_row, offsets: &offsets, offsets_shape, block_stride, scales: &[],
             };
             if faults.inject(layer, &mut words, &tables, Format::Bf16).is_err() {
                 prop_assert_eq!(words, [0; 120]);

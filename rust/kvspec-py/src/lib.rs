@@ -38,7 +38,7 @@ mod _native {
     #[pymodule_export]
     use super::events::EventTable;
     #[pymodule_export]
-    use super::formats::{decode, encode, format_bits, format_mask};
+    use super::formats::{decode, encode, format_bits, format_mask, format_scaled, quantize};
     #[pymodule_export]
     use super::maps::{MapCheck, apply_map};
     #[pymodule_export]

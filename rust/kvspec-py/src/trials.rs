@@ -115,7 +115,7 @@ impl StepFaults {
         self.lock().layer_len(layer).map_err(value_error)
     }
 
-    #[pyo3(signature = (layer, words, *, block_table, offsets, block_stride, format))]
+    #[pyo3(signature = (layer, words, *, block_table, offsets, block_stride, format, scales = None))]
     #[expect(clippy::too_many_arguments, reason = "keywords of the Python API")]
     #[expect(clippy::needless_pass_by_value, reason = "arguments from Python")]
     fn inject(
@@ -127,6 +127,7 @@ impl StepFaults {
         offsets: PyReadonlyArray4<'_, i64>,
         block_stride: usize,
         format: &str,
+        scales: Option<PyReadonlyArray4<'_, u32>>,
     ) -> PyResult<()> {
         let format = Format::parse(format).map_err(value_error)?;
         let (_, blocks_per_row) = block_table.as_array().dim();
@@ -142,6 +143,10 @@ impl StepFaults {
             offsets: offsets.as_slice().map_err(|_| not_contiguous("offsets"))?,
             offsets_shape,
             block_stride,
+            scales: match &scales {
+                Some(scales) => scales.as_slice().map_err(|_| not_contiguous("scales"))?,
+                None => &[],
+            },
         };
         py.detach(|| self.lock().inject(layer, words, &tables, format))
             .map_err(value_error)
