@@ -50,7 +50,7 @@ def test_integers_are_quantized_as_vllm_does(stock: tuple[NDArray[np.float32], A
     assert (scales.view(np.uint32) == theirs[f"{bits}_scale"].view(np.uint32)).all()
     codes = _native.encode(storage, held, scales)
     assert (codes == theirs[bits]).all()
-    assert len(np.unique(codes)) == 1 << (8 if bits == "int8" else 4)
+    assert len(np.unique(codes)) > (200 if bits == "int8" else 15)
     if bits == "int8":
         negative = -rows
         assert (_native.encode(storage, negative, _native.quantize(storage, negative)) == theirs["int8_value"]).all()
