@@ -61,6 +61,7 @@ def test_it_loads_alone_and_in_silence(page: Chromium, file: Path) -> None:
     shown = page.run("[...document.querySelectorAll('.chart')].filter(c => c.clientWidth).length")
     assert shown == page.run("document.querySelectorAll('.chart svg').length") == 4
     assert page.run("document.querySelectorAll('#chart-survival path').length") > 2
+    assert page.run("document.querySelectorAll('.chart svg:not([aria-hidden=true])').length") == 0
 
 
 def test_the_dose_switch_by_keyboard(page: Chromium) -> None:

@@ -113,6 +113,20 @@ def test_tables_have_captions_and_scopes_and_regions_are_named(html: str) -> Non
             assert attributes["type"] == "button"
 
 
+def test_landmarks_have_names_of_their_own(html: str) -> None:
+    page = Page(html)
+    texts = {
+        attributes["id"]: page.texts.get(n, "") for n, (_, attributes) in enumerate(page.elements) if "id" in attributes
+    }
+    names = [
+        attributes.get("aria-label") or texts[attributes["aria-labelledby"]]
+        for tag, attributes in page.elements
+        if tag in ("section", "nav") or attributes.get("role") == "region"
+    ]
+    assert len(names) > 10
+    assert sorted(names) == sorted(set(names))
+
+
 def test_the_numbers_of_the_page_are_those_of_the_scores(html: str) -> None:
     page = Page(html)
     table = next(text for attributes, text in page.all("table", id="cell-table"))

@@ -43,7 +43,10 @@
     drawn.add(box);
     const options = { mode: "vega", renderer: "svg", ast: true, actions: false, defaultStyle: false, tooltip };
     window.kvspecEmbed(box, spec, options).then(
-      () => { box.dataset.drawn = "yes"; },
+      () => {
+        one("svg", box).setAttribute("aria-hidden", "true"); // its box says what it shows
+        box.dataset.drawn = "yes";
+      },
       (error) => { box.textContent = `This chart could not be drawn: ${error.message}`; console.error(error); },
     );
   };
