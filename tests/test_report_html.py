@@ -256,6 +256,17 @@ def test_no_campaign_makes_a_page_above_the_limit(folder: Path, count: int, name
         assert len(re.findall("<tr>", html.split("</table>")[0])) == count + 1
 
 
+def test_a_thousand_cells_of_one_sweep(tmp_path: Path) -> None:
+    plan = make_plan([10.0 ** (-9 + n / 125) for n in range(999)], per_prompt=1)
+    run = write_run(tmp_path / "run", plan, lambda t, r: sdc(r) if 500 < t.cell < 999 else r, rows=4_096)
+    html = html_report(run)
+    assert len(html.encode()) <= MAX_BYTES
+    page = Page(html)
+    assert len(re.findall("<tr>", page_table := html[html.index('id="cell-table"') :].split("</table>")[0])) == 1_001
+    assert page_table.count("KV_WRITE") == 1_000
+    assert "EC50: the dose with half of the effect" in page.all("section", id="dose")[0][1]
+
+
 def test_curves_bands_and_ec50_are_drawn_where_there_are_some(folder: Path) -> None:
     scores, views, files = score_run(folder), view_run(folder), read_files(folder)
     curve = tuple(CurvePoint(*point) for point in ((1e-7, 0.99, 0.9, 1.0), (1e-5, 0.5, 0.4, 0.6), (1e-3, 0.01, 0, 0.1)))

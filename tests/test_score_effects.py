@@ -237,3 +237,19 @@ def test_all_due_has_an_effect_and_no_curve(tmp_path: Path) -> None:
     scores = scored(tmp_path, make_plan(), lambda t, r: crashed(r) if t.kind == "fault" else r)
     assert all(cell.below_floor for cell in scores.cells)
     assert scores.dose_responses == scores.vulnerabilities == ()
+
+
+def test_the_verdict_names_the_most_vulnerable_of_many_series(tmp_path: Path) -> None:
+    faults = [Fault(f"F{i}", i, "KV_WRITE", "random", Rate("per_bit", 1e-5)) for i in range(6)]
+
+    def change(trial: Trial, record: Record) -> Record:
+        if trial.kind != "fault":
+            return record
+        return flips(1)(sdc(record) if trial.cell == 4 and trial.trial < 3 else record)
+
+    scores = scored(tmp_path, with_faults(make_plan(), *faults), change)
+    said = [sentence for sentence in scores.verdict if "single flip" in sentence]
+    assert len(scores.vulnerabilities) == 6
+    assert len(said) == 4
+    assert said[0].startswith("F4: of 10 trials with a single flip, 60.00% show it")
+    assert scores.verdict[-1] == "These are the 4 with the highest AVF of 6 series; the JSON report has all."

@@ -28,7 +28,7 @@ def verdict(scores: Scores) -> tuple[str, ...]:
         *_effects(cells),
         *doses,
         *_pairs(scores.pairs, cells),
-        *(_vulnerable(found, cells) for found in scores.vulnerabilities),
+        *_vulnerabilities(scores.vulnerabilities, cells),
     )
 
 
@@ -160,6 +160,15 @@ def _pairs(pairs: Sequence[PairTest], cells: Sequence[CellScore]) -> list[str]:
         for pair in sorted(apart, key=lambda pair: pair.p)
     )
     return [f"Same faults, other sites: {len(apart)} of {_count(len(pairs), 'pair')} differ (McNemar, Holm): {said}."]
+
+
+def _vulnerabilities(found: Sequence[Vulnerability], cells: Sequence[CellScore], limit: int = 4) -> list[str]:
+    """A sentence per series, the most vulnerable first where there are many."""
+    shown = found if len(found) <= limit else sorted(found, key=lambda one: -(one.avf.rate or 0.0))[:limit]
+    said = [_vulnerable(one, cells) for one in shown]
+    if len(found) > limit:
+        said.append(f"These are the {limit} with the highest AVF of {len(found):,} series; the JSON report has all.")
+    return said
 
 
 def _vulnerable(found: Vulnerability, cells: Sequence[CellScore]) -> str:
