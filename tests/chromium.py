@@ -159,6 +159,13 @@ class Chromium:
         self.call("Input.dispatchKeyEvent", type="keyDown", **common, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", **common)
 
+    def hover(self, selector: str) -> None:
+        """Move the mouse onto the middle of an element."""
+        self.run(f"document.querySelector({selector!r}).scrollIntoView({{block: 'center', behavior: 'instant'}})")
+        box = f"const b = document.querySelector({selector!r}).getBoundingClientRect();"
+        x, y = self.run(f"(() => {{ {box} return [b.x + b.width / 2, b.y + b.height / 2]; }})()")
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
     def size(self, width: int, height: int) -> None:
         """Size of the window in pixels."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)

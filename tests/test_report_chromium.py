@@ -75,6 +75,14 @@ def test_the_dose_switch_by_keyboard(page: Chromium) -> None:
     assert page.console == []
 
 
+def test_a_mark_tells_its_numbers(page: Chromium) -> None:
+    page.hover("#chart-dose-response-rate-per_bit .mark-symbol.role-mark path")
+    page.wait("!document.querySelector('#tip').hidden")
+    assert "equal golden [" in page.run("document.querySelector('#tip').textContent")
+    page.hover("h1")
+    page.wait("document.querySelector('#tip').hidden")
+
+
 def test_the_trials_by_keyboard(page: Chromium) -> None:
     assert page.run("document.querySelectorAll('.trial:not([hidden])').length") == 1
     page.run("document.querySelector('[role=tab][aria-selected=true]').focus()")

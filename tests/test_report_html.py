@@ -198,7 +198,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     [
         (
             lambda t, r: crashed(r) if t.kind == "fault" else r,
-            ["0.0%", "0/0/10", "did not finish", "RuntimeError: boom"],
+            ["0.0%", "0/0/10", "did not finish", "RuntimeError: boom", "none of its 10 trials finished"],
         ),
         (lambda t, r: nonfinite(r) if t.kind == "fault" else r, ["0/0/10", "logits not finite from token 3"]),
         (lambda t, r: r if t.kind == "golden" or t.id == "c0/p0/t0" else None, ["Partial", "No answer differs"]),

@@ -63,6 +63,8 @@ def _cell_warnings(cell: CellScore, trials: int) -> list[str]:
     expected = cell.plan.expected_per_trial
     if expected is not None and expected * trials < 1:
         found.append(f"{name} expects {expected * trials:.2g} flips in its {trials:,} trials, less than one")
+    elif cell.recorded and not cell.flips.trials:
+        found.append(f"{name}: none of its {cell.recorded:,} trials finished, so it has no drift and no count of flips")
     elif cell.recorded and cell.flips.planned == 0:
         found.append(f"{name}: no flip was planned in {cell.recorded:,} trials, so it shows the floor, not a fault")
     if cell.unscored:
