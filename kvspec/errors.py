@@ -60,6 +60,7 @@ CODES: dict[str, str] = {
     "KVS512": "a fault map is for another geometry",
     "KVS513": "a fault map is over a limit",
     "KVS514": "the trials asked for cannot be made into maps",
+    "KVS515": "a fault map does not say enough to be run, or not what is here",
     # 9xx: prerequisites
     "KVS901": "a package is missing",
     "KVS902": "the model cannot be found",

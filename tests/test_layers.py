@@ -22,7 +22,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "score": {"errors", "stats", "spec", "plan", "records", "_native"},
     "report": {"errors", "score"},
     "engine": {"errors", "spec", "models", "bundled", "plan", "records", "_native"},
-    "cli": {"errors", "spec", "models", "plan", "engine", "records", "score", "report", "maps", "_native"},
+    "replay": {"errors", "spec", "models", "records", "maps", "engine"},
+    "cli": {"errors", "spec", "models", "plan", "engine", "records", "score", "report", "maps", "replay", "_native"},
 }
 HEAVY = {"torch", "vllm", "transformers", "triton"}
 MAY_BE_HEAVY = {"engine", "bundled"}

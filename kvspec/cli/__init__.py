@@ -16,6 +16,7 @@ COMMANDS = {
     "score": ("kvspec.cli.score:command", "Score the records of a run."),
     "report": ("kvspec.cli.report:command", "Print the report of a run."),
     "map": ("kvspec.cli.map:command", "Export, enumerate, show, verify and compare fault maps."),
+    "replay": ("kvspec.cli.replay:command", "Run the trials of fault maps again, with exactly their flips."),
     "schema": ("kvspec.cli.schema:command", "Print a JSON Schema, for editors and other labs."),
 }
 """Name of each command, where it lives, and its line in the help. Read by the help, so nothing is imported for it."""

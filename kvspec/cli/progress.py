@@ -106,3 +106,57 @@ class CampaignProgress:
     def _line(self, text: str) -> None:
         if not self._live and not self._quiet:
             print(f"kvspec: {text}", file=self._stream, flush=True)
+
+
+class RequestProgress:
+    """Shows phases and how many requests have ended. Writes to stderr only."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w") if _has_descriptor(sys.stderr) else sys.stderr
+        console = Console(file=self._stream)
+        self._live = console.is_terminal and not quiet
+        self._quiet = quiet
+        self._progress = Progress(
+            TextColumn("[progress.description]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not self._live,
+            transient=True,
+        )
+        self._task = self._progress.add_task("starting", total=None)
+        self._total = self._done = 0
+        self._shown = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def phase(self, text: str) -> None:
+        """Show what is going on."""
+        self._progress.update(self._task, description=text)
+        self._line(f"{text} ...")
+
+    def start(self, total: int) -> None:
+        """That many requests begin."""
+        self._total, self._done, self._shown = total, 0, time.monotonic()
+        self._progress.update(self._task, description="requests", total=total, completed=0)
+
+    def done(self) -> None:
+        """One of them has ended."""
+        self._done += 1
+        self._progress.update(self._task, completed=self._done)
+        now = time.monotonic()
+        if now - self._shown >= PLAIN_SECONDS or self._done == self._total:
+            self._shown = now
+            self._line(f"{self._done}/{self._total} requests")
+
+    def _line(self, text: str) -> None:
+        if not self._live and not self._quiet:
+            print(f"kvspec: {text}", file=self._stream, flush=True)

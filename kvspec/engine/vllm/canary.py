@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,8 +20,18 @@ from kvspec import _native
 from kvspec.engine.vllm.step import Step
 from kvspec.engine.vllm.storage import Written
 
-Read = Callable[[int, int], torch.Tensor]
-"""(row of the batch, tokens) -> the first tokens of that row as they lie in the cache, `[2, tokens, H, D]`."""
+Read = Callable[[NDArray[Any], NDArray[Any]], torch.Tensor]
+"""(rows of the batch `[n]`, positions `[n]`) -> these positions as they lie in the cache, `[2, n, H, D]`."""
+
+
+class Watch(Protocol):
+    """Looks at every cache write, right after its faults were injected."""
+
+    def check(self, layer: int, step: Step, written: Written, read: Read) -> None:
+        """Compare the cache of one layer with what has just been written, before its faults."""
+
+    def result(self) -> dict[str, Any]:
+        """What was seen so far."""
 
 
 @dataclass
@@ -65,7 +76,8 @@ class CanaryWatch:
         if scales is not None:
             scales = scales if before is None else np.concatenate([self._scales[layer], scales], axis=1)
             self._scales[layer] = scales
-        stored = self._codes(read(int(step.row[i]), expected.shape[1]), scales)
+        tokens = np.arange(expected.shape[1])
+        stored = self._codes(read(np.full_like(tokens, step.row[i]), tokens), scales)
         wrong = stored != expected
         self.checked += wrong.size
         if wrong.any():
@@ -89,6 +101,6 @@ class CanaryWatch:
             self.first_mismatch = self.first_mismatch or f"{lost} values are not {self.storage_format}"
         return codes
 
-    def result(self) -> dict[str, int | str | None]:
+    def result(self) -> dict[str, Any]:
         """Counts for the campaign and the fingerprint."""
         return {"checked": self.checked, "mismatches": self.mismatches, "first_mismatch": self.first_mismatch}

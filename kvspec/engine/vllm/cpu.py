@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from kvspec import _native
+from kvspec.engine.events import EventData
 from kvspec.engine.table import TableData
-from kvspec.engine.vllm.canary import CanaryWatch
+from kvspec.engine.vllm.canary import Watch
 from kvspec.engine.vllm.layers import AttentionLayer, Unwrapped, geometry
 from kvspec.engine.vllm.layout import Layout, probe, words_of
 from kvspec.engine.vllm.runner import RunnerV1
@@ -46,10 +47,10 @@ class CpuInjector:
         self.geometry = geometry(layers)
         self._requests = Requests()
         self._taint = Taint()
-        self._data: TableData | None = None
-        self._table: _native.TrialTable | None = None
+        self._data: TableData | EventData | None = None
+        self._table: _native.TrialTable | _native.EventTable | None = None
         self._cache: Cache | None = None
-        self.canary: CanaryWatch | None = None
+        self.canary: Watch | None = None
         self._step: Step | None = None
         self._faults: _native.StepFaults | None = None
         self._armed: Step | None = None
@@ -63,16 +64,16 @@ class CpuInjector:
         """Find the layout of the cache, which has just been allocated."""
         self._cache = self._probe()
 
-    def load(self, data: TableData) -> None:
-        """Take a trial table; its entries are what requests carry from now on."""
+    def load(self, data: TableData | EventData) -> None:
+        """Take a table of trials or of listed faults; its entries are what requests carry from now on."""
         self._end_step()
         self._data = data
         self._table = data.build(self.geometry)
         self._faulty = np.append(data.faulty, False)
         self.tally = Tally(len(data))
 
-    def watch(self, watch: CanaryWatch | None) -> None:
-        """Compare every cache write of one entry with an independent expectation (the canary), or stop doing so."""
+    def watch(self, watch: Watch | None) -> None:
+        """Compare cache writes with an independent expectation, or stop doing so."""
         self.canary = watch
 
     @property
@@ -152,15 +153,14 @@ class CpuInjector:
             )
         if self.canary is not None:
             assert self._step is not None
-            self.canary.check(layer, self._step, written, lambda row, n: self._stored(layer, row, n))
+            self.canary.check(layer, self._step, written, lambda rows, tokens: self._stored(layer, rows, tokens))
 
-    def _stored(self, layer: int, row: int, tokens: int) -> torch.Tensor:
-        """The first tokens of a row as they lie in the cache, `[2, tokens, H, D]`: plain indexing, for the canary."""
+    def _stored(self, layer: int, rows: NDArray[Any], tokens: NDArray[Any]) -> torch.Tensor:
+        """Positions of rows as they lie in the cache, `[2, n, H, D]`: plain indexing, for what watches."""
         assert self._blocks is not None
         layout, cache = self.cache.layouts[layer], self.cache.tensors[layer]
-        at = np.arange(tokens)
-        blocks = self._blocks[row, at // layout.block_tokens].astype(np.int64) * layout.block_stride
-        inside = layout.offsets[:, at % layout.block_tokens]
+        blocks = self._blocks[rows, tokens // layout.block_tokens].astype(np.int64) * layout.block_stride
+        inside = layout.offsets[:, tokens % layout.block_tokens]
         return cache.reshape(-1)[torch.from_numpy(blocks[None, :, None, None] + inside)]
 
     def _observe_logits(self, hidden: torch.Tensor, logits: torch.Tensor) -> None:

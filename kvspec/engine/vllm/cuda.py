@@ -17,7 +17,7 @@ from kvspec_kernels.cache import CacheView
 from numpy.typing import NDArray
 
 from kvspec.engine.table import TableData, open_ranges
-from kvspec.engine.vllm.canary import CanaryWatch
+from kvspec.engine.vllm.canary import Watch
 from kvspec.engine.vllm.layers import AttentionLayer, Unwrapped, geometry
 from kvspec.engine.vllm.runner import RunnerV2
 from kvspec.engine.vllm.step import FOREIGN, Requests, Step
@@ -35,7 +35,7 @@ class CudaInjector:
         self.runner = runner
         self.layers = layers
         self.geometry = geometry(layers)
-        self.canary: CanaryWatch | None = None
+        self.canary: Watch | None = None
         self._dtype = DTYPES[storage_format]
         self._device = runner.device
         self._table = FaultTable(
@@ -103,7 +103,7 @@ class CudaInjector:
         self._entry_of_slot.fill(FOREIGN)
         self._slot_of_entry.clear()
 
-    def watch(self, watch: CanaryWatch | None) -> None:
+    def watch(self, watch: Watch | None) -> None:
         """Compare cache writes of one entry with an independent expectation (the canary), or stop doing so."""
         self.canary = watch
 
@@ -141,16 +141,15 @@ class CudaInjector:
             views = self._views[index]
             self._kernels.store(index, key, value, views.key, views.value, slots)
             if self.canary is not None and self._step is not None and not torch.cuda.is_current_stream_capturing():
-                self.canary.check(
-                    index, self._step, Written(key, value, None, slots), lambda row, n: self._stored(index, row, n)
-                )
+                written = Written(key, value, None, slots)
+                self.canary.check(index, self._step, written, lambda rows, tokens: self._stored(index, rows, tokens))
 
         impl.do_kv_cache_update = do_kv_cache_update
 
-    def _stored(self, layer: int, row: int, tokens: int) -> torch.Tensor:
-        """The first tokens of a row as they lie in the cache, `[2, tokens, H, D]`: plain indexing, for the canary."""
+    def _stored(self, layer: int, rows: NDArray[Any], tokens: NDArray[Any]) -> torch.Tensor:
+        """Positions of rows as they lie in the cache, `[2, n, H, D]`: plain indexing, for the canary."""
         views = self._views[layer]
-        at = torch.arange(tokens, device=self._device)
+        row, at = (torch.from_numpy(x.astype(np.int64)).to(self._device) for x in (rows, tokens))
         blocks = self.runner.block_table[row, at // views.block_tokens].long()
         inside = at % views.block_tokens
         return torch.stack([views.key[blocks, inside], views.value[blocks, inside]])

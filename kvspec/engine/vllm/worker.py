@@ -11,8 +11,9 @@ from typing import Any
 
 from vllm.platforms import current_platform
 
+from kvspec.engine.events import EventData
 from kvspec.engine.table import TableData
-from kvspec.engine.vllm.canary import CanaryWatch
+from kvspec.engine.vllm.canary import Watch
 from kvspec.engine.vllm.layers import attention_layers
 from kvspec.engine.vllm.runner import adapter
 
@@ -56,16 +57,16 @@ class KvspecWorker(Base):  # type: ignore[misc]
         shape = self.injector.geometry
         return shape.layers, shape.kv_heads, shape.head_size
 
-    def kvspec_load(self, data: TableData) -> None:
-        """Load a trial table; entries are numbered from 0."""
+    def kvspec_load(self, data: TableData | EventData) -> None:
+        """Load a table of trials or of listed faults; entries are numbered from 0."""
         self.injector.load(data)
 
-    def kvspec_watch(self, watch: CanaryWatch | None) -> None:
-        """Start or stop the canary."""
+    def kvspec_watch(self, watch: Watch | None) -> None:
+        """Start or stop comparing cache writes."""
         self.injector.watch(watch)
 
     def kvspec_canary(self) -> dict[str, Any]:
-        """What the canary saw."""
+        """What the watch saw."""
         watch = self.injector.canary
         return {} if watch is None else watch.result()
 

@@ -1,0 +1,137 @@
+"""The read-back against the injector on a cache of our own: no engine runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kvspec import _native
+from kvspec.engine.events import SITE_COLUMNS, TYPES, Columns, EventData, Request
+from kvspec.engine.vllm.readback import ReadBack
+from kvspec.engine.vllm.step import Step
+from kvspec.engine.vllm.storage import Written, rounded
+from kvspec.models import Geometry
+from kvspec.spec.model import GenerationSpec
+
+SHAPE = Geometry(2, 2, 16)
+BLOCK, BLOCKS = 8, 12
+OFFSETS = np.random.default_rng(0).permutation(2 * BLOCK * 2 * 16).astype(np.int64).reshape(2, BLOCK, 2, 16)
+
+
+def listed(count: int, bits: int, seed: int) -> Columns:
+    """Distinct sites in canonical order, every op among them."""
+    generator = np.random.default_rng(seed)
+    tops = (1, SHAPE.layers, 2, 2, 20, 16, bits)
+    sites = np.unique(np.stack([generator.integers(0, top, count) for top in tops], 1), axis=0)
+    columns = [*sites.T, generator.integers(0, 3, len(sites))]
+    return {name: c.astype(dtype) for name, c, dtype in zip(SITE_COLUMNS, columns, TYPES, strict=True)}
+
+
+class Cache:
+    """Two requests in blocks of a float32 container, as the CPU engine has it."""
+
+    def __init__(self, storage: str) -> None:
+        self.storage = storage
+        self.words = [np.zeros(BLOCKS * OFFSETS.size, np.uint32) for _ in range(SHAPE.layers)]
+        self.scales = np.zeros((SHAPE.layers, BLOCKS, 2, BLOCK, 2), np.float32)
+        self.blocks = np.array([[7, 2, 9], [4, 11, 1]], np.int32)
+        self.generator = torch.Generator().manual_seed(3)
+
+    def at(self, rows: Any, tokens: Any) -> Any:
+        return self.blocks[rows, tokens // BLOCK] * OFFSETS.size + OFFSETS[:, tokens % BLOCK].transpose(0, 2, 3, 1)
+
+    def write(self, layer: int, rows: Any, tokens: Any) -> Written:
+        """Random K and V, stored as the backend would."""
+        made = [rounded(torch.randn(len(rows), 2, 16, generator=self.generator), self.storage) for _ in range(2)]
+        (key, k_scale), (value, v_scale) = made
+        self.words[layer][self.at(rows, tokens)] = (
+            torch.stack([key, value]).permute(0, 2, 3, 1).contiguous().numpy().view(np.uint32)
+        )
+        scales = None if k_scale is None or v_scale is None else np.stack([k_scale, v_scale])
+        if scales is not None:
+            self.scales[layer][self.blocks[rows, tokens // BLOCK], :, tokens % BLOCK] = scales.swapaxes(0, 1)
+        return Written(key, value, scales, torch.zeros(len(rows), dtype=torch.int64))
+
+    def read(self, layer: int, rows: Any, tokens: Any) -> torch.Tensor:
+        found = self.words[layer][self.at(rows, tokens)].view(np.float32)
+        return torch.from_numpy(found).permute(0, 3, 1, 2)
+
+
+STEPS = [((0, 1), (0, 0), (5, 11)), ((0, 1), (5, 11), (6, 1)), ((1,), (12,), (1,)), ((0, 1), (11, 13), (1, 1))]
+"""(rows, starts, counts): prompts in chunks, then tokens one by one. Row i is entry i + 1."""
+
+
+def run(storage: str, sabotage: Any = None, *, restart: bool = False) -> tuple[ReadBack, list[Columns], Any]:
+    bits = _native.format_bits(storage)
+    events = [listed(0, bits, 0), listed(400, bits, 1), listed(50, bits, 2)]
+    requests = [Request([1] * 11, GenerationSpec(), 0, columns) for columns in events]
+    data = EventData.of(storage, requests)
+    table, watch = data.build(SHAPE), ReadBack(storage, data.starts, data.columns, record=True)
+    cache, counted = Cache(storage), np.zeros(3, np.int64)
+    for rows, starts, counts in [STEPS[0], *STEPS] if restart else STEPS:
+        step = Step(*(np.array(c, np.uint32) for c in (rows, [r + 1 for r in rows], starts, counts)))
+        faults = table.write_step(entry=step.entry, row=step.row, start=step.start, count=step.count)
+        index = np.repeat(np.arange(len(rows)), counts)
+        tokens = np.concatenate([np.arange(s, s + c) for s, c in zip(starts, counts, strict=True)])
+        for layer in range(SHAPE.layers):
+            written = cache.write(layer, np.array(rows)[index], tokens)
+            faults.inject(
+                layer,
+                cache.words[layer],
+                block_table=cache.blocks,
+                offsets=OFFSETS,
+                block_stride=OFFSETS.size,
+                format=storage,
+                scales=cache.scales[layer].view(np.uint32) if _native.format_scaled(storage) else None,
+            )
+            if sabotage is not None:
+                sabotage(cache.words[layer], cache.at(np.array(rows)[index], tokens))
+            watch.check(layer, step, written, lambda r, t, layer=layer: cache.read(layer, r, t))
+        np.add.at(counted, step.entry.astype(np.int64), faults.landed.astype(np.int64))
+    return watch, events, counted
+
+
+@pytest.mark.parametrize("storage", ["bf16", "fp16", "fp8_e4m3", "int8_per_token_head"])
+def test_what_is_listed_is_found(storage: str) -> None:
+    watch, events, counted = run(storage)
+    written = [0, 12, 14]
+    planned = [int((e["token"] < w).sum()) for e, w in zip(events, written, strict=True)]
+    assert planned[1] > 100
+    assert watch.landed.tolist() == planned == counted.tolist()
+    assert watch.mismatches.tolist() == [0, 0, 0]
+    changes = watch.result()["changes"]
+    assert set(changes) == {1, 2}
+    names = ("layer", "kv", "head", "token", "elem")
+    for entry in (1, 2):
+        found = set(zip(*(changes[entry][n].tolist() for n in names), strict=True))
+        assert found <= set(zip(*(events[entry][n].tolist() for n in names), strict=True))
+        values = changes[entry]["before_value"].astype(np.uint32).view(np.float32)
+        assert np.isfinite(values).all()
+
+
+@pytest.mark.parametrize("storage", ["bf16", "int8_per_token_head"])
+def test_one_stray_bit_is_found(storage: str) -> None:
+    def flip_one(words: Any, at: Any) -> None:
+        words[at[1, 0, 3, -1]] ^= 1 << 30
+
+    watch, _, _ = run(storage, flip_one)
+    assert watch.mismatches.sum() == SHAPE.layers * len(STEPS)
+
+
+def test_a_value_that_the_format_cannot_hold_is_found() -> None:
+    def lower_half(words: Any, at: Any) -> None:
+        words[at[0, 1, 2, 0]] |= 1
+
+    watch, _, _ = run("bf16", lower_half)
+    assert watch.mismatches.sum() == SHAPE.layers * len(STEPS)
+
+
+def test_a_request_that_starts_over_is_counted_anew() -> None:
+    once, _, _ = run("bf16")
+    again, _, _ = run("bf16", restart=True)
+    assert again.landed.tolist() == once.landed.tolist()
+    changes = [w.result()["changes"][1]["token"] for w in (once, again)]
+    assert abs(len(changes[0]) - len(changes[1])) < len(changes[0]) / 5

@@ -1,0 +1,156 @@
+"""Replay without an engine: which maps belong together, what is refused, where answers part."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from kvspec.cli import main
+from kvspec.errors import RecordsError
+from kvspec.maps import FaultMap, explicit, write_map
+from kvspec.replay.case import Case, Recorded, find_maps, load_cases, one_model
+from kvspec.replay.compare import Replay, Replayed, first_divergence
+from tests.maps.made import TRIAL, generative
+
+FACTS: dict[str, Any] = {
+    "trial": TRIAL,
+    "model": {"id": "gpt2", "revision": None, "dtype": "auto"},
+    "generation": {"max_tokens": 4, "temperature": 0.0, "ignore_eos": True, "seed": 7, "stop": []},
+    "prompt": {"text": "one", "tokens": 5},
+    "record": {"token_ids": [1, 2, 3, 4], "golden_token_ids": [1, 2, 3, 5], "finish_reason": "length"},
+}
+
+
+def fault_map(**changes: Any) -> FaultMap:
+    return generative(**FACTS | changes)
+
+
+def code(error: pytest.ExceptionInfo[RecordsError]) -> str:
+    return error.value.diagnostics[0].code
+
+
+def test_the_two_maps_of_a_trial_at_both_are_one_case(tmp_path: Path) -> None:
+    write_map(fault_map(site="read"), tmp_path / "a.parquet")
+    write_map(fault_map(), tmp_path / "b.parquet")
+    write_map(fault_map(trial=TRIAL | {"id": "c0/p1/t3", "trial": 3}), tmp_path / "c.json")
+    cases = load_cases([tmp_path])
+    assert [[m.header.site for m in c.maps] for c in cases] == [["write", "read"], ["write"]]
+    assert cases[0].files == (str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet"))
+    assert (cases[0].seed, cases[0].generation.max_tokens, cases[0].generation.stop) == (7, 4, ())
+    assert cases[0].recorded == Recorded([1, 2, 3, 4], [1, 2, 3, 5], "length")
+
+
+def test_the_same_map_twice_is_two_cases(tmp_path: Path) -> None:
+    for name in ("a.parquet", "b.parquet"):
+        write_map(explicit(fault_map()), tmp_path / name)
+    assert [c.name for c in load_cases([tmp_path])] == ["c0/p1/t2"] * 2
+
+
+@pytest.mark.parametrize("name", ["model", "prompt", "generation"])
+def test_a_map_that_says_too_little_is_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_map(fault_map(**{name: None}), path)
+    with pytest.raises(RecordsError) as error:
+        load_cases([path])
+    assert code(error) == "KVS515"
+    assert error.value.diagnostics[0].path == f"$.{name}"
+
+
+def test_a_withheld_prompt_comes_from_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_map(fault_map(prompt={"sha256": hashlib.sha256(b"one").hexdigest(), "tokens": 5}), path)
+    with pytest.raises(RecordsError) as error:
+        load_cases([path], ["two"])
+    assert code(error) == "KVS515"
+    assert load_cases([path], ["two", "one"])[0].text == "one"
+
+
+def test_a_folder_without_maps_and_maps_of_two_models_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecordsError) as error:
+        find_maps([tmp_path])
+    assert code(error) == "KVS515"
+    write_map(fault_map(), tmp_path / "a.parquet")
+    write_map(fault_map(model={"id": "other"}), tmp_path / "b.parquet")
+    cases = load_cases([tmp_path])
+    with pytest.raises(RecordsError) as error:
+        one_model(cases, None)
+    assert "`other`" in error.value.diagnostics[0].message
+    assert one_model(cases, "./here").id == "./here"
+
+
+def test_a_missing_map_is_told_before_the_engine_is_looked_for(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["replay", str(tmp_path / "none.parquet")])
+    assert done.exit_code == 2
+    assert "KVS505" in done.output
+    assert "Traceback" not in done.output
+
+
+def test_where_answers_part() -> None:
+    assert first_divergence([1, 2, 3], [1, 2, 3]) is None
+    assert first_divergence([1, 2, 3], [1, 9, 3]) == 1
+    assert first_divergence([1, 2, 3], [1, 2]) == 2
+    assert first_divergence([], [1]) == 0
+
+
+def replayed(case: Case, **changes: Any) -> Replayed:
+    facts: dict[str, Any] = {
+        "token_ids": [1, 2, 3, 4],
+        "text": "",
+        "finish_reason": "length",
+        "golden": [1, 2, 3, 5],
+        "planned": 3,
+        "landed": 3,
+        "read_back": 3,
+        "mismatches": 0,
+        "written": 9,
+        "preemptions": 0,
+        "nonfinite_at": None,
+        "divergence": None,
+    }
+    return Replayed(case, **facts | changes)
+
+
+def test_verdicts(tmp_path: Path) -> None:
+    write_map(fault_map(), tmp_path / "a.parquet")
+    case = load_cases([tmp_path])[0]
+    assert replayed(case).verdict == "identical"
+    assert replayed(case, divergence=2).verdict == "differs"
+    for doubt in ({"landed": 2}, {"read_back": 2}, {"mismatches": 1}):
+        assert replayed(case, divergence=2, **doubt).verdict == "not proven"
+    assert replayed(replace(case, recorded=Recorded(None))).verdict == "no record"
+    assert replayed(case).outcome == "sdc"
+    assert replayed(case, golden=[1, 2, 3, 4]).outcome == "masked"
+    assert replayed(case, nonfinite_at=0).outcome == "due"
+    assert replayed(case).golden_identical
+    assert not replayed(case, golden=[1]).golden_identical
+
+
+def test_another_machine_is_named_fact_by_fact(tmp_path: Path) -> None:
+    write_map(fault_map(), tmp_path / "a.parquet")
+    case = load_cases([tmp_path])[0]
+    there = {"vllm": "0.25.1", "device.name": "A"}
+    case = replace(case, recorded=replace(case.recorded, environment=there))
+    here = {"vllm": "0.32.0", "device.name": "A", "device.threads": "2"}
+    result = Replay("gpt2", here, (replayed(case), replayed(case, divergence=1)))
+    assert result.differences == [("device.threads", "absent", "2"), ("vllm", "0.25.1", "0.32.0")]
+    assert not result.ok
+    assert result.to_json()["counts"]["identical"] == 1
+    assert "only the text may differ" in result.to_json()["why"]
+    assert Replay("gpt2", there, (replayed(case),)).differences == []
+
+
+def test_events_carry_the_op_of_every_flip() -> None:
+    pytest.importorskip("torch")
+    from kvspec.replay.bench import events_of
+
+    whole = explicit(fault_map(op="set1"))
+    events = events_of(whole)
+    assert whole.columns is not None
+    assert np.array_equal(events["token"], whole.columns["token"])
+    assert set(events["op"].tolist()) == {2}
