@@ -12,6 +12,7 @@ _Ranges = list[tuple[int, int]]
 __all__ = [
     "EventTable",
     "MapCheck",
+    "Pattern",
     "Sampler",
     "Selector",
     "StepFaults",
@@ -182,6 +183,11 @@ class StepFaults:
     @property
     def landed(self) -> NDArray[np.uint64]: ...
     def columns(self, layer: int) -> dict[str, NDArray[np.generic]]: ...
+
+@final
+class Pattern:
+    def __new__(cls, pattern: str) -> Pattern: ...
+    def occurs_in(self, text: str) -> bool: ...
 
 @final
 class MapCheck:

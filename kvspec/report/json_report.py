@@ -35,6 +35,7 @@ def to_json(scores: Scores) -> dict[str, Any]:
         "dose_responses": [_dose_response(found, scores) for found in scores.dose_responses],
         "vulnerabilities": [_vulnerability(found, scores) for found in scores.vulnerabilities],
         "design_effect": scores.design_effect,
+        "tasks": _tasks(scores),
         "samples": [asdict(sample) for sample in scores.samples],
     }
 
@@ -127,6 +128,21 @@ def _vulnerability(found: Vulnerability, scores: Scores) -> dict[str, Any]:
     names, data = _names(scores), asdict(found)
     data["cells"] = [names[c] for c in found.cells]
     return {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
+
+
+def _tasks(scores: Scores) -> dict[str, Any]:
+    names, tasks = _names(scores), scores.tasks
+    faulted = []
+    for found in tasks.faulted:
+        data = {**asdict(found), "cell": names[found.cell]}
+        pairs = data.pop("stated_pairs")
+        counts = dict(zip(("pairs", "wrong_only_faulted", "wrong_only_clean"), pairs or (), strict=bool(pairs)))
+        faulted.append({**data, "stated_pairs": counts or None})
+    return {
+        "clean": [asdict(found) for found in tasks.clean],
+        "faulted": faulted,
+        "pairs": [{**asdict(pair), "cell": names[pair.cell]} for pair in tasks.pairs],
+    }
 
 
 def _trend(trend: Trend, scores: Scores) -> dict[str, Any]:

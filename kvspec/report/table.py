@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvspec.report import words
-from kvspec.score import CellScore
+from kvspec.score import CellScore, Proportion, Scores
 
 Column = tuple[str, bool, Callable[[CellScore], str]]
 
@@ -54,3 +54,52 @@ def _table(columns: Sequence[Column], cells: Sequence[CellScore]) -> Table:
         style = "bold red" if cell.invalid else ""
         table.add_row(*(Text(words.printable(value(cell)), style=style) for _, _, value in columns))
     return table
+
+
+def task_tables(scores: Scores) -> list[RenderableType]:
+    """The guide's needle table: graded answers per context, task and cell; and retrieval against reasoning."""
+    tasks, names = scores.tasks, [cell.plan.name for cell in scores.cells]
+    if not tasks.clean:
+        return []
+    answers = _plain(
+        ("Context", "Task", "Cell", "Right", "n", "Of solved", "95 % interval", "n", "Given operands", "n")
+    )
+    for clean in tasks.clean:
+        chance = f"clean (chance {clean.chance:.0%})" if clean.chance is not None else "clean"
+        answers.add_row(
+            _context(clean.context), clean.task, chance, *_counted(clean.right), "", "", "",
+            *_counted(clean.right_given_stated),
+        )  # fmt: skip
+        for found in tasks.faulted:
+            if (found.task, found.context) == (clean.task, clean.context):
+                answers.add_row(
+                    "", "", words.printable(names[found.cell]), *_counted(found.right), words.percent(found.kept),
+                    words.interval(found.kept), f"{found.kept.n:,}", *_counted(found.right_given_stated),
+                )  # fmt: skip
+    if not tasks.pairs:
+        return [answers]
+    pairs = _plain(("Context", "Cell", "Retrieval", "Reasoning", "Pairs", "Lost: retrieval", "reasoning", "both",
+                    "Sensitivity", "p (Holm)"))  # fmt: skip
+    for pair in tasks.pairs:
+        pairs.add_row(
+            _context(pair.context), words.printable(names[pair.cell]), pair.retrieval, pair.reasoning,
+            f"{pair.pairs:,}", f"{pair.only_retrieval:,}", f"{pair.only_reasoning:,}", f"{pair.both:,}",
+            "-" if pair.sensitivity is None else str(pair.sensitivity), f"{pair.p_holm:.2g}",
+        )  # fmt: skip
+    return [answers, pairs]
+
+
+def _plain(columns: Sequence[str]) -> Table:
+    table = Table(box=_RULE, show_edge=False, pad_edge=False, collapse_padding=True)
+    for name in columns:
+        right = name not in ("Task", "Cell", "Retrieval", "Reasoning")
+        table.add_column(name, justify="right" if right else "left", overflow="fold")
+    return table
+
+
+def _context(tokens: int) -> str:
+    return f"{tokens:,}" if tokens else "-"
+
+
+def _counted(share: Proportion) -> tuple[str, str]:
+    return (words.percent(share), f"{share.n:,}") if share.n else ("-", "")

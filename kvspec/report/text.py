@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from kvspec.report import words
-from kvspec.report.table import cell_tables
+from kvspec.report.table import cell_tables, task_tables
 from kvspec.score import Proportion, Sample, Scores
 
 LEGEND = "Accuracy: token ids equal golden. Interval: Wilson. Drift: mean of the finished trials. See docs/report.md."
@@ -40,6 +40,9 @@ def render_text(scores: Scores, *, width: int | None = None, colour: bool = Fals
         console.print()
         console.print(table)
     console.print(Text(LEGEND, style="dim"))
+    for graded in task_tables(scores):
+        console.print()
+        console.print(graded)
     for sample in scores.samples:
         _sample(console, sample, scores)
     console.print()

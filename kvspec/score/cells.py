@@ -77,6 +77,8 @@ class Campaign:
     run: RunInfo
     cells: tuple[CellPlan, ...]
     prompts: tuple[str, ...]
+    tasks: tuple[dict[str, Any] | None, ...] = ()
+    """What each prompt asks for, as plain data; empty if no prompt is graded."""
 
 
 def read_campaign(store: RunStore, recorded: int) -> Campaign:
@@ -127,7 +129,7 @@ def _campaign(store: RunStore, plan: Mapping[str, Any], recorded: int) -> Campai
                 experiment=str(cell["experiment"]),
             )
         )
-    return Campaign(run, tuple(cells), prompts)
+    return Campaign(run, tuple(cells), prompts, tuple(spec["prompts"].get("tasks", ())))
 
 
 def _estimates(store: RunStore) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kvspec.score.cells import CellPlan, RunInfo
+from kvspec.score.tasks import TaskScores
 from kvspec.stats.dose import DoseFit
 from kvspec.stats.intervals import Difference, Proportion, Ratio
 
@@ -214,6 +215,8 @@ class Scores:
     vulnerabilities: tuple[Vulnerability, ...]
     design_effect: float
     """Variance between prompts over that of independent trials, at least 1: it widens the intervals of EC50."""
+    tasks: TaskScores
+    """Graded answers."""
     samples: tuple[Sample, ...]
     verdict: tuple[str, ...]
     """Sentences that follow from the numbers, the most important first."""

@@ -18,6 +18,7 @@ from kvspec.score.grid import Grid
 from kvspec.score.model import CellScore, Flips, Floor, Scores
 from kvspec.score.outcome import INVALID, MASKED, OUTCOMES, REASONS, UNSCORED
 from kvspec.score.samples import Samples
+from kvspec.score.tasks import Answers
 from kvspec.score.trend import trends
 from kvspec.score.trials import ABSENT, DRIFTS, FAULT, GOLDEN_REPEAT, NULL, UNKNOWN, TrialScores, iter_trials
 from kvspec.score.verdict import verdict, warnings
@@ -51,6 +52,7 @@ def score_run(path: Path | str) -> Scores:
         dose_responses=dose_responses(trend, cells, floor, inflation),
         vulnerabilities=vulnerabilities(cells),
         design_effect=inflation,
+        tasks=totals.answers.scores(),
         samples=totals.samples.finish(campaign, golden),
         verdict=(),
         warnings=(),
@@ -101,6 +103,7 @@ class Totals:
         """Finished trials with one flip: with a visible effect, and all."""
         self._keys: list[NDArray[np.uint64]] = []
         self.grid = Grid(cells, campaign.prompts, campaign.run.per_prompt)
+        self.answers = Answers(campaign.tasks, cells, campaign.run.per_prompt)
         self.samples = Samples()
 
     def add(self, batch: TrialScores) -> None:
@@ -132,6 +135,7 @@ class Totals:
         for column, flips in enumerate((batch.planned, batch.landed)):
             np.add.at(self._flips[:, column], cell[ended], flips[ended].astype(np.int64))
         self.grid.add(batch, fault & scored, trial)
+        self.answers.add(batch, fault & scored, trial)
         single = ended & scored & (batch.landed == 1)
         visible = single & (batch.outcome != MASKED)
         for column, rows in enumerate((visible, single)):

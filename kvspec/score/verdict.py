@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvspec.score.model import CellScore, DoseResponse, Floor, PairTest, Scores, Trend, Vulnerability
+from kvspec.score.tasks import sentences
 from kvspec.stats.exact import ALPHA
 
 FEW_PROMPTS = 10
@@ -25,6 +26,7 @@ def verdict(scores: Scores) -> tuple[str, ...]:
     return (
         *_soundness(floor, cells),
         _floor(floor),
+        *sentences(scores.tasks, [cell.plan.name for cell in cells]),
         *_effects(cells),
         *doses,
         *_pairs(scores.pairs, cells),

@@ -54,11 +54,44 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Grader:
+    """When an answer is right (`kvspec.score.grading`)."""
+
+    kind: Literal["exact", "regex", "choice", "numeric"]
+    expected: str | float
+    """The text, the pattern, the choice or the number."""
+    choices: tuple[str, ...] = ()
+    """choice only: the words to choose from; the first one in the answer counts."""
+    tolerance: float = 0.0
+    """numeric only: how far the last number of the answer may be off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a prompt asks for, so that its answers can be graded and compared."""
+
+    name: str
+    """Answers are reported per task."""
+    kind: Literal["retrieval", "reasoning", "other"]
+    item: str
+    """Prompts of one item and context pair with each other."""
+    context: int
+    """Length of the context in tokens; 0 if that is not a dimension."""
+    grader: Grader
+    operands: tuple[float, ...] = ()
+    """Numbers that an answer states first, in this order, if it has retrieved them."""
+    chance: float | None = None
+    """How often a guess is right, where that is known."""
+
+
+@dataclass(frozen=True, slots=True)
 class PromptSpec:
     """The requests of the campaign, in order. The index of a prompt is its `request` coordinate."""
 
     texts: tuple[str, ...]
-    """All prompts, `inline` and `file` read and `repeat` applied."""
+    """All prompts, `inline`, `file` and `generator` in this order and `repeat` applied."""
+    tasks: tuple[Task | None, ...] = ()
+    """What each prompt asks for; empty if no prompt is graded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,4 +231,6 @@ class Spec:
         """Plain data, the canonical resolved form written beside every run."""
         data = asdict(replace(self, marks={}))
         del data["marks"]
+        if not self.prompts.tasks:
+            del data["prompts"]["tasks"]  # a plan without graded prompts has the digest that it always had
         return data

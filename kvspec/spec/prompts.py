@@ -1,60 +1,118 @@
-"""The prompts of a spec: written inline, or read from a `.txt` or `.jsonl` file."""
+"""The prompts of a spec: written inline, read from a `.txt` or `.jsonl` file, or generated."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from kvspec.errors import Diagnostic, Mark, SpecError
+from kvspec.spec.graders import read_task
 from kvspec.spec.load import beside, read_text
+from kvspec.spec.model import PromptSpec, Task
+from kvspec.spec.needle import TASKS, Needles, math_needle
 from kvspec.spec.tree import Findings, Node
 
 MAX_PROMPTS = 100_000
 MAX_PROMPT_CHARS = 1 << 20
 MAX_FILE_BYTES = 64 << 20
 """Size of a prompt file."""
+MAX_GENERATED_TOKENS = 20_000_000
+"""Tokens of context over all generated prompts."""
 MAX_LINE_ERRORS = 20
 """Bad lines of a prompt file that are told."""
 
 
-def read_prompts(prompts: Node, findings: Findings) -> tuple[str, ...]:
+GENERATED = ("contexts", "items", "tasks", "a", "b", "positions", "examples", "fact", "item_seed")
+"""Keys of the generator."""
+
+
+def read_prompts(prompts: Node, findings: Findings) -> PromptSpec:
     """All prompts in order, `repeat` applied. The mapping has passed the schema; what its file holds has not.
 
-    Errors go to `findings`: KVS101 and KVS104 for the file, KVS201, KVS207 and KVS210 for its lines.
+    Errors go to `findings`: KVS101 and KVS104 for the file, KVS201, KVS203, KVS206, KVS207 and KVS210 for its lines and
+    for the generator.
     """
     inline = prompts.get("inline")
-    texts: list[str] = inline.plain() if inline else []
+    found: list[tuple[str, Task | None]] = [(text, None) for text in (inline.plain() if inline else ())]
     file = prompts.get("file")
     if file is not None:
         try:
-            texts += _read_file(file)
+            found += _read_file(file)
         except SpecError as error:
             findings.diagnostics += error.diagnostics
-            return ()
+            return PromptSpec(())
     repeat = prompts.get("repeat")
     times = int(repeat.plain()) if repeat else 1
-    if len(texts) * times > MAX_PROMPTS:
-        problem = f"the spec has {len(texts) * times} prompts"
+    needles = _needles(prompts, findings)
+    generated = len(needles.contexts) * needles.items * len(needles.tasks) if needles else 0
+    if (len(found) + generated) * times > MAX_PROMPTS:
+        problem = f"the spec has {(len(found) + generated) * times} prompts"
         expected = f"at most {MAX_PROMPTS}, repetitions included"
         findings.add("KVS207", problem, prompts.mark, "$.prompts", expected=expected)
-        return ()
-    return tuple(texts * times)
+        return PromptSpec(())
+    if needles:
+        if generated * max(needles.contexts) > MAX_GENERATED_TOKENS:
+            problem = f"the generator would write {generated} prompts of up to {max(needles.contexts)} tokens"
+            expected = f"at most {MAX_GENERATED_TOKENS} tokens in all"
+            findings.add("KVS207", problem, prompts.mark, "$.prompts", expected=expected)
+            return PromptSpec(())
+        found += math_needle(needles)
+    texts = tuple(text for text, _ in found) * times
+    tasks = tuple(task for _, task in found) * times if any(task for _, task in found) else ()
+    return PromptSpec(texts, tasks)
 
 
-def _read_file(node: Node) -> list[str]:
+def _needles(prompts: Node, findings: Findings) -> Needles | None:
+    """The parameters of the generator, defaults filled in; `None` without a generator or if they are wrong."""
+    given = {key: node for key in GENERATED if (node := prompts.get(key)) is not None}
+    if prompts.get("generator") is None:
+        for key, node in given.items():
+            mark = prompts.keys.get(key, node.mark)
+            problem = f"`{key}` is a parameter of a generator, and there is none"
+            findings.add("KVS206", problem, mark, f"$.prompts.{key}", expected="`generator: math_needle` beside it")
+        return None
+    plain = {key: node.plain() for key, node in given.items()}
+
+    def ends(key: str) -> tuple[int, int]:
+        value = plain.get(key, [1, 9])
+        low, high = value if isinstance(value, list) else (value, value)
+        return int(low), int(high)
+
+    for key, backwards in (("a", ends("a")), ("b", ends("b")), ("positions", plain.get("positions", (0, 1)))):
+        if backwards[0] > backwards[1]:
+            problem = f"the range `{backwards[0]}` to `{backwards[1]}` runs backwards"
+            findings.add("KVS205", problem, given[key].mark, f"$.prompts.{key}", expected="the lower number first")
+            return None
+    contexts = plain.get("contexts", [2000])
+    early, late = plain.get("positions", (0.2, 0.8))
+    return Needles(
+        contexts=tuple(int(x) for x in (contexts if isinstance(contexts, list) else [contexts])),
+        items=int(plain.get("items", 100)),
+        tasks=tuple(plain.get("tasks", TASKS[:5])),
+        a=ends("a"),
+        b=ends("b"),
+        positions=(float(early), float(late)),
+        examples=int(plain.get("examples", 4)),
+        fact=plain.get("fact", "The value of {name} is {value}."),
+        seed=int(plain.get("item_seed", 0)),
+    )
+
+
+def _read_file(node: Node) -> list[tuple[str, Task | None]]:
     path = beside(node.mark, str(node.value))
     where = "$.prompts.file"
     if not path.endswith((".txt", ".jsonl")):
         expected = "a `.txt` file with one prompt per line, or a `.jsonl` file with a `text` per line"
         raise SpecError(Diagnostic("KVS210", f"`{node.value}` has no known ending", node.mark, where, expected))
     text = read_text(path, MAX_FILE_BYTES, at=node.mark, where=where)
-    texts: list[str] = []
+    texts: list[tuple[str, Task | None]] = []
     wrong: list[Diagnostic] = []
     for number, line in _lines(text):
         mark = Mark(path, number, 1)
         try:
-            texts.append(_prompt(line, mark, where, as_json=path.endswith(".jsonl")))
+            texts.append(_prompt(line, mark, where, number, as_json=path.endswith(".jsonl")))
         except SpecError as error:
             wrong += error.diagnostics
         if len(texts) > MAX_PROMPTS:
@@ -85,26 +143,26 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def _prompt(line: str, mark: Mark, where: str, *, as_json: bool) -> str:
-    prompt = _from_json(line, mark, where) if as_json else line
+def _prompt(line: str, mark: Mark, where: str, number: int, *, as_json: bool) -> tuple[str, Task | None]:
+    record = _from_json(line, mark, where) if as_json else {"text": line}
+    prompt: str = record["text"]
     if not 1 <= len(prompt) <= MAX_PROMPT_CHARS:
         expected = f"1 to {MAX_PROMPT_CHARS} characters"
         raise SpecError(Diagnostic("KVS207", f"the prompt has {len(prompt)} characters", mark, where, expected))
-    return prompt
+    return prompt, read_task(record, number, mark, where)
 
 
-def _from_json(line: str, mark: Mark, where: str) -> str:
+def _from_json(line: str, mark: Mark, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
         record = None
-    prompt = record.get("text") if isinstance(record, dict) else None
-    if not isinstance(prompt, str):
+    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
         expected = 'a JSON object with a text, such as {"text": "The sun is"}'
         raise SpecError(Diagnostic("KVS201", "the line is not a prompt", mark, where, expected))
     try:
-        prompt.encode()
+        json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         problem = "the prompt holds half of a surrogate pair"
         raise SpecError(Diagnostic("KVS210", problem, mark, where, "valid Unicode text")) from None
-    return prompt
+    return record

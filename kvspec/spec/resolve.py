@@ -36,7 +36,7 @@ DEFAULT_PAGE_DENSITY = 1.0e-3
 Data = dict[str, Any]
 
 
-def build_spec(root: Node, texts: tuple[str, ...], source: str) -> Spec:
+def build_spec(root: Node, prompts: PromptSpec, source: str) -> Spec:
     """Build the spec from a tree that `check_tree` has passed and from its prompts.
 
     Raises `SpecError` (KVS305) if there are more cells or trials than the limits.
@@ -44,15 +44,15 @@ def build_spec(root: Node, texts: tuple[str, ...], source: str) -> Spec:
     data: Data = root.plain()
     cells = sum(math.prod(map(len, _axes(entry))) for entry in data["faults"])
     _check_limit(root, "faults", "cells", cells, MAX_CELLS)
-    trials = TrialSpec(_trials_per_prompt(data["trials"], len(texts)))
+    trials = TrialSpec(_trials_per_prompt(data["trials"], len(prompts.texts)))
     controls = Controls(**_whole(data.get("controls", {})))
     per_prompt = cells * trials.per_prompt + 1 + controls.null_trials + controls.golden_repeats
-    _check_limit(root, "trials", "trials", len(texts) * per_prompt, MAX_TRIALS)
+    _check_limit(root, "trials", "trials", len(prompts.texts) * per_prompt, MAX_TRIALS)
     return Spec(
         name=data["name"],
         description=data.get("description", ""),
         model=ModelSpec(**_whole(data["model"])),
-        prompts=PromptSpec(texts),
+        prompts=prompts,
         generation=_generation(data.get("generation", {})),
         faults=tuple(fault for index, entry in enumerate(data["faults"]) for fault in _expand(index, entry)),
         controls=controls,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from kvspec import _native
 from kvspec.errors import Mark
-from kvspec.spec.model import STORAGE_FORMATS
+from kvspec.spec.model import STORAGE_FORMATS, PromptSpec
 from kvspec.spec.prompts import read_prompts
 from kvspec.spec.ranges import parse_range
 from kvspec.spec.tree import Findings, Node, show
@@ -20,7 +20,7 @@ _LIMITS = {"layers": 1 << 16, "heads": (1 << 15) - 1, "tokens": 1 << 32, "steps"
 _STORAGE_BITS = {"auto": 16, **{name: _native.format_bits(name) for name in STORAGE_FORMATS}}
 
 
-def check_tree(root: Node) -> tuple[str, ...]:
+def check_tree(root: Node) -> PromptSpec:
     """Check a spec and return its prompts, which checking has read.
 
     Raises `SpecError` with every error in file order. An entry with structural errors is not checked for meaning.
@@ -37,9 +37,11 @@ def check_tree(root: Node) -> tuple[str, ...]:
                 _check_fault(root, fault, f"$.faults[{index}]", findings)
         _check_names(faults, findings)
     prompts = root.get("prompts")
-    texts = read_prompts(prompts, findings) if prompts is not None and "$.prompts" not in malformed else ()
+    checked = (
+        read_prompts(prompts, findings) if prompts is not None and "$.prompts" not in malformed else PromptSpec(())
+    )
     findings.raise_if_any()
-    return texts
+    return checked
 
 
 def _check_structure(root: Node, findings: Findings) -> None:

@@ -65,6 +65,8 @@ pub enum Error {
     NoField { format: &'static str, bits: String },
     /// A format whose rows have scales, without them.
     NoScales { format: &'static str },
+    /// A regular expression that cannot be compiled.
+    Pattern { reason: String },
 }
 
 impl fmt::Display for Error {
@@ -129,6 +131,7 @@ impl fmt::Display for Error {
             Self::NoScales { format } => {
                 write!(f, "{format} needs the scales of its rows")
             }
+            Self::Pattern { reason } => f.write_str(reason),
         }
     }
 }

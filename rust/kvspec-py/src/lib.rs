@@ -4,6 +4,7 @@ mod drift;
 mod events;
 mod formats;
 mod maps;
+mod pattern;
 mod sampling;
 mod trials;
 
@@ -41,6 +42,8 @@ mod _native {
     use super::formats::{decode, encode, format_bits, format_mask, format_scaled, quantize};
     #[pymodule_export]
     use super::maps::{MapCheck, apply_map};
+    #[pymodule_export]
+    use super::pattern::Pattern;
     #[pymodule_export]
     use super::sampling::{Sampler, Selector, derive_keys, philox, read_key, thresholds};
     #[pymodule_export]

@@ -1,0 +1,258 @@
+"""The math-needle prompts: facts hidden in filler, and questions that need one of them, both, or a step beyond.
+
+    four worked examples with other variables, then
+    The old river was built near the quiet market. ... The value of var_a is 7. ...
+    ... The value of var_b is 3. ...
+    Question: What is var_a * var_b?
+    Answer:
+
+All questions of an item stand below the same text, examples included: only the question line differs. So a fault in
+the text can reach every task, and tasks are compared on common items. Every word of the filler is one token for
+byte-pair tokenizers of English (after a space), so a context has its length in tokens of the model without a
+tokenizer at hand; `kvspec plan` counts with the real one where it is on this machine.
+
+Draws are Philox blocks: items are the same everywhere, and do not depend on how many there are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from kvspec import _native
+from kvspec.spec.model import Grader, Task
+
+TASKS = ("retrieve_a", "retrieve_b", "retrieve_both", "sum", "product", "two_hop", "chain")
+RETRIEVAL = ("retrieve_a", "retrieve_b", "retrieve_both")
+
+ADJECTIVES = ("old", "quiet", "narrow", "bright", "wooden", "northern", "famous", "small", "busy", "distant", "green",
+              "gentle", "heavy", "modern", "local", "early")  # fmt: skip
+NOUNS = ("river", "market", "bridge", "library", "garden", "harbor", "village", "museum", "forest", "station", "valley",
+         "tower", "school", "mill", "farm", "theater")  # fmt: skip
+VERBS = ("was built near", "stands beside", "was named after", "attracts visitors from", "lies west of",
+         "supplies stone to", "was restored by people from", "is older than")  # fmt: skip
+LETTERS = "defghjkmnpqrstuvwxyz"
+NAMES = ("Anna", "David", "Grace", "Frank", "Jack", "Henry", "Clara", "Elena")
+BOXES = ("red", "blue", "green", "yellow", "black", "white", "silver", "brown")
+ROOMS = ("kitchen", "garage", "attic", "bedroom", "office", "cellar", "bathroom", "hallway")
+
+EXAMPLE_SENTENCES = 2
+"""Filler sentences of a worked example."""
+SENTENCES_PER_LINE = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Needles:
+    """What the generator is asked for."""
+
+    contexts: tuple[int, ...]
+    """Tokens of filler and facts, examples and question apart."""
+    items: int
+    """Items per context."""
+    tasks: tuple[str, ...]
+    a: tuple[int, int]
+    """Range of the first value, both ends included."""
+    b: tuple[int, int]
+    positions: tuple[float, float]
+    """Where the facts of a and b stand, as fractions of the context."""
+    examples: int
+    """Worked examples before the context."""
+    fact: str
+    """Wording of a fact, with `{name}` and `{value}`."""
+    seed: int
+
+
+class _Draw:
+    """A stream of draws of one item: words of Philox blocks, key = seed, counter = (block, item, context, stream)."""
+
+    def __init__(self, seed: int, item: int, context: int) -> None:
+        self._key = (seed & 0xFFFFFFFF, seed >> 32)
+        self._rest = (item, context, 0x6E65_6564)
+        self._block = 0
+        self._words: list[int] = []
+
+    def below(self, n: int) -> int:
+        if not self._words:
+            self._words = list(_native.philox((self._block, *self._rest), self._key))
+            self._block += 1
+        return self._words.pop() * n >> 32
+
+    def pick(self, words: Sequence[str]) -> str:
+        return words[self.below(len(words))]
+
+    def sample(self, words: Sequence[str], count: int) -> list[str]:
+        left = list(words)
+        return [left.pop(self.below(len(left))) for _ in range(count)]
+
+    def within(self, ends: tuple[int, int]) -> int:
+        return ends[0] + self.below(ends[1] - ends[0] + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scene:
+    """The names and values of one text."""
+
+    x: str
+    y: str
+    z: str
+    a: int
+    b: int
+    people: list[str]
+    boxes: list[str]
+    rooms: list[str]
+
+    @classmethod
+    def draw(cls, needles: Needles, draw: _Draw, letters: Sequence[str], people: Sequence[str]) -> _Scene:
+        x, y, z = (f"var_{letter}" for letter in letters)
+        a, b = draw.within(needles.a), draw.within(needles.b)
+        return cls(x, y, z, a, b, list(people), draw.sample(BOXES, 2), draw.sample(ROOMS, 2))
+
+    def facts(self, needles: Needles, tasks: Sequence[str]) -> list[tuple[float, str]]:
+        """(position, sentence) of what the tasks need."""
+        early, late = needles.positions
+        fact = needles.fact
+        facts = [
+            (early, fact.format(name=self.x, value=self.a)),
+            (late, fact.format(name=self.y, value=self.b)),
+        ]
+        if tuple(tasks) == ("two_hop",):
+            facts = []
+        if "chain" in tasks:
+            facts.append(((early + late) / 2, fact.format(name=self.z, value=f"the same as {self.x}")))
+        if "two_hop" in tasks:
+            inner = (late - early) / 6
+            for person, box, room, shift in zip(self.people, self.boxes, self.rooms, (0.0, inner), strict=True):
+                facts.append((early + shift, f"{person} put the key in the {box} box."))
+                facts.append((late - shift, f"The {box} box is in the {room}."))
+        return facts
+
+    def question(self, task: str) -> str:
+        x, y, z = self.x, self.y, self.z
+        return {
+            "retrieve_a": f"What is {x}?",
+            "retrieve_b": f"What is {y}?",
+            "retrieve_both": f"What are {x} and {y}?",
+            "sum": f"What is {x} + {y}?",
+            "product": f"What is {x} * {y}?",
+            "two_hop": f"In which room is the key of {self.people[0]}?",
+            "chain": f"What is {z}?",
+        }[task]
+
+    def answer(self, task: str) -> str:
+        x, y, z, a, b = self.x, self.y, self.z, self.a, self.b
+        both = f"{x} is {a} and {y} is {b}"
+        person, box, room = self.people[0], self.boxes[0], self.rooms[0]
+        return {
+            "retrieve_a": f"{x} is {a}.",
+            "retrieve_b": f"{y} is {b}.",
+            "retrieve_both": f"{both}.",
+            "sum": f"{both}, so {x} + {y} = {a} + {b} = {a + b}.",
+            "product": f"{both}, so {x} * {y} = {a} * {b} = {a * b}.",
+            "two_hop": f"{person} put the key in the {box} box, and the {box} box is in the {room}.",
+            "chain": f"{z} is the same as {x}, so {z} = {a}.",
+        }[task]
+
+    def grader(self, task: str) -> Grader:
+        match task:
+            case "retrieve_a" | "chain":
+                return Grader("numeric", self.a)
+            case "retrieve_b":
+                return Grader("numeric", self.b)
+            case "sum":
+                return Grader("numeric", self.a + self.b)
+            case "product":
+                return Grader("numeric", self.a * self.b)
+            case "two_hop":
+                return Grader("choice", self.rooms[0], choices=ROOMS)
+        return Grader("regex", rf"^\D*{self.a}\D+{self.b}(?:\D|$)")
+
+
+def math_needle(needles: Needles) -> Iterator[tuple[str, Task]]:
+    """Prompts in order of context, item, task, each with what it asks for."""
+    chances = {task: _chance(task, needles) for task in needles.tasks}
+    for context in needles.contexts:
+        for number in range(needles.items):
+            draw = _Draw(needles.seed, number, context)
+            letters, people = draw.sample(LETTERS, 3 * needles.examples), draw.sample(NAMES, len(NAMES))
+            parts = [
+                _example(needles, draw, letters[3 * i : 3 * i + 3], people[2 + 2 * (i % 3) : 4 + 2 * (i % 3)], i)
+                for i in range(needles.examples)
+            ]
+            scene = _Scene.draw(needles, draw, "abc", people[:2])
+            facts = scene.facts(needles, needles.tasks)
+            parts.append(_haystack(draw, facts, context))
+            text = "\n\n".join(parts)
+            for task in needles.tasks:
+                worked = task in ("retrieve_both", "sum", "product")
+                asked = Task(
+                    name=task,
+                    kind="retrieval" if task in RETRIEVAL else "reasoning",
+                    item=str(number),
+                    context=context,
+                    grader=scene.grader(task),
+                    operands=(scene.a, scene.b) if worked else (),
+                    chance=chances[task],
+                )
+                yield f"{text}\nQuestion: {scene.question(task)}\nAnswer:", asked
+
+
+def _example(needles: Needles, draw: _Draw, letters: Sequence[str], people: Sequence[str], number: int) -> str:
+    """A worked example. They take turns over the tasks, the last task first, so that every text has the same."""
+    task = needles.tasks[-1 - number % len(needles.tasks)]
+    scene = _Scene.draw(needles, draw, letters, people)
+    sentences = [_sentence(draw) for _ in range(EXAMPLE_SENTENCES)]
+    lines = _lines(_insert(sentences, scene.facts(needles, [task])))
+    return f"{lines}\nQuestion: {scene.question(task)}\nAnswer: {scene.answer(task)}"
+
+
+def _haystack(draw: _Draw, facts: list[tuple[float, str]], tokens: int) -> str:
+    left = tokens - sum(count_tokens(fact) for _, fact in facts)
+    sentences = []
+    while left > 0:
+        sentences.append(_sentence(draw))
+        left -= count_tokens(sentences[-1])
+    return _lines(_insert(sentences, facts))
+
+
+def count_tokens(sentence: str) -> int:
+    """Words and the stop; a name such as var_a is three tokens, a number its digits and a space."""
+
+    def tokens(word: str) -> int:
+        digits = sum(c.isdigit() for c in word)
+        return 3 if word.startswith("var_") else digits + 1 if digits else 1
+
+    return sum(map(tokens, sentence.split())) + 1
+
+
+def _sentence(draw: _Draw) -> str:
+    return (
+        f"The {draw.pick(ADJECTIVES)} {draw.pick(NOUNS)} {draw.pick(VERBS)} "
+        f"the {draw.pick(ADJECTIVES)} {draw.pick(NOUNS)}."
+    )
+
+
+def _insert(sentences: list[str], facts: list[tuple[float, str]]) -> list[str]:
+    count = len(sentences)
+    placed = list(sentences)
+    for position, fact in sorted(facts, reverse=True):
+        placed.insert(int(position * count), fact)
+    return placed
+
+
+def _lines(sentences: list[str]) -> str:
+    return "\n".join(
+        " ".join(sentences[i : i + SENTENCES_PER_LINE]) for i in range(0, len(sentences), SENTENCES_PER_LINE)
+    )
+
+
+def _chance(task: str, needles: Needles) -> float:
+    """How often a guess is right: a value named in the text, or for arithmetic always the most common result."""
+    if task in ("retrieve_a", "retrieve_b", "chain", "two_hop"):
+        return 0.5
+    if task == "retrieve_both":
+        return 0.25
+    first, second = (range(low, high + 1) for low, high in (needles.a, needles.b))
+    results = Counter(a + b if task == "sum" else a * b for a, b in product(first, second))
+    return max(results.values()) / results.total()

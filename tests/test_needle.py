@@ -1,0 +1,295 @@
+"""The math-needle prompts, graders, and what the report says about graded answers."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kvspec.errors import SpecError
+from kvspec.plan import Trial, compile_plan
+from kvspec.records import Record, RecordWriter, RunStore
+from kvspec.report import render_text, to_json
+from kvspec.score import score_run
+from kvspec.score.grading import RIGHT, STATED, Graders, grade_function, numbers
+from kvspec.spec import Spec, load_spec
+from kvspec.spec.needle import ADJECTIVES, NOUNS, TASKS, VERBS, count_tokens
+
+FAULT = "faults: [{name: F, model: random, site: KV_WRITE, rate: {per_bit: [1e-7, 1e-6]}}]\ntrials: 3\n"
+
+
+def load(tmp_path: Path, prompts: str) -> Spec:
+    path = tmp_path / "spec.yaml"
+    path.write_text(f"kvspec: 1\nname: t\nmodel: {{id: gpt2}}\nprompts: {prompts}\n{FAULT}", encoding="utf-8")
+    return load_spec(path)
+
+
+def needle(tmp_path: Path, more: str = "") -> Spec:
+    return load(tmp_path, f"{{generator: math_needle, contexts: [60, 300], items: 5{more}}}")
+
+
+# --- the generator ------------------------------------------------------------------------------------------------
+
+
+def test_all_questions_of_an_item_stand_below_one_text(tmp_path: Path) -> None:
+    prompts = needle(tmp_path, f", tasks: [{', '.join(TASKS)}]").prompts
+    assert len(prompts.texts) == len(prompts.tasks) == 2 * 5 * 7
+    assert len(set(prompts.texts)) == 70
+    for start in range(0, 70, 7):
+        heads = {text.rsplit("\nQuestion:", 1)[0] for text in prompts.texts[start : start + 7]}
+        assert len(heads) == 1
+        tasks = [task for task in prompts.tasks[start : start + 7] if task]
+        assert [task.name for task in tasks] == list(TASKS)
+        assert len({(task.item, task.context) for task in tasks}) == 1
+
+
+def test_answers_follow_from_the_text(tmp_path: Path) -> None:
+    prompts = needle(tmp_path, ", a: [10, 99], b: 25").prompts
+    for text, task in zip(prompts.texts, prompts.tasks, strict=True):
+        assert task is not None
+        facts = text.rsplit("\n\n", 1)[1]
+        a, b = (int(facts.split(f"var_{name} is ", 1)[1].split(".")[0]) for name in "ab")
+        assert b == 25
+        assert 10 <= a <= 99
+        right = {
+            "retrieve_a": f" var_a is {a}.",
+            "retrieve_b": f" var_b is {b}.",
+            "retrieve_both": f" var_a is {a} and var_b is {b}.",
+            "sum": f" var_a is {a} and var_b is {b}, so var_a + var_b = {a} + {b} = {a + b}.",
+            "product": f" var_a is {a} and var_b is {b}, so var_a * var_b = {a} * {b} = {a * b}.",
+        }[task.name]
+        graders = Graders([json.loads(json.dumps(asdict_task(task)))])
+        assert graders.flags(0, right) == RIGHT + (STATED if task.operands else 0)
+        assert graders.flags(0, re.sub(r"\b\d+\b", "7", right)) == 0
+        assert graders.flags(0, "!!!!") == 0
+
+
+def asdict_task(task: object) -> dict[str, object]:
+    from dataclasses import asdict
+
+    return asdict(task)  # type: ignore[call-overload, no-any-return]
+
+
+def test_facts_stand_where_they_were_put(tmp_path: Path) -> None:
+    text = load(tmp_path, "{generator: math_needle, contexts: 2000, items: 1, positions: [0.1, 0.6]}").prompts.texts[0]
+    context = text.rsplit("\n\n", 1)[1].rsplit("\nQuestion", 1)[0]
+    assert abs(context.index("var_a is") / len(context) - 0.1) < 0.03
+    assert abs(context.index("var_b is") / len(context) - 0.6) < 0.03
+
+
+def test_the_length_is_in_tokens(tmp_path: Path) -> None:
+    from kvspec.bundled import converted_folder
+    from kvspec.models import load_tokenizer
+
+    if not converted_folder().is_dir():
+        pytest.skip("the bundled model is not converted on this machine yet")
+    tokenizer = load_tokenizer(converted_folder())
+    for word in {*ADJECTIVES, *NOUNS, *" ".join(VERBS).split()}:
+        assert len(tokenizer.encode(f" {word}").ids) == 1, word
+    for tokens in (100, 2000):
+        prompts = load(tmp_path, f"{{generator: math_needle, contexts: {tokens}, items: 3}}").prompts
+        for text in prompts.texts:
+            context = text.rsplit("\n\n", 1)[1].rsplit("\nQuestion", 1)[0]
+            assert abs(len(tokenizer.encode(context).ids) - tokens) <= 12 + tokens * 0.03
+    assert count_tokens("The value of var_a is 25.") == len(tokenizer.encode("The value of var_a is 25.").ids)
+
+
+def test_more_items_leave_the_first_ones_as_they_are(tmp_path: Path) -> None:
+    few = load(tmp_path, "{generator: math_needle, contexts: 100, items: 2, tasks: [sum]}").prompts.texts
+    many = load(tmp_path, "{generator: math_needle, contexts: 100, items: 9, tasks: [sum]}").prompts.texts
+    other = load(
+        tmp_path, "{generator: math_needle, contexts: 100, items: 2, tasks: [sum], item_seed: 1}"
+    ).prompts.texts
+    assert many[:2] == few
+    assert not set(few) & set(other)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "code", "path"),
+    [
+        ("{inline: [a], items: 4}", "KVS206", "$.prompts.items"),
+        ("{generator: needle}", "KVS203", "$.prompts.generator"),
+        ("{generator: math_needle, tasks: [sums]}", "KVS203", "$.prompts.tasks[0]"),
+        ("{generator: math_needle, a: [9, 1]}", "KVS205", "$.prompts.a"),
+        ("{generator: math_needle, positions: [0.8, 0.2]}", "KVS205", "$.prompts.positions"),
+        ("{generator: math_needle, positions: [0.2, 80]}", "KVS205", "$.prompts.positions[1]"),
+        ("{generator: math_needle, contexts: [3]}", "KVS205", "$.prompts.contexts[0]"),
+        ("{generator: math_needle, contexts: 1000000, items: 100000}", "KVS207", "$.prompts"),
+        ('{generator: math_needle, fact: "{name.__class__} {value}"}', "KVS210", "$.prompts.fact"),
+    ],
+)
+def test_wrong_parameters(tmp_path: Path, prompts: str, code: str, path: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load(tmp_path, prompts)
+    assert (caught.value.diagnostics[0].code, caught.value.diagnostics[0].path) == (code, path)
+
+
+# --- graders ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("grader", "right", "wrong"),
+    [
+        ({"exact": "Paris"}, [" Paris\n"], ["paris", "Paris.", ""]),
+        ({"regex": r"^\s*(Paris|paris)\b"}, ["Paris.", " paris it is"], ["In Paris", "Pariser"]),
+        ({"numeric": 1000, "tolerance": 0.5}, ["25 * 40 = 1,000.", "1000.4"], ["1000 or 999", "1,00", "none", ""]),
+        ({"numeric": -3}, ["x = -3"], ["10-3", "3"]),
+        ({"choice": "B", "choices": ["A", "B", "C"]}, ["(B) it is", "b"], ["A or B", "Because", ""]),
+        ({"choice": "red box", "choices": ["red", "red box"]}, ["the red box"], ["the red one"]),
+    ],
+)
+def test_graders(tmp_path: Path, grader: dict[str, object], right: list[str], wrong: list[str]) -> None:
+    (tmp_path / "p.jsonl").write_text(json.dumps({"text": "q", **grader}) + '\n{"text": "no grader"}\n')
+    spec = load(tmp_path, "{file: p.jsonl}")
+    task, none = spec.prompts.tasks
+    assert none is None
+    assert task is not None
+    assert (task.name, task.item, task.kind) == ("answer", "1", "other")
+    grade = grade_function(asdict_task(task)["grader"])  # type: ignore[arg-type]
+    assert [text for text in right if not grade(text)] == []
+    assert [text for text in wrong if grade(text)] == []
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ({"exact": "a", "numeric": 1}, "KVS206"),
+        ({"choices": ["a"]}, "KVS206"),
+        ({"numeric": "1"}, "KVS201"),
+        ({"numeric": True}, "KVS201"),
+        ({"numeric": 1, "tolerance": -1}, "KVS205"),
+        ({"exact": ""}, "KVS201"),
+        ({"regex": "("}, "KVS210"),
+        ({"regex": r"(a)\1"}, "KVS210"),
+        ({"regex": "(?=a)b"}, "KVS210"),
+        ({"regex": "(((a{1000}){1000}){1000})"}, "KVS210"),
+        ({"choice": "D", "choices": ["A", "B"]}, "KVS201"),
+        ({"numeric": 1, "kind": "memory"}, "KVS203"),
+        ({"numeric": 1, "context": -1}, "KVS201"),
+        ({"numeric": 1, "task": ["a"]}, "KVS201"),
+    ],
+)
+def test_wrong_graders_name_their_line(tmp_path: Path, line: dict[str, object], code: str) -> None:
+    (tmp_path / "p.jsonl").write_text('{"text": "fine"}\n' + json.dumps({"text": "q", **line}))
+    with pytest.raises(SpecError) as caught:
+        load(tmp_path, "{file: p.jsonl}")
+    assert caught.value.diagnostics[0].code == code
+    assert caught.value.diagnostics[0].mark is not None
+    assert caught.value.diagnostics[0].mark.line == 2
+
+
+def test_patterns_of_strangers_take_linear_time() -> None:
+    # The textbook case: exponential in a backtracking engine.
+    grade = grade_function({"kind": "regex", "expected": "^(a+)+$", "choices": [], "tolerance": 0})
+    assert not grade("a" * 50_000 + "!")
+    assert numbers("9" * 100_000) == []
+
+
+# --- what the report says -----------------------------------------------------------------------------------------
+
+
+def answer(spec: Spec, trial: Trial, lost: set[str]) -> str:
+    task = spec.prompts.tasks[trial.request]
+    assert task is not None
+    if task.name in lost:
+        return "!!!!"
+    if task.operands:
+        a, b = (int(x) for x in task.operands)
+        result = {"sum": a + b, "product": a * b}.get(task.name)
+        return f"{a} and {b}." if result is None else f"{a} and {b}, so {result}."
+    return f"{task.grader.expected}"
+
+
+def score(tmp_path: Path, spec: Spec, said: object) -> object:
+    plan = compile_plan(spec)
+    with RunStore.create(tmp_path / "run", plan, version="test") as store:
+        with RecordWriter(store) as writer:
+            for trial in plan.trials():
+                text = said(trial)  # type: ignore[operator]
+                tokens = [sum(text.encode()), len(text)]
+                writer.add(
+                    Record(
+                        trial_id=trial.id, kind=trial.kind, cell=trial.cell, request=trial.request, trial=trial.trial,
+                        prompt_tokens=4, token_ids=tokens, text=text, finish_reason="stop", tokens_written=5,
+                        flips_planned=int(trial.kind == "fault"), flips_landed=int(trial.kind == "fault"),
+                    )
+                )  # fmt: skip
+        store.finish()
+    return score_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("lost", "head"),
+    [
+        ({"sum", "product"}, "Reasoning breaks before retrieval"),
+        ({"retrieve_a", "retrieve_b", "retrieve_both"}, "Retrieval breaks before reasoning"),
+        (set(), "This run cannot tell"),
+        ({"sum", "retrieve_a"}, "Neither reasoning nor retrieval breaks first throughout"),
+    ],
+)
+def test_the_verdict_follows_from_the_tests(tmp_path: Path, lost: set[str], head: str) -> None:
+    spec = needle(tmp_path)
+
+    # the first item is never solved clean, so it is in no ratio
+    def said(trial: Trial) -> str:
+        task = spec.prompts.tasks[trial.request]
+        assert task is not None
+        if task.item == "0":
+            return "no idea"
+        return answer(spec, trial, lost if trial.kind == "fault" and trial.cell == 1 else set())
+
+    scores = score(tmp_path, spec, said)
+    tasks = scores.tasks  # type: ignore[attr-defined]
+    assert {(c.right.k, c.right.n) for c in tasks.clean} == {(4, 5)}
+    assert len(tasks.clean) == 2 * 5
+    assert len(tasks.pairs) == 2 * 2 * 3 * 2  # contexts, cells, retrieval, reasoning
+    assert all(pair.pairs == 4 * 3 for pair in tasks.pairs)
+    for pair in tasks.pairs:
+        broken = pair.cell == 1
+        assert pair.only_reasoning + pair.both == 12 * (broken and pair.reasoning in lost)
+        assert pair.only_retrieval + pair.both == 12 * (broken and pair.retrieval in lost)
+    for found in tasks.faulted:
+        assert found.kept.n == 12
+        assert found.kept.k == 12 * (found.cell == 0 or found.task not in lost)
+        assert found.right.n == 15
+    first = next(s for s in scores.verdict if "breaks" in s)  # type: ignore[attr-defined]
+    assert first.startswith(head)
+    text = render_text(scores)  # type: ignore[arg-type]
+    assert "Sensitivity" in text
+    data = to_json(scores)  # type: ignore[arg-type]
+    assert len(data["tasks"]["pairs"]) == len(tasks.pairs)
+
+
+def test_the_step_is_judged_given_the_operands(tmp_path: Path) -> None:
+    spec = load(tmp_path, "{generator: math_needle, contexts: [60], items: 20, tasks: [sum]}")
+
+    def said(trial: Trial) -> str:
+        task = spec.prompts.tasks[trial.request]
+        assert task is not None
+        right = answer(spec, trial, set())
+        if trial.kind == "fault" and trial.cell == 1:
+            if int(task.item) < 10:
+                return "garbage"  # operands lost: says nothing about the step
+            return right.rsplit(" ", 1)[0] + " 99."  # operands stated, result wrong
+        return right
+
+    tasks = score(tmp_path, spec, said).tasks  # type: ignore[attr-defined]
+    clean, broken = tasks.faulted
+    assert (clean.right_given_stated.k, clean.right_given_stated.n) == (60, 60)
+    assert clean.p_holm == 1.0
+    assert (broken.right_given_stated.k, broken.right_given_stated.n, broken.stated.k) == (0, 30, 30)
+    assert broken.stated_pairs == (30, 30, 0)
+    assert broken.p_holm is not None
+    assert broken.p_holm < 1e-6
+    assert tasks.pairs == ()
+
+
+def test_ungraded_runs_have_no_tasks(tmp_path: Path) -> None:
+    spec = load(tmp_path, "{inline: [a, b]}")
+    scores = score(tmp_path, spec, lambda trial: "x")
+    assert scores.tasks.clean == ()  # type: ignore[attr-defined]
+    assert replace(spec.prompts) == spec.prompts
+    assert "tasks" not in spec.to_json()["prompts"]
