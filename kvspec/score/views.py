@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvspec import _native
+from kvspec.errors import RecordsError
 from kvspec.plan.dose import sampler_parameters
 from kvspec.records import RunStore
 from kvspec.score.golden import Golden
@@ -22,6 +23,8 @@ from kvspec.score.scores import open_campaign
 from kvspec.score.trials import ABSENT, FAULT, TrialScores, iter_trials
 from kvspec.spec.model import Fault, Range, Rate, Selector
 
+CERTIFICATE = "certificate.json"
+"""Where `kvspec verify` leaves its certificate in a run folder."""
 CURVE_POINTS = 64
 """Points of a survival curve: more cannot be told apart in print."""
 POSITIONS = 4096
@@ -89,6 +92,8 @@ class RunFiles:
     spec: Mapping[str, Any]
     plan: Mapping[str, Any]
     environment: Mapping[str, Any]
+    certificate: Mapping[str, Any] | None = None
+    """What `kvspec verify --out RUN` left; `None` if there is none, empty if it cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +116,11 @@ def read_files(path: Path | str) -> RunFiles:
     """Read the JSON files of a run, also of one that has no trial yet. Raises KVS502, KVS505."""
     store = RunStore.open(path)
     found = {name: store.read_json(f"{name}.json") or {} for name in ("spec", "plan", "environment")}
-    return RunFiles(manifest=store.manifest, **found)
+    try:
+        certificate = store.read_json(CERTIFICATE)
+    except RecordsError:
+        certificate = {}  # no figure of the run depends on it
+    return RunFiles(manifest=store.manifest, certificate=certificate, **found)
 
 
 def view_run(path: Path | str, *, trials: int = 24) -> Views:

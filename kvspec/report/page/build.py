@@ -11,6 +11,7 @@ from kvspec.report.charts import Chart, dose_charts, outcome_chart, survival_cha
 from kvspec.report.heat import heat_charts
 from kvspec.report.limits import Limits
 from kvspec.report.page.cells import cell_rows, dose_table, ec50_table, pair_table, vulnerability_table
+from kvspec.report.page.certificate import certificate
 from kvspec.report.page.facts import commands, controls, environment, headline, run_facts, spec_text
 from kvspec.report.page.trials import trial_items
 from kvspec.report.palette import PAGE
@@ -141,6 +142,7 @@ def _common(files: RunFiles, limits: Limits) -> dict[str, Any]:
         "description": brief(str(files.spec.get("description") or ""), limits.text),
         "environment": environment(files, limits),
         "spec": spec_text(files, limits),
+        "certificate": certificate(files, limits),
         "digest": visible(str(files.manifest.get("plan"))),
         "version": __version__,
         "created": visible(str(files.manifest.get("created") or "")),
