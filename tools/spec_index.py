@@ -1,0 +1,66 @@
+"""`specs/README.md` from the specs themselves: `python3 tools/spec_index.py`, or `--check` to see if it is current.
+
+Every spec states its question, hypothesis and decision rule in the keys `x-question`, `x-hypothesis` and `x-decision`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from kvspec.plan import compile_plan
+from kvspec.spec import load_spec
+from kvspec.spec.load import load_tree
+
+SPECS = Path(__file__).parent.parent / "specs"
+INDEX = SPECS / "README.md"
+NOTES = ("question", "hypothesis", "decision")
+
+HEAD = """# Specs
+
+Generated from the files by `python3 tools/spec_index.py`; edit those. Every one runs as it is:
+`kvspec plan specs/NAME.yaml` shows what it will do, `kvspec run specs/NAME.yaml` does it.
+Without network add `--set model.id=bundled:smollm2` to those of hub models.
+"""
+
+
+def notes(path: Path) -> dict[str, str]:
+    """The `x-` notes of a spec, by name without `x-`; empty texts where it has none."""
+    root = load_tree(path)
+    found = {}
+    for name in (*NOTES, "guide"):
+        node = root.get(f"x-{name}")
+        found[name] = "" if node is None else " ".join(str(node.plain()).split())
+    return found
+
+
+def render() -> str:
+    """The index."""
+    parts = [
+        HEAD,
+        "| spec | question | model | cells | prompts | n per cell | trials |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    details = []
+    for path in sorted(SPECS.glob("*.yaml")):
+        plan = compile_plan(load_spec(path))
+        said = notes(path)
+        question = said["question"] or plan.spec.description or "see the file"
+        parts.append(
+            f"| [{path.stem}]({path.name}) | {question} | `{plan.spec.model.id}` | {len(plan.cells)} | "
+            f"{plan.requests:,} | {plan.trials_per_cell:,} | {len(plan):,} |"
+        )
+        if said["hypothesis"]:
+            details.append(f"## {path.stem}\n\n{question}\n")
+            details.append(f"- Hypothesis: {said['hypothesis']}\n- Decision: {said['decision']}")
+            if said["guide"]:
+                details.append(f"- In the guide: {said['guide']}")
+            details.append("")
+    return "\n".join([*parts, "", *details]).rstrip("\n") + "\n"
+
+
+if __name__ == "__main__":
+    text = render()
+    if "--check" in sys.argv[1:]:
+        sys.exit(0 if INDEX.read_text(encoding="utf-8") == text else "specs/README.md is not current")
+    INDEX.write_text(text, encoding="utf-8")
