@@ -13,6 +13,7 @@ from kvspec.errors import SpecError
 from kvspec.plan import Trial, compile_plan
 from kvspec.records import Record, RecordWriter, RunStore
 from kvspec.report import render_text, to_json
+from kvspec.report.html import html_report
 from kvspec.score import score_run
 from kvspec.score.grading import RIGHT, STATED, Graders, grade_function, numbers
 from kvspec.spec import Spec, load_spec
@@ -261,6 +262,9 @@ def test_the_verdict_follows_from_the_tests(tmp_path: Path, lost: set[str], head
     assert "Sensitivity" in text
     data = to_json(scores)  # type: ignore[arg-type]
     assert len(data["tasks"]["pairs"]) == len(tasks.pairs)
+    page = html_report(tmp_path / "run")
+    section = page[page.index('<section id="tasks"') :].partition("</section>")[0]
+    assert section.count("<tr>") == 2 + 2 * 5 * 3 + len(tasks.pairs)
 
 
 def test_the_step_is_judged_given_the_operands(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from kvspec.report import words
-from kvspec.score import CellScore, Proportion, Scores
+from kvspec.report import tasks, words
+from kvspec.score import CellScore, Scores
 
 Column = tuple[str, bool, Callable[[CellScore], str]]
 
@@ -57,49 +57,16 @@ def _table(columns: Sequence[Column], cells: Sequence[CellScore]) -> Table:
 
 
 def task_tables(scores: Scores) -> list[RenderableType]:
-    """The guide's needle table: graded answers per context, task and cell; and retrieval against reasoning."""
-    tasks, names = scores.tasks, [cell.plan.name for cell in scores.cells]
-    if not tasks.clean:
-        return []
-    answers = _plain(
-        ("Context", "Task", "Cell", "Right", "n", "Of solved", "95 % interval", "n", "Given operands", "n")
-    )
-    for clean in tasks.clean:
-        chance = f"clean (chance {clean.chance:.0%})" if clean.chance is not None else "clean"
-        answers.add_row(
-            _context(clean.context), clean.task, chance, *_counted(clean.right), "", "", "",
-            *_counted(clean.right_given_stated),
-        )  # fmt: skip
-        for found in tasks.faulted:
-            if (found.task, found.context) == (clean.task, clean.context):
-                answers.add_row(
-                    "", "", words.printable(names[found.cell]), *_counted(found.right), words.percent(found.kept),
-                    words.interval(found.kept), f"{found.kept.n:,}", *_counted(found.right_given_stated),
-                )  # fmt: skip
-    if not tasks.pairs:
-        return [answers]
-    pairs = _plain(("Context", "Cell", "Retrieval", "Reasoning", "Pairs", "Lost: retrieval", "reasoning", "both",
-                    "Sensitivity", "p (Holm)"))  # fmt: skip
-    for pair in tasks.pairs:
-        pairs.add_row(
-            _context(pair.context), words.printable(names[pair.cell]), pair.retrieval, pair.reasoning,
-            f"{pair.pairs:,}", f"{pair.only_retrieval:,}", f"{pair.only_reasoning:,}", f"{pair.both:,}",
-            "-" if pair.sensitivity is None else str(pair.sensitivity), f"{pair.p_holm:.2g}",
-        )  # fmt: skip
-    return [answers, pairs]
+    """Graded answers, and retrieval against reasoning; none where no prompt is graded."""
+    found = ((tasks.ANSWERS, tasks.answer_rows(scores)), (tasks.PAIRS, tasks.pair_rows(scores)))
+    return [_plain(head, rows) for head, lines in found if (rows := list(lines))]
 
 
-def _plain(columns: Sequence[str]) -> Table:
+def _plain(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(box=_RULE, show_edge=False, pad_edge=False, collapse_padding=True)
-    for name in columns:
+    for name in head:
         right = name not in ("Task", "Cell", "Retrieval", "Reasoning")
         table.add_column(name, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(words.printable, row))
     return table
-
-
-def _context(tokens: int) -> str:
-    return f"{tokens:,}" if tokens else "-"
-
-
-def _counted(share: Proportion) -> tuple[str, str]:
-    return (words.percent(share), f"{share.n:,}") if share.n else ("-", "")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvspec import __version__
+from kvspec.report import tasks
 from kvspec.report.charts import Chart, dose_charts, outcome_chart, survival_chart
 from kvspec.report.heat import heat_charts
 from kvspec.report.limits import Limits
@@ -78,6 +79,7 @@ def page_context(scores: Scores, views: Views, files: RunFiles, extras: Extras, 
         "rows_left_out": left_out,
         "doses": [dose for dose in doses if dose["charts"]],
         "dose_rows": dose_table(series, limits),
+        "tasks": _tables(scores, limits),
         "pairs": pairs,
         "pairs_left_out": len(scores.pairs) - len(pairs),
         "vulnerabilities": vulnerability_table(scores, limits),
@@ -109,6 +111,7 @@ def refusal_context(files: RunFiles, path: str, sentences: Sequence[str], limits
         "rows_left_out": 0,
         "doses": [],
         "dose_rows": [],
+        "tasks": [],
         "pairs": [],
         "pairs_left_out": 0,
         "vulnerabilities": [],
@@ -147,6 +150,20 @@ def _common(files: RunFiles, limits: Limits) -> dict[str, Any]:
         "version": __version__,
         "created": visible(str(files.manifest.get("created") or "")),
     }
+
+
+def _tables(scores: Scores, limits: Limits) -> list[dict[str, Any]]:
+    """Graded answers; empty where no prompt is graded."""
+    found = (
+        ("Right answers", tasks.ANSWERS, tasks.answer_rows(scores)),
+        ("Retrieval against reasoning", tasks.PAIRS, tasks.pair_rows(scores)),
+    )
+    tables = []
+    for title, head, lines in found:
+        if rows := [tuple(brief(text, limits.name) for text in row) for row in lines]:
+            shown = rows[: limits.rows]
+            tables.append({"title": title, "head": head, "rows": shown, "left_out": len(rows) - len(shown)})
+    return tables
 
 
 def _sentences(sentences: Sequence[str], limits: Limits, first: int = 7) -> dict[str, Any]:
