@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections import Counter
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from kvspec import _native
+from kvspec.cli.plan_text import dose_tables
 from kvspec.errors import PlanError
 from kvspec.models import Geometry, ModelInfo
 from kvspec.plan import Plan, canonical_json, compile_plan
@@ -71,6 +74,7 @@ def test_trials_are_complete_distinct_and_start_with_golden(make: Any) -> None:
         assert max(counts.values()) - min(counts[c] for c in range(3)) <= 3
 
 
+@settings(deadline=None)
 @given(per_prompt=st.integers(1, 30), repeats=st.integers(0, 40), nulls=st.integers(0, 40))
 def test_controls_are_all_there_for_any_counts(per_prompt: int, repeats: int, nulls: int) -> None:
     from dataclasses import replace
@@ -277,3 +281,40 @@ def test_the_guides_benchmark_is_its_six_experiments() -> None:
     assert plan.trials_per_cell == 10
     assert plan.spec.seed == 42
     assert plan.spec.generation.max_tokens == 50
+
+
+def test_an_effect_that_the_controls_cannot_show_is_a_warning(make: Any) -> None:
+    """15 controls show a fall of 18 %; a flip hits about 3 % of the trials, or about all of them."""
+    rates = [0.03 / (SMALL.bits_per_token(16) * 13), 1e-3]
+    fault = {"name": "A", "model": "random", "site": "KV_WRITE", "rate": {"per_bit": rates}}
+    plan = make({"faults": [fault], "trials": 100})
+    found = estimate(plan, info(), [5, 6, 7], exact=True)
+    assert found.controls == 15
+    assert found.smallest_drop == pytest.approx(1 - 0.05 ** (1 / 15))
+    assert found.cells[0].hit == pytest.approx(1 - math.exp(-0.03), rel=0.01)
+    assert found.cells[1].hit > 0.99
+    (warning,) = found.warnings
+    assert (warning.code, warning.severity) == ("KVS307", "warning")
+    assert plan.cells[0].name in warning.message
+    silent = estimate(
+        make({"faults": [fault], "trials": 100, "controls": {"golden_repeats": 200}}), info(), [5, 6, 7], exact=True
+    )
+    assert silent.warnings == ()
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_the_table_of_a_plan_fits_its_terminal(make: Any, width: int) -> None:
+    plan = make()
+    found = estimate(plan, info(), [5, 6, 7], exact=True)
+    console = Console(file=io.StringIO(), width=width)
+    tables = dose_tables(plan, found, console)
+    assert len(tables) == (1 if width == 200 else 2)
+    for table in tables:
+        console.print(table)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= width
+    words = text.split()
+    for cell in found.cells:
+        for figure in (f"{cell.dose.per_gib:.2e}", f"{cell.expected_flips:.3g}", f"{cell.dose.per_eligible_bit:.2e}"):
+            assert figure in words
+    assert "\u2026" not in text

@@ -28,6 +28,7 @@ from kvspec.spec.parse import MAX_VALUES, parse, resolve_scalar
 from kvspec.spec.ranges import canonical, parse_range
 from kvspec.spec.schema import check, spec_schema
 from kvspec.spec.tree import Findings, Node
+from kvspec.stats.design import plan_looks
 
 ROOT = Path(__file__).parents[1]
 SCHEMA_FILE = ROOT / "schemas" / "spec.schema.json"
@@ -227,7 +228,7 @@ def test_minimal_spec_has_all_defaults(tmp_path: Path) -> None:
     assert spec.prompts.texts == ("a", "b")
     assert spec.trials == model.TrialSpec(4)
     assert spec.seed == 0
-    assert spec.metrics == model.METRICS
+    assert spec.metrics == tuple(name for name in model.METRICS if name not in model.LOGPROB_METRICS)
     assert spec.faults == (
         model.Fault(
             "f", 0, "KV_WRITE", "random", model.Rate("per_bit", 1e-6), 1, None, "all", 16, 1e-3, model.Selector()
@@ -281,9 +282,29 @@ def test_negative_zero_is_zero(tmp_path: Path) -> None:
     assert math.copysign(1, spec.faults[0].rate.value) == 1
 
 
-@pytest.mark.parametrize(("confidence", "margin", "n"), [(0.95, 0.05, 385), (0.95, 0.01, 9604), (0.99, 0.05, 664)])
-def test_sample_size_of_leveugle(confidence: float, margin: float, n: int) -> None:
-    assert resolve.sample_size(confidence, margin) == n
+@pytest.mark.parametrize(
+    ("trials", "n"),
+    [
+        ("{target: {confidence: 0.95, margin: 0.05}}", 385),
+        ("{target: {confidence: 0.95, margin: 0.05, looks: 1}}", 385),
+        ("{target: {confidence: 0.99, margin: 0.01}}", 16588),
+        ("{power: {from: 1.0, to: 0.9}}", 78),
+        ("{power: {from: 0.9, to: 1, alpha: 0.05, power: 0.8, x-why: b}}", 78),
+        ("{power: {from: 0.6, to: 0.5}}", 408),
+    ],
+)
+def test_trials_follow_from_what_is_wanted(tmp_path: Path, trials: str, n: int) -> None:
+    spec = load_spec(write(tmp_path, MINIMAL), [f"trials={trials}"])
+    assert spec.trials == model.TrialSpec(math.ceil(n / len(spec.prompts.texts)))
+    assert "looks" not in spec.to_json()["trials"]
+
+
+def test_looks_are_part_of_the_spec(tmp_path: Path) -> None:
+    spec = load_spec(write(tmp_path, MINIMAL), ["trials={target: {confidence: 0.95, margin: 0.05, looks: 5}}"])
+    prompts = len(spec.prompts.texts)
+    assert spec.trials.looks == plan_looks(0.95, 0.05, 5, prompts)
+    assert spec.trials.per_prompt == spec.trials.looks.rounds[-1] == math.ceil(680 / prompts)
+    assert spec.to_json()["trials"]["looks"]["rounds"] == spec.trials.looks.rounds
 
 
 @pytest.mark.parametrize(
@@ -790,7 +811,10 @@ def test_what_jsonschema_refuses_is_told(data: Any) -> None:
         ("faults[0].site=3", "`3` is a number; KV_WRITE, KV_READ, BOTH or a list"),
         ("trials=many", "`many` is text; a whole number or a mapping"),
         ("trials=1.5", "`1.5` is a number; a whole number or a mapping"),
-        ("trials={}", "one of the keys per_prompt, target is missing; exactly one of: per_prompt, target"),
+        (
+            "trials={}",
+            "one of the keys per_prompt, target, power is missing; exactly one of: per_prompt, target, power",
+        ),
         ("trials=.inf", "`inf` is not finite; a whole number from 1 to 10000000"),
         ("trials=.nan", "`nan` is not a number; a whole number from 1 to 10000000"),
         ("faults[0].rate.per_bit=.nan", "`nan` is not a number; a number from 0 to 1"),
@@ -812,7 +836,7 @@ def test_what_jsonschema_refuses_is_told(data: Any) -> None:
         ("model.dtype=1", "`1` is a number; auto, float32, bfloat16, float16"),
         ("name=''", "the text is empty; 1 to 64 characters"),
         ("metrics=[outcome, outcome]", "`outcome` is listed twice; every entry once"),
-        ("metrics=[1,1,1,1,1,1,1,1]", "the list has 8 entries; 1 to 7 entries"),
+        ("metrics=[1,1,1,1,1,1,1,1,1,1]", "the list has 10 entries; 1 to 9 entries"),
     ],
 )
 def test_words_for_people(tmp_path: Path, override: str, told: str) -> None:

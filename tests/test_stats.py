@@ -357,13 +357,25 @@ def test_ec50_covers() -> None:
     assert np.mean(covered) >= 0.85
 
 
-def test_more_variance_widens_ec50() -> None:
-    k = np.round(100 * response(DOSES, 3e-7, 1.5)).astype(int).tolist()
-    one, four = (fit_dose_response(DOSES.tolist(), k, [100] * 9, inflation=f) for f in (1.0, 4.0))
-    assert one is not None
-    assert four is not None
-    assert one.ec50 == pytest.approx(four.ec50, rel=0.01)
-    assert np.log(four.high / four.low) > 1.7 * np.log(one.high / one.low)
+def test_prompts_that_differ_widen_ec50() -> None:
+    """Ten prompts with an EC50 of their own each: 20 times the trials of a prompt do not tell more prompts."""
+    shift = np.exp(np.linspace(-1.5, 1.5, 10))
+    k = np.round(20 * response(DOSES[:, None], 3e-7 * shift, 2.0)).astype(int)
+    n = np.full(k.shape, 20)
+    totals = DOSES.tolist(), k.sum(axis=1).tolist(), n.sum(axis=1).tolist()
+    plain, clustered = fit_dose_response(*totals), fit_dose_response(*totals, clusters=(k, n))
+    assert plain is not None
+    assert clustered is not None
+    assert plain.ec50 == clustered.ec50
+    assert plain.inflation == 1.0
+    assert clustered.inflation > 4
+    assert np.log(clustered.high / clustered.low) > 2 * np.log(plain.high / plain.low)  # type: ignore[operator]
+    wide = [a.high - a.low >= b.high - b.low for a, b in zip(clustered.curve, plain.curve, strict=True)]
+    assert all(wide)
+    even = np.repeat(k.sum(axis=1, keepdims=True) // 10, 10, axis=1)
+    alike = fit_dose_response(*totals, clusters=(even, n))
+    assert alike is not None
+    assert alike.inflation == 1.0
 
 
 def test_doses_that_do_not_bound_ec50_leave_it_open() -> None:

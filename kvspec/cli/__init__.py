@@ -15,6 +15,7 @@ COMMANDS = {
     "run": ("kvspec.cli.run:command", "Run a campaign, score it and print the report."),
     "score": ("kvspec.cli.score:command", "Score the records of a run."),
     "report": ("kvspec.cli.report:command", "Print the report of a run."),
+    "diff": ("kvspec.cli.diff:command", "Compare two runs: spec, environment, results."),
     "map": ("kvspec.cli.map:command", "Export, enumerate, show, verify and compare fault maps."),
     "replay": ("kvspec.cli.replay:command", "Run the trials of fault maps again, with exactly their flips."),
     "schema": ("kvspec.cli.schema:command", "Print a JSON Schema, for editors and other labs."),

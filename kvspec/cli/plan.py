@@ -59,52 +59,56 @@ def command(spec: Path, overrides: tuple[str, ...], list_trials: bool, output: s
 
 def _print_text(plan: Plan, expected: Estimate) -> None:
     from rich.console import Console
-    from rich.table import Table
+
+    from kvspec.cli.plan_text import PLAIN_WIDTH, dose_tables
 
     spec = plan.spec
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=PLAIN_WIDTH)  # one line per row, for grep and for logs
     approx = "" if expected.exact_lengths else "about "
-    console.print(f"{spec.name}: {len(plan.cells)} cells, {expected.requests} requests", markup=False)
-    console.print(f"digest    {plan.digest}", markup=False)
-    console.print(f"model     {spec.model.id}, cache format {spec.model.storage_format}", markup=False)
+    cost = f"{approx}{expected.prompt_tokens:,} prompt and {expected.generated_tokens:,} generated tokens"
+    if spec.trials.looks is not None:
+        cost = f"at most {cost}"
+    time = "" if expected.cpu_seconds is None else f"about {_duration(expected.cpu_seconds)} on 2 CPU cores, "
+    memory = "" if expected.memory_gib is None else f"about {expected.memory_gib:.1f} GiB of memory, "
+    controls = spec.controls
+    drop = "no effect" if not expected.controls else f"a fall of accuracy by {expected.smallest_drop:.1%} or more"
+    kinds = f"{controls.golden_repeats} golden repeats and {controls.null_trials} null trials a prompt"
+    lines = [
+        f"{spec.name}: {len(plan.cells)} cells, {expected.requests} requests",
+        f"digest    {plan.digest}",
+        f"model     {spec.model.id}, cache format {spec.model.storage_format}",
+        f"n         {_trials(plan)}",
+        f"floor     {expected.controls} controls ({kinds}), which can show {drop}",
+        f"cost      {cost}; {time}{memory}{expected.cache_gib:.3g} GiB of it cache contents",
+    ]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+    for table in dose_tables(plan, expected, console):
+        console.print()
+        console.print(table)
     console.print(
-        f"n         {plan.trials_per_cell} trials per cell: {plan.requests} prompts x {spec.trials.per_prompt}; "
-        f"controls: {spec.controls.golden_repeats} golden repeats and {spec.controls.null_trials} null trials a prompt",
-        markup=False,
-        soft_wrap=True,
-    )
-    time = "" if expected.cpu_seconds is None else f"; about {_duration(expected.cpu_seconds)} on 2 CPU cores"
-    console.print(
-        f"cost      {approx}{expected.prompt_tokens:,} prompt and {expected.generated_tokens:,} generated tokens, "
-        f"{expected.cache_gib:.3g} GiB of cache{time}",
-        markup=False,
-        soft_wrap=True,
-    )
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("cell", overflow="fold")
-    for name in ("rate", "n", "flips/trial", "flips/cell", "per bit", "per element", "per token", "per GiB"):
-        table.add_column(name, justify="right")
-    for cell, figures in zip(plan.cells, expected.cells, strict=True):
-        dose = figures.dose
-        numbers = (dose.per_eligible_bit, dose.per_element, dose.per_token, dose.per_gib)
-        table.add_row(
-            cell.name,
-            str(cell.fault.rate),
-            str(figures.trials),
-            f"{figures.expected_flips_per_trial:.3g}",
-            f"{figures.expected_flips:.3g}",
-            *(f"{number:.2e}" for number in numbers),
-        )
-    console.print(table)
-    console.print(
-        "expected flips per eligible bit, element, token (all layers) and GiB of cache, before selectors; "
-        "flips per trial and cell after them",
+        "hit: share of trials with a flip, at most; per bit (eligible), element, token (all layers) and GiB of cache: "
+        "expected flips before selectors; flips per trial and cell after them",
         markup=False,
         soft_wrap=True,
         style="dim",
     )
     for warning in expected.warnings:
         click.echo(f"\n{warning}", err=True)
+
+
+def _trials(plan: Plan) -> str:
+    trials = plan.spec.trials
+    shape = f"{plan.requests} prompts x {trials.per_prompt}"
+    if trials.looks is None:
+        return f"{plan.trials_per_cell} trials per cell: {shape}"
+    sizes = ", ".join(str(plan.requests * rounds) for rounds in trials.looks.rounds)
+    return (
+        f"at most {plan.trials_per_cell} trials per cell: {shape}; a cell stops at {sizes} once its "
+        f"{trials.looks.each:.1%} interval is within +-{trials.looks.margin:g}"
+    )
 
 
 def _duration(seconds: float) -> str:

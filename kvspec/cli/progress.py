@@ -78,6 +78,11 @@ class CampaignProgress:
         resumed = f", {done} already recorded" if done else ""
         self._line(f"{total} trials{resumed}")
 
+    def shrink(self, total: int) -> None:
+        """Cells ended early."""
+        self._total = total
+        self._progress.update(self._task, total=total)
+
     def trial(self, record: Record, identical: bool | None) -> None:
         """Count a finished trial."""
         self._done += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -10,10 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 import kvspec
 from kvspec.engine.canary import LENGTH as CANARY_LENGTH
 from kvspec.engine.canary import run_canary
 from kvspec.engine.fingerprint import fingerprint
+from kvspec.engine.judge import Judge
 from kvspec.engine.planned import PlannedFlips
 from kvspec.engine.prompts import check_lengths, load_tokenizer, materialize, tokenize
 from kvspec.engine.session import Finished, Session, Shape
@@ -22,6 +25,7 @@ from kvspec.errors import Diagnostic, EngineError
 from kvspec.models import Geometry, ModelInfo, describe
 from kvspec.plan import Plan, Trial
 from kvspec.plan.estimate import Estimate, estimate
+from kvspec.plan.schedule import Schedule
 from kvspec.records import Record, RecordWriter, RunStore
 from kvspec.spec.model import Spec
 
@@ -41,6 +45,9 @@ class Observer(Protocol):
     def start(self, total: int, done: int) -> None:
         """Trials begin; `done` of `total` were recorded by an earlier session."""
 
+    def shrink(self, total: int) -> None:
+        """A cell ended early: so many trials remain in the whole campaign, those that have ended included."""
+
     def trial(self, record: Record, identical: bool | None) -> None:
         """A trial ended; `identical` tells whether it equals its golden run, `None` if that is not known yet."""
 
@@ -53,6 +60,7 @@ class Outcome:
     recorded: int
     """Trials in the run folder."""
     total: int
+    """Trials of the campaign; fewer than planned where cells stopped early."""
     not_landed: tuple[str, ...]
     """Ids of trials whose flips did not land as planned."""
     seconds: float
@@ -90,19 +98,24 @@ def run_campaign(plan: Plan, out: Path, observer: Observer) -> Outcome:
         observer.warn(warning)
     with RunStore.create(out, plan, version=kvspec.__version__) as store:
         todo = _todo(plan, store.done())
-        if not todo:
-            return Outcome(store.path, len(plan), len(plan), (), 0.0)
+        judge = Judge()
+        schedule = _schedule(plan, todo, judge, store)
+        if len(store.done()) == schedule.total:
+            store.finish("complete")
+            return Outcome(store.path, schedule.total, schedule.total, (), 0.0)
         started = time.monotonic()
         observer.phase("starting vLLM")
         with _start(plan, inputs) as session:
-            campaign = _Campaign(plan, inputs, session, store, observer)
+            campaign = _Campaign(plan, inputs, session, store, observer, judge)
             begun = time.monotonic()
             try:
-                campaign.run(todo)
+                campaign.run(todo, schedule)
             finally:
                 now = time.monotonic()
-                store.finish(timings={"start_up": begun - started, "trials": now - begun})
-        return Outcome(store.path, len(store.done()), len(plan), tuple(campaign.not_landed), now - begun)
+                complete = len(store.done()) == schedule.total
+                timings = {"start_up": begun - started, "trials": now - begun}
+                store.finish("complete" if complete else "interrupted", timings=timings)
+        return Outcome(store.path, len(store.done()), schedule.total, tuple(campaign.not_landed), now - begun)
 
 
 def _start(plan: Plan, inputs: Inputs) -> Session:
@@ -119,6 +132,18 @@ def _todo(plan: Plan, done: set[str]) -> list[Trial]:
     if seed is not None:
         random.Random(seed).shuffle(todo)
     return todo
+
+
+def _schedule(plan: Plan, todo: Sequence[Trial], judge: Judge, store: RunStore) -> Schedule:
+    """The schedule of what is left, after all that is on disk."""
+    schedule = Schedule(plan, todo)
+    # Without looks only golden answers matter, which are few.
+    kinds = pa.array(("golden", "fault") if plan.spec.trials.looks else ("golden",))
+    for batch in store.iter_batches():
+        for row in batch.filter(pc.is_in(batch.column("kind"), kinds)).to_pylist():
+            for trial, matched in judge.take(Record(**row)):
+                schedule.end(trial, matched)
+    return schedule
 
 
 @dataclass(frozen=True)
@@ -169,7 +194,10 @@ def _estimate(plan: Plan, info: ModelInfo, prompts: list[list[int]]) -> Estimate
 class _Campaign:
     """A started engine that has passed its canary, and the bookkeeping of one session."""
 
-    def __init__(self, plan: Plan, inputs: Inputs, session: Session, store: RunStore, observer: Observer) -> None:
+    def __init__(
+        self, plan: Plan, inputs: Inputs, session: Session, store: RunStore, observer: Observer, judge: Judge
+    ) -> None:
+        self._judge = judge
         self._plan, self._session, self._store, self._observer = plan, session, store, observer
         spec = plan.spec
         self._geometry = session.geometry
@@ -182,32 +210,37 @@ class _Campaign:
         canary = run_canary(session, self._prompts[0], spec.model.storage_format, spec.seed)
         store.attach_environment(fingerprint(session, spec.model, inputs.source, canary))
         self.not_landed: list[str] = []
-        self._golden: dict[int, list[int]] = _recorded_golden(store)
 
-    def run(self, todo: Sequence[Trial]) -> None:
-        """Run trials until none is left."""
+    def run(self, todo: Sequence[Trial], schedule: Schedule) -> None:
+        """Run trials until none is due."""
         plan, session = self._plan, self._session
         table = build_table(plan, todo, self._lengths, self._geometry)
         planned = PlannedFlips(table, self._geometry)
         session.rpc("kvspec_load", table)
-        self._observer.start(len(plan), len(plan) - len(todo))
-        queue = iter(enumerate(todo))
+        total = schedule.total
+        self._observer.start(total, len(plan) - len(todo))
         room = QUEUE_FACTOR * plan.spec.engine.max_num_seqs
         with RecordWriter(self._store) as writer:
-            self._submit(queue, room)
+            self._submit(todo, schedule.next(room))
             while session.pending:
                 ended = session.step()
                 if ended:
                     for record in self._records(ended, todo, planned):
                         writer.add(record)
-                        self._observer.trial(record, self._identical(record))
-                    self._submit(queue, room - session.pending)
+                        for trial, matched in self._judge.take(record):
+                            schedule.end(trial, matched)
+                        self._observer.trial(record, self._judge.identical(record))
+                    if schedule.total < total:
+                        total = schedule.total
+                        self._observer.shrink(total)
+                    self._submit(todo, schedule.next(room - session.pending))
                 writer.tick()
 
-    def _submit(self, queue: Iterator[tuple[int, Trial]], room: int) -> None:
+    def _submit(self, todo: Sequence[Trial], entries: Sequence[int]) -> None:
         spec = self._plan.spec
         seed = spec.generation.seed if spec.generation.seed is not None else spec.seed
-        for entry, trial in itertools.islice(queue, max(0, room)):
+        for entry in entries:
+            trial = todo[entry]
             self._session.submit(entry, self._prompts[trial.request], spec.generation, seed + trial.request)
 
     def _records(self, ended: list[Finished], todo: Sequence[Trial], planned: PlannedFlips) -> Iterator[Record]:
@@ -237,22 +270,9 @@ class _Campaign:
                 preemptions=tally["preemptions"][i],
                 nonfinite_at=at if at >= 0 else None,
                 error=error,
+                logprob_ids=finished.logprob_ids,
+                logprobs=finished.logprobs,
             )
-
-    def _identical(self, record: Record) -> bool | None:
-        if record.kind == "golden":
-            self._golden[record.request] = list(record.token_ids)
-        golden = self._golden.get(record.request)
-        return None if golden is None else golden == record.token_ids
-
-
-def _recorded_golden(store: RunStore) -> dict[int, list[int]]:
-    golden: dict[int, list[int]] = {}
-    for batch in store.iter_batches(["kind", "request", "token_ids"]):
-        for row in batch.to_pylist():
-            if row["kind"] == "golden":
-                golden[row["request"]] = row["token_ids"]
-    return golden
 
 
 def _words(geometry: Geometry) -> str:

@@ -35,6 +35,9 @@ class Finished:
     """As sampled; never re-tokenized."""
     text: str
     finish_reason: str
+    logprob_ids: list[int] | None = None
+    """The k likeliest tokens per position, one position after the other; `None` if they were not asked for."""
+    logprobs: list[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +161,7 @@ class Session:
             max_tokens=generation.max_tokens,
             ignore_eos=generation.ignore_eos,
             stop=list(generation.stop),
+            logprobs=generation.logprobs,
             seed=seed if generation.temperature > 0 else None,
             output_kind=RequestOutputKind.FINAL_ONLY,
             extra_args={"kvspec": entry},
@@ -183,6 +187,7 @@ class Session:
                 list(output.outputs[0].token_ids),
                 output.outputs[0].text,
                 output.outputs[0].finish_reason or "",
+                *_likeliest(output.outputs[0].logprobs),
             )
             for output in outputs
             if output.finished
@@ -196,6 +201,20 @@ class Session:
         while self.pending:
             done += self.step()
         return sorted(done, key=lambda f: f.entry)
+
+
+def _likeliest(positions: Any) -> tuple[list[int] | None, list[float] | None]:
+    """Ids and logprobs of the k likeliest tokens of each position; vLLM adds the sampled token where it is another."""
+    if not positions:
+        return None, None
+    k = min(len(tokens) for tokens in positions)
+    ids: list[int] = []
+    values: list[float] = []
+    for tokens in positions:
+        for token, found in sorted(tokens.items(), key=lambda item: item[1].rank)[:k]:
+            ids.append(token)
+            values.append(found.logprob)
+    return ids, values
 
 
 def _settings(

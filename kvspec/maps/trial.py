@@ -18,6 +18,7 @@ from kvspec.maps.validate import MapValidator
 from kvspec.models import Geometry
 from kvspec.plan import Plan, Trial
 from kvspec.plan.dose import sampler_parameters
+from kvspec.spec.model import Spec
 
 _SITES: dict[str, tuple[Site, ...]] = {"KV_WRITE": ("write",), "KV_READ": ("read",), "BOTH": ("write", "read")}
 
@@ -74,7 +75,7 @@ def from_trial(
         },
         model={"id": spec.model.id, "revision": spec.model.revision, "dtype": spec.model.dtype},
         # The seed of a request is the campaign's plus the index of its prompt.
-        generation={**asdict(spec.generation), "seed": seed + trial.request, "stop": list(spec.generation.stop)},
+        generation=_generation(spec, seed + trial.request),
         prompt={**prompt, "tokens": prompt_len},
         record=record,
     )
@@ -110,3 +111,10 @@ def subset(fault_map: FaultMap, rows: NDArray[Any]) -> FaultMap:
     taken = {name: column[rows] for name, column in fault_map.columns.items()}
     header = replace(fault_map.header, derived_from=fault_map.header.derived_from or fault_map.id, record=None)
     return explicit_map(header, taken)
+
+
+def _generation(spec: Spec, seed: int) -> dict[str, Any]:
+    """What decides the answer; how much of it was recorded does not."""
+    data = {**asdict(spec.generation), "seed": seed, "stop": list(spec.generation.stop)}
+    del data["logprobs"]
+    return data

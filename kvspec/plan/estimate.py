@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import exp, expm1, lgamma
 from typing import Any
 
 from kvspec import _native
@@ -12,10 +13,13 @@ from kvspec.plan.compile import describe_selector
 from kvspec.plan.dose import Dose, SamplerParameters, dose, sampler_parameters
 from kvspec.plan.model import Cell, Plan
 from kvspec.spec.model import Range, Selector
+from kvspec.stats.design import smallest_drop
 
 SECONDS_PER_TOKEN_AND_WEIGHT = 2.5e-11
 """Measured: SmolLM2-135M in float32 on 2 AVX2 cores, about 300 tokens/s in a full batch."""
 START_UP_SECONDS = 20.0
+ENGINE_GIB = 1.5
+"""Measured: resident memory of vLLM for CPU with a tiny model, libraries included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,9 @@ class CellEstimate:
     """Mean over the prompts, the selector applied."""
     expected_flips: float
     """Of the whole cell."""
+    hit: float
+    """Expected share of trials with a flip, at most: 1 - exp(-flips) averaged over the prompts. No accuracy can fall
+    by more, for a trial without a flip equals golden."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +53,12 @@ class Estimate:
     """Whether prompts were counted with the model's tokenizer rather than estimated."""
     cache_gib: float
     """Cache contents of `max_num_seqs` requests of the longest prompt, in the declared storage format."""
+    memory_gib: float | None
+    """Rough peak on a CPU: weights and cache as float32, and the engine itself; `None` as for `cpu_seconds`."""
+    controls: int
+    """Golden repeats and null trials, over all prompts."""
+    smallest_drop: float
+    """The smallest fall of accuracy that these controls can show at 5 %, if all of them equal golden."""
     cpu_seconds: float | None
     """Rough run time on two CPU cores; `None` if the size of the model is not known."""
 
@@ -140,6 +153,7 @@ def estimate(plan: Plan, info: ModelInfo, prompts: list[int], exact: bool) -> Es
     errors: list[Diagnostic] = []
     warnings: list[Diagnostic] = []
     cells: list[CellEstimate] = []
+    controls = len(prompts) * (spec.controls.golden_repeats + spec.controls.null_trials)
     for cell in plan.cells:
         try:
             parameters = sampler_parameters(cell.fault, storage, geometry)
@@ -163,17 +177,58 @@ def estimate(plan: Plan, info: ModelInfo, prompts: list[int], exact: bool) -> Es
                 )
             )
         mean = sum(per_trial) / len(per_trial)
-        cells.append(CellEstimate(cell.name, plan.trials_per_cell, dose(parameters, geometry, bits), mean, total))
+        hit = sum(-expm1(-flips) for flips in per_trial) / len(per_trial)
+        cells.append(CellEstimate(cell.name, plan.trials_per_cell, dose(parameters, geometry, bits), mean, total, hit))
+        if total >= 1.0 and (blind := _lost_in_floor(plan, cell, hit, controls)) is not None:
+            warnings.append(blind)
     if errors:
         raise PlanError(spec.placed(errors))
     repeats = len(plan) // len(prompts)
     prompt_tokens, generated = sum(prompts) * repeats, max_tokens * len(plan)
-    seconds = None
+    seconds = memory = None
     if info.parameters is not None:
         work = (prompt_tokens / 4 + generated) * info.parameters * SECONDS_PER_TOKEN_AND_WEIGHT
         seconds = START_UP_SECONDS + work
+        memory = ENGINE_GIB + info.parameters * 4 / 2**30
     longest = max(prompts) + max_tokens
     resident = min(spec.engine.max_num_seqs, len(plan)) * longest * geometry.bits_per_token(bits) / 8 / 2**30
+    if memory is not None:
+        memory += resident * 32 / bits  # a CPU keeps any format in float32
     return Estimate(
-        tuple(cells), tuple(spec.placed(warnings)), len(plan), prompt_tokens, generated, exact, resident, seconds
+        cells=tuple(cells),
+        warnings=tuple(spec.placed(warnings)),
+        requests=len(plan),
+        prompt_tokens=prompt_tokens,
+        generated_tokens=generated,
+        exact_lengths=exact,
+        cache_gib=resident,
+        memory_gib=memory,
+        controls=controls,
+        smallest_drop=smallest_drop(controls),
+        cpu_seconds=seconds,
+    )
+
+
+def _lost_in_floor(plan: Plan, cell: Cell, hit: float, controls: int) -> Diagnostic | None:
+    """Warn of a cell whose largest possible effect the controls could not show (KVS307).
+
+    At best every control equals golden and every trial that a flip hits does not. Fisher's exact test over the cell is
+    then the most that the report's test can find.
+    """
+    if not controls:
+        return None
+    n = plan.trials_per_cell
+    lost = round(hit * n)
+    # Of n + controls trials, `lost` differ, and by lot none of them is a control.
+    p = exp(lgamma(n + 1) - lgamma(n - lost + 1) + lgamma(n + controls - lost + 1) - lgamma(n + controls + 1))
+    if p < 0.05:
+        return None
+    drop = smallest_drop(controls)
+    return Diagnostic(
+        "KVS307",
+        f"no effect of cell `{cell.name}` can be told from the floor: a flip hits at most {hit:.2g} of its trials",
+        path=f"$.faults[{cell.fault.index}]",
+        expected=f"a cell that can lose more than {drop:.1%}: what {controls} controls can show at 5 %",
+        hint="raise the rate, `controls.golden_repeats` or `controls.null_trials`",
+        severity="warning",
     )

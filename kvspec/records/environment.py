@@ -17,21 +17,27 @@ def normalise(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     return data
 
 
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(dotted name, value in `first`, value in `second`) of every field that differs, values as JSON text."""
+    before, after = dict(_leaves(first)), dict(_leaves(second))
+    names = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+    return [(name, before.get(name, _MISSING), after.get(name, _MISSING)) for name in names]
+
+
 def require_same(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Raise KVS504, one diagnostic per field that differs, each with both values."""
-    before, after = dict(_leaves(recorded)), dict(_leaves(current))
-    names = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
-    if not names:
+    found = differences(recorded, current)
+    if not found:
         return
     hint = "golden texts hold for one environment: go on where the run began, or name a new folder with `--out`"
     raise RecordsError(
         Diagnostic(
             "KVS504",
-            f"`{name}` was {before.get(name, _MISSING)} in this run and is {after.get(name, _MISSING)} now",
+            f"`{name}` was {before} in this run and is {after} now",
             path=f"$.{name}",
-            hint=hint if name == names[-1] else None,
+            hint=hint if name == found[-1][0] else None,
         )
-        for name in names
+        for name, before, after in found
     )
 
 

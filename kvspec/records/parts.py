@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from kvspec.errors import KvspecError, RecordsError
 from kvspec.records.files import write_atomic
-from kvspec.records.schema import SCHEMA
+from kvspec.records.schema import LATER, SCHEMA
 
 _NAME = re.compile(r"part-(\d{6,})\.parquet")
 _PLAN_KEY = b"kvspec.plan"
@@ -49,9 +49,20 @@ def read_part(path: Path, digest: str, columns: Sequence[str] | None, batch_rows
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             _check(path, file.schema_arrow, digest)
-            yield from file.iter_batches(batch_rows, columns=None if columns is None else list(columns))
+            wanted = SCHEMA.names if columns is None else list(columns)
+            there = [name for name in wanted if name in file.schema_arrow.names]
+            for batch in file.iter_batches(batch_rows, columns=there):
+                yield _complete(batch, wanted)
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, f"is truncated or damaged ({_first_line(error)})") from error
+
+
+def _complete(batch: pa.RecordBatch, wanted: Sequence[str]) -> pa.RecordBatch:
+    for name in wanted:
+        if name not in batch.schema.names:
+            field = SCHEMA.field(name)
+            batch = batch.append_column(field, pa.nulls(batch.num_rows, field.type))
+    return batch
 
 
 def count_rows(path: Path, digest: str) -> int:
@@ -68,7 +79,8 @@ def _check(path: Path, schema: pa.Schema, digest: str) -> None:
     found = (schema.metadata or {}).get(_PLAN_KEY, b"").decode(errors="replace")
     if found != digest:
         raise _unreadable(path, f"belongs to plan `{found[:12] or 'none'}`, this run to `{digest[:12]}`")
-    if not schema.equals(SCHEMA, check_metadata=False):
+    older = pa.schema([field for field in SCHEMA if field.name not in LATER])
+    if not any(schema.equals(known, check_metadata=False) for known in (SCHEMA, older)):
         raise _unreadable(path, "has other columns than a record")
 
 

@@ -43,6 +43,10 @@ class Record:
     """Index of the first generated token whose logits were not finite; `None` if all were."""
     error: str | None = None
     """Text of the exception that ended the trial, or of the mismatch between landed and planned flips."""
+    logprob_ids: Sequence[int] | None = None
+    """The k likeliest tokens at each position `[T * k]`, likeliest first; `None` where they were not asked for."""
+    logprobs: Sequence[float] | None = None
+    """Natural logarithms of their probabilities `[T * k]`."""
 
 
 def _field(name: str, kind: pa.DataType, *, nullable: bool = False) -> pa.Field:
@@ -66,9 +70,13 @@ SCHEMA: pa.Schema = pa.schema(
         _field("preemptions", pa.uint32()),
         _field("nonfinite_at", pa.int32(), nullable=True),
         _field("error", pa.string(), nullable=True),
+        _field("logprob_ids", pa.list_(pa.field("item", pa.uint32(), nullable=False)), nullable=True),
+        _field("logprobs", pa.list_(pa.field("item", pa.float32(), nullable=False)), nullable=True),
     ]
 )
 """One row per trial. A test holds it equal to the fields of `Record`."""
+LATER = ("logprob_ids", "logprobs")
+"""Columns that older parts lack: read as null."""
 
 
 def to_table(records: Sequence[Record]) -> pa.Table:

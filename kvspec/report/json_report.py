@@ -64,6 +64,9 @@ def _cell(cell: CellScore) -> dict[str, Any]:
         "trials": cell.recorded,
         "exact_match": _proportion(cell.exact_match),
         **{f"{name}_mean": mean for name, mean in cell.drift_means.items()},
+        "kl_mean": cell.logprobs.kl_mean,
+        "top1_agreement_mean": cell.logprobs.top1_agreement_mean,
+        "logprob_trials": cell.logprobs.trials,
         "first_divergence_median": cell.first_divergence_median,
         "flips": {"expected": cell.flips.expected, "planned": cell.flips.planned, "landed": cell.flips.landed},
         "finished": cell.flips.trials,
@@ -119,7 +122,7 @@ def _dose_response(found: DoseResponse, scores: Scores) -> dict[str, Any]:
         "dose": found.dose,
         "unit": unit,
         "ec50": {key: fit[key] for key in ("low", "high")} | {"value": fit["ec50"]},
-        **{key: fit[key] for key in ("steepness", "ceiling", "floor", "deviance", "freedom", "p_fit")},
+        **{key: fit[key] for key in ("steepness", "ceiling", "floor", "deviance", "freedom", "p_fit", "inflation")},
         "curve": fit["curve"],
     }
 

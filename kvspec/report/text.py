@@ -13,7 +13,7 @@ from kvspec.report import words
 from kvspec.report.table import cell_tables, task_tables
 from kvspec.score import Proportion, Sample, Scores
 
-LEGEND = "Accuracy: token ids equal golden. Interval: Wilson. Drift: mean of the finished trials. See docs/report.md."
+LEGEND = "Accuracy: token ids equal golden. Interval: {}. Drift: mean of the finished trials. See docs/report.md."
 DIVERGES = "tokens differ from index {}"
 PLAIN_WIDTH = 10_000
 """Columns where there is no terminal: one line per sentence and per cell, for grep and for logs."""
@@ -39,7 +39,9 @@ def render_text(scores: Scores, *, width: int | None = None, colour: bool = Fals
     for table in cell_tables(scores.cells, console):
         console.print()
         console.print(table)
-    console.print(Text(LEGEND, style="dim"))
+    looks = scores.run.looks
+    interval = "Wilson" if looks is None else f"repeated, {len(looks.rounds)} looks (Jennison & Turnbull)"
+    console.print(Text(LEGEND.format(interval), style="dim"))
     for graded in task_tables(scores):
         console.print()
         console.print(graded)
@@ -52,6 +54,7 @@ def render_text(scores: Scores, *, width: int | None = None, colour: bool = Fals
 
 def _header(console: Console, scores: Scores) -> None:
     run = scores.run
+    most = "" if run.looks is None else "up to "
     storage = f"{run.storage_format} ({run.storage or 'storage not recorded'})"
     console.print(Text(f"kvspec report: {words.printable(run.name)}", style="bold"))
     for name, value in (
@@ -59,7 +62,7 @@ def _header(console: Console, scores: Scores) -> None:
         ("engine", run.engine or "not recorded"),
         (
             "plan",
-            f"{run.plan_digest[:12]}, {run.requests:,} prompts, {run.trials_per_cell:,} trials per cell",
+            f"{run.plan_digest[:12]}, {run.requests:,} prompts, {most}{run.trials_per_cell:,} trials per cell",
         ),
         ("trials", f"{run.recorded:,} of {run.planned:,} recorded, {run.status}"),
     ):

@@ -10,6 +10,7 @@ from typing import Any
 from kvspec.errors import KvspecError, RecordsError
 from kvspec.plan import canonical_json
 from kvspec.records import RunStore
+from kvspec.stats.design import Looks
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +62,15 @@ class RunInfo:
     recorded: int
     """Trials on disk, controls included."""
     planned: int
-    """Trials of the whole plan, controls included."""
+    """Trials of the whole plan, controls included; those that were left after looks, once the run is complete."""
     requests: int
     """Prompts."""
     trials_per_cell: int
     """Planned n of every cell."""
     per_prompt: int
-    """Trials per prompt and cell."""
+    """Trials per prompt and cell, with looks the most of them."""
+    looks: Looks | None
+    """When a cell could stop early; `None`: all cells have the same planned n."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,8 @@ def _campaign(store: RunStore, plan: Mapping[str, Any], recorded: int) -> Campai
     spec = plan["spec"]
     environment = store.read_json("environment.json") or {}
     prompts = tuple(spec["prompts"]["texts"])
+    looks = spec["trials"].get("looks")
+    early = looks is not None and store.status == "complete"
     run = RunInfo(
         path=str(store.path),
         name=str(spec["name"]),
@@ -108,10 +113,11 @@ def _campaign(store: RunStore, plan: Mapping[str, Any], recorded: int) -> Campai
         status=store.status,
         error=store.manifest.get("error"),
         recorded=recorded,
-        planned=int(plan["trials"]),
+        planned=recorded if early else int(plan["trials"]),
         requests=len(prompts),
         trials_per_cell=len(prompts) * int(spec["trials"]["per_prompt"]),
         per_prompt=int(spec["trials"]["per_prompt"]),
+        looks=None if looks is None else Looks(looks["confidence"], looks["margin"], tuple(looks["rounds"])),
     )
     estimates = _estimates(store)
     cells = []

@@ -21,10 +21,13 @@ SINGLE_FLIP_MODELS = ("random", "msb_biased")
 """Models in which a fault is one flip, so that a trial with one flip holds one fault."""
 
 
-def with_effects(cells: Sequence[CellScore], floor: Floor, grid: Grid) -> tuple[tuple[CellScore, ...], float]:
+def with_effects(
+    cells: Sequence[CellScore], floor: Floor, grid: Grid, looks: int
+) -> tuple[tuple[CellScore, ...], float]:
     """The cells with their effects filled in, and the design effect of the run.
 
     Against controls: the exact test within prompts (`Strata`), one-sided for a lower accuracy, Holm over the cells.
+    Where a cell could stop at one of several looks, its p-value is taken that often (Bonferroni).
     """
     counts = [grid.counts(cell.plan.index) for cell in cells]
     k = np.array([pair[0] for pair in counts]).reshape(len(cells), -1)
@@ -32,7 +35,7 @@ def with_effects(cells: Sequence[CellScore], floor: Floor, grid: Grid) -> tuple[
     bootstrap = cluster_bootstrap(k, n)
     controls = grid.control_counts()
     tested = [c for c, cell in enumerate(cells) if cell.exact_match.n and floor.combined.n]
-    p_values = [Strata.of(k[c], n[c], *controls).less() for c in tested]
+    p_values = [min(1.0, looks * Strata.of(k[c], n[c], *controls).less()) for c in tested]
     adjusted = dict(zip(tested, holm(p_values), strict=True))
     raw = dict(zip(tested, p_values, strict=True))
     found = []
@@ -55,8 +58,11 @@ def with_effects(cells: Sequence[CellScore], floor: Floor, grid: Grid) -> tuple[
     return tuple(found), design_effect(bootstrap.variance)
 
 
-def pair_tests(cells: Sequence[CellScore], grid: Grid) -> tuple[PairTest, ...]:
-    """Cells that share their draws, each against the first of them: McNemar's exact test, Holm over all pairs."""
+def pair_tests(cells: Sequence[CellScore], grid: Grid, looks: int) -> tuple[PairTest, ...]:
+    """Cells that share their draws, each against the first of them: McNemar's exact test, Holm over all pairs.
+
+    p-values are taken as often as the cells could stop (Bonferroni).
+    """
     groups: dict[tuple[str, int], list[CellScore]] = defaultdict(list)
     for cell in cells:
         if cell.exact_match.n:
@@ -80,7 +86,7 @@ def pair_tests(cells: Sequence[CellScore], grid: Grid) -> tuple[PairTest, ...]:
                     difference=difference_paired(only_second, only_first, pairs),
                     # Of failures: a trial that only the first answers right fails in the second alone.
                     sensitivity=ratio_paired(neither, only_first, only_second),
-                    p=mcnemar(only_first, only_second),
+                    p=min(1.0, looks * mcnemar(only_first, only_second)),
                     p_holm=1.0,
                 )
             )
@@ -89,7 +95,7 @@ def pair_tests(cells: Sequence[CellScore], grid: Grid) -> tuple[PairTest, ...]:
 
 
 def dose_responses(
-    trends: Sequence[Trend], cells: Sequence[CellScore], floor: Floor, inflation: float
+    trends: Sequence[Trend], cells: Sequence[CellScore], floor: Floor, grid: Grid
 ) -> tuple[DoseResponse, ...]:
     """A curve per series of three rates or more in which a fall is shown, over each dose that is known."""
     found = []
@@ -97,6 +103,8 @@ def dose_responses(
         mine = [cells[c] for c in trend.cells]
         if trend.p_falls is None or trend.p_falls >= ALPHA:
             continue
+        counts = [grid.counts(cell.plan.index) for cell in mine]
+        k, n = (np.array([pair[i] for pair in counts]) for i in (0, 1))
         rates = [float(cell.plan.fault["rate"]["value"]) for cell in mine]
         expected = [cell.plan.expected_per_trial for cell in mine]
         landed = [cell.flips.landed / cell.flips.trials if cell.flips.trials else None for cell in mine]
@@ -108,7 +116,7 @@ def dose_responses(
                 [mine[i].exact_match.k for i in some],
                 [mine[i].exact_match.n for i in some],
                 (floor.combined.k, floor.combined.n),
-                inflation,
+                (k[some], n[some]),
             )
             if fit is not None:
                 found.append(DoseResponse(trend.label, trend.cells, dose, fit))

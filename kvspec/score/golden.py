@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from kvspec.records import RunStore
+from kvspec.score.logprobs import Likeliest, likeliest
 from kvspec.score.outcome import FINISHED
 
 _COLUMNS = (
@@ -22,6 +23,8 @@ _COLUMNS = (
     "nonfinite_at",
     "flips_planned",
     "flips_landed",
+    "logprob_ids",
+    "logprobs",
 )
 
 
@@ -36,6 +39,8 @@ class Golden:
     offsets: NDArray[np.int64]
     """Where each answer begins in `values`, `[G + 1]`."""
     texts: tuple[str, ...]
+    likeliest: Likeliest | None
+    """Logprobs of all golden answers, at the positions of `values`; `None` unless all have them."""
     unusable: tuple[int, ...]
     """Requests whose golden trial failed, was not finite, or held a flip."""
 
@@ -58,10 +63,11 @@ def read_golden(store: RunStore, requests: int) -> tuple[Golden, int]:
     answers: list[NDArray[np.uint32]] = []
     texts: list[str] = []
     unusable: list[int] = []
+    logprobs: list[pa.Table] = []
     found = 0
     for batch in store.iter_batches(_COLUMNS) if wanted else ():
         rows = pa.Table.from_batches([batch]).filter(pc.equal(batch.column("kind"), "golden"))
-        for row in rows.to_pylist():
+        for number, row in enumerate(rows.drop_columns(["logprob_ids", "logprobs"]).to_pylist()):
             usable = row["finish_reason"] in FINISHED and row["error"] is None and row["nonfinite_at"] is None
             if not usable or row["flips_planned"] or row["flips_landed"]:
                 unusable.append(row["request"])
@@ -69,10 +75,12 @@ def read_golden(store: RunStore, requests: int) -> tuple[Golden, int]:
                 index[row["request"]] = len(texts)
                 answers.append(np.asarray(row["token_ids"], np.uint32))
                 texts.append(row["text"])
+                logprobs.append(rows.select(["logprob_ids", "logprobs"]).slice(number, 1))
         found += rows.num_rows
         if found >= wanted:
             break
     offsets = np.zeros(len(answers) + 1, np.int64)
     np.cumsum([len(answer) for answer in answers], out=offsets[1:])
     values = np.concatenate(answers) if answers else np.zeros(0, np.uint32)
-    return Golden(index, values, offsets, tuple(texts), tuple(sorted(unusable))), total
+    top = likeliest(pa.concat_tables(logprobs), np.diff(offsets)) if logprobs else None
+    return Golden(index, values, offsets, tuple(texts), top, tuple(sorted(unusable))), total

@@ -44,11 +44,11 @@ class Grid:
         self.controls[0] += np.bincount(request[exact], minlength=requests)
         self.controls[1] += np.bincount(request, minlength=requests)
 
-    def counts(self, cell: int) -> tuple[Counts, Counts]:
-        """(trials that equal golden, scored trials) of a cell per cluster, `[clusters]`."""
+    def counts(self, cell: int, flag: int = EXACT) -> tuple[Counts, Counts]:
+        """(trials with `flag`, scored trials) of a cell per cluster, `[clusters]`."""
         flags = self.flags[cell]
-        exact = np.count_nonzero(flags & EXACT, axis=1)
-        return self._join(exact), self._join(np.count_nonzero(flags & SCORED, axis=1))
+        flagged = np.count_nonzero(flags & flag, axis=1)
+        return self._join(flagged), self._join(np.count_nonzero(flags & SCORED, axis=1))
 
     def control_counts(self) -> tuple[Counts, Counts]:
         """(controls that equal golden, scored controls) per cluster, `[clusters]`."""

@@ -64,6 +64,18 @@ class Effect:
 
 
 @dataclass(frozen=True, slots=True)
+class LogprobScore:
+    """Means over the scored trials whose logprobs were recorded and finite; `None` without any."""
+
+    trials: int
+    kl_mean: float | None
+    """KL divergence D(golden || faulted), mean over the positions of the same context, in nats. A lower bound: tokens
+    beyond the k likeliest count as one."""
+    top1_agreement_mean: float | None
+    """Share of those positions at which the likeliest token is golden's."""
+
+
+@dataclass(frozen=True, slots=True)
 class CellScore:
     """One row of the report. masked + sdc + due = ok + crash = n of `exact_match`."""
 
@@ -91,6 +103,7 @@ class CellScore:
     """Scored or not: trials whose request lost its cache at least once."""
     below_floor: bool | None
     """Whether accuracy is shown to lie below that of the controls (`effect.p_holm` below 0.05); `None`: no test."""
+    logprobs: LogprobScore
     single_flip: Proportion
     """Trials with a visible effect, sdc or due, of the finished ones in which exactly one flip landed."""
     effect: Effect = Effect()
@@ -214,7 +227,7 @@ class Scores:
     dose_responses: tuple[DoseResponse, ...]
     vulnerabilities: tuple[Vulnerability, ...]
     design_effect: float
-    """Variance between prompts over that of independent trials, at least 1: it widens the intervals of EC50."""
+    """Variance between prompts over that of independent trials, at least 1; mean over the cells."""
     tasks: TaskScores
     """Graded answers."""
     samples: tuple[Sample, ...]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from kvspec.score.cells import Campaign, CellPlan, read_campaign
 from kvspec.score.effects import dose_responses, pair_tests, vulnerabilities, with_effects
 from kvspec.score.golden import Golden, read_golden
 from kvspec.score.grid import Grid
-from kvspec.score.model import CellScore, Flips, Floor, Scores
+from kvspec.score.model import CellScore, Flips, Floor, LogprobScore, Scores
 from kvspec.score.outcome import INVALID, MASKED, OUTCOMES, REASONS, UNSCORED
 from kvspec.score.samples import Samples
 from kvspec.score.tasks import Answers
@@ -27,12 +27,27 @@ from kvspec.stats.intervals import Proportion
 MEANS = tuple(name for name in DRIFTS if name != "first_divergence")
 
 
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A scored run with what comparisons of single trials need."""
+
+    scores: Scores
+    grid: Grid
+    golden: Golden
+    prompts: tuple[str, ...]
+
+
 def score_run(path: Path | str) -> Scores:
     """Score a run folder, complete or not.
 
     Raises:
         RecordsError: KVS502 no run, KVS505 damaged, KVS506 nothing to score.
     """
+    return score_whole(path).scores
+
+
+def score_whole(path: Path | str) -> Scored:
+    """Score a run folder and keep what became of every trial. Raises like `score_run`."""
     store = RunStore.open(path)
     campaign, golden = open_campaign(store)
     totals = Totals(campaign)
@@ -41,15 +56,16 @@ def score_run(path: Path | str) -> Scores:
     totals.require_unique()
     floor = totals.floor(golden)
     plain = tuple(totals.cell(cell) for cell in campaign.cells)
-    cells, inflation = with_effects(plain, floor, totals.grid)
+    looks = len(campaign.run.looks.rounds) if campaign.run.looks else 1
+    cells, inflation = with_effects(plain, floor, totals.grid, looks)
     trend = trends(cells)
     scores = Scores(
         run=campaign.run,
         floor=floor,
         cells=cells,
         trends=trend,
-        pairs=pair_tests(cells, totals.grid),
-        dose_responses=dose_responses(trend, cells, floor, inflation),
+        pairs=pair_tests(cells, totals.grid, looks),
+        dose_responses=dose_responses(trend, cells, floor, totals.grid),
         vulnerabilities=vulnerabilities(cells),
         design_effect=inflation,
         tasks=totals.answers.scores(),
@@ -57,7 +73,8 @@ def score_run(path: Path | str) -> Scores:
         verdict=(),
         warnings=(),
     )
-    return replace(scores, verdict=verdict(scores), warnings=warnings(scores))
+    scores = replace(scores, verdict=verdict(scores), warnings=warnings(scores))
+    return Scored(scores, totals.grid, golden, campaign.prompts)
 
 
 def open_campaign(store: RunStore) -> tuple[Campaign, Golden]:
@@ -99,6 +116,8 @@ class Totals:
         self._divergence: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
         self._controls = np.zeros((4, 3), np.int64)
         """Per kind: scored, identical, invalid."""
+        self._logprobs = np.zeros((cells, 3), np.float64)
+        """Trials with logprobs; sums of KL divergence and of top-1 agreement."""
         self._single = np.zeros((cells, 2), np.int64)
         """Finished trials with one flip: with a visible effect, and all."""
         self._keys: list[NDArray[np.uint64]] = []
@@ -140,6 +159,9 @@ class Totals:
         visible = single & (batch.outcome != MASKED)
         for column, rows in enumerate((visible, single)):
             self._single[:, column] += np.bincount(cell[rows], minlength=len(self._single))
+        known = fault & scored & np.isfinite(batch.kl)
+        for column, values in enumerate((np.ones(len(cell)), batch.kl, batch.top1)):
+            self._logprobs[:, column] += np.bincount(cell[known], values[known], minlength=len(self._logprobs))
         drifted = fault & scored & ~batch.crash
         self._drift_n += np.bincount(cell[drifted], minlength=len(self._drift_n))
         for column, name in enumerate(MEANS):
@@ -191,11 +213,14 @@ class Totals:
         invalid, unscored = outcome.pop("invalid"), outcome.pop("unscored")
         n, recorded = sum(outcome.values()), int(self._outcome[c].sum())
         exact = Proportion.of(int(self._exact[c]), n)
+        if n and (looks := self._campaign.run.looks) is not None:
+            exact = Proportion(exact.k, n, *looks.interval(exact.k, n))
         crash, finished = int(self._crash[c]), int(self._drift_n[c])
         sums = dict(zip(MEANS, self._drift_sum[c].tolist(), strict=True))
         expected = None if plan.expected_per_trial is None else plan.expected_per_trial * int(self._ended[c])
         divergence = [values[cells == c] for cells, values in self._divergence]
         values = np.concatenate(divergence) if divergence else np.zeros(0)
+        known, kl, top1 = self._logprobs[c].tolist()
         reasons = dict(zip(REASONS, self._reason[c].tolist(), strict=True))
         return CellScore(
             plan=plan,
@@ -211,6 +236,7 @@ class Totals:
             unscored=unscored,
             preempted=int(self._preempted[c]),
             below_floor=None,
+            logprobs=LogprobScore(int(known), kl / known if known else None, top1 / known if known else None),
             single_flip=Proportion.of(*self._single[c].tolist()),
         )
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from kvspec import _native
 from kvspec.records import RunStore
 from kvspec.score.golden import Golden
+from kvspec.score.logprobs import compare, likeliest
 from kvspec.score.outcome import FINISHED, OUTCOMES, REASONS, classify
 
 KINDS = ("golden", "golden_repeat", "null", "fault")
@@ -59,6 +60,10 @@ class TrialScores:
     finished: NDArray[np.bool_]
     """The engine ended the request by itself."""
     preempted: NDArray[np.bool_]
+    kl: NDArray[np.float64]
+    """Mean KL divergence from golden over the positions of the same context, in nats; NaN where not defined."""
+    top1: NDArray[np.float64]
+    """Share of those positions at which the likeliest token is golden's; NaN where not defined."""
 
 
 def iter_trials(store: RunStore, golden: Golden, batch_rows: int = 32_768) -> Iterator[TrialScores]:
@@ -85,6 +90,9 @@ def score_batch(batch: pa.RecordBatch, golden: Golden) -> TrialScores:
         nonfinite=_bools(pc.is_valid(batch.column("nonfinite_at"))),
         identical=identical,
     )
+    kl, top1 = _logprobs(batch, golden, answer, drift["first_divergence"], identical)
+    for values in (kl, top1):
+        values[crash] = np.nan
     for column in drift.values():
         column[crash] = ABSENT
     kind = pc.fill_null(pc.index_in(batch.column("kind"), pa.array(KINDS)), UNKNOWN)
@@ -102,6 +110,8 @@ def score_batch(batch: pa.RecordBatch, golden: Golden) -> TrialScores:
         landed=landed,
         finished=finished,
         preempted=_numbers(batch, "preemptions", np.uint32) > 0,
+        kl=kl,
+        top1=top1,
     )
 
 
@@ -117,6 +127,8 @@ def to_table(scores: TrialScores) -> pa.Table:
     columns["exact_match"] = pa.array(scores.exact, mask=unscored & ~scores.crash)
     for name in DRIFTS:
         columns[name] = pa.array(scores.drift[name], mask=scores.drift[name] == ABSENT)
+    for name, values in (("kl", scores.kl), ("top1_agreement", scores.top1)):
+        columns[name] = pa.array(values, mask=np.isnan(values))
     for name in ("flips_planned", "flips_landed", "tokens_written", "preemptions", "nonfinite_at", "error"):
         columns[name] = scores.batch.column(name)
     return pa.table(columns)
@@ -149,6 +161,30 @@ def _drift(batch: pa.RecordBatch, golden: Golden, answer: NDArray[np.int64]) -> 
         for name in ("char_drift", "char_edit_distance"):
             drift[name][rows] = compared[name].astype(np.int64)
     return drift
+
+
+def _logprobs(
+    batch: pa.RecordBatch,
+    golden: Golden,
+    answer: NDArray[np.int64],
+    divergence: NDArray[np.int64],
+    identical: NDArray[np.bool_],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    kl, top1 = np.full(batch.num_rows, np.nan), np.full(batch.num_rows, np.nan)
+    rows = np.flatnonzero((answer >= 0) & _bools(pc.is_valid(batch.column("logprobs"))))
+    if golden.likeliest is None or not rows.size:
+        return kl, top1
+    some = batch.take(pa.array(rows))
+    offsets = _offsets(some.column("token_ids"))
+    own = np.diff(offsets)
+    faulty = likeliest(some, own)
+    if faulty is None:
+        return kl, top1
+    start = golden.offsets[answer[rows]]
+    shortest = np.minimum(own, golden.offsets[answer[rows] + 1] - start)
+    shared = np.where(identical[rows], shortest, np.minimum(shortest, divergence[rows] + 1))
+    kl[rows], top1[rows] = compare(golden.likeliest, start, faulty, offsets[:-1], shared)
+    return kl, top1
 
 
 def _offsets(lists: pa.ListArray) -> NDArray[np.int64]:

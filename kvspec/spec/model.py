@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from kvspec.errors import Diagnostic, Mark
+
+if TYPE_CHECKING:
+    from kvspec.stats.design import Looks  # only a design with looks needs it, and it takes a while to import
 
 SITES = ("KV_WRITE", "KV_READ", "BOTH")
 FAULT_MODELS = ("random", "burst", "msb_biased", "page_local")
@@ -26,7 +29,11 @@ METRICS = (
     "token_edit_distance",
     "char_edit_distance",
     "outcome",
+    "kl",
+    "top1_agreement",
 )
+LOGPROB_METRICS = ("kl", "top1_agreement")
+"""Metrics that need `generation.logprobs`."""
 
 Range = tuple[int, int | None]
 """Half-open `[start, stop)`; `None` as stop means open-ended."""
@@ -104,6 +111,8 @@ class GenerationSpec:
     seed: int | None = None
     """Sampling seed when temperature is above 0; `None` takes the seed of the spec."""
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    """How many of the likeliest tokens are recorded with their logprobs at each position; `None`: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +184,9 @@ class TrialSpec:
     """How many trials each cell gets."""
 
     per_prompt: int
-    """Trials per prompt and cell; the n of a cell is this times the number of prompts."""
+    """Trials per prompt and cell, with `looks` the most; n of a cell is this times the number of prompts."""
+    looks: Looks | None = None
+    """When a cell may stop before; `None`: all cells get the same number of trials."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,4 +244,7 @@ class Spec:
         del data["marks"]
         if not self.prompts.tasks:
             del data["prompts"]["tasks"]  # a plan without graded prompts has the digest that it always had
+        for part, key in (("trials", "looks"), ("generation", "logprobs")):
+            if data[part][key] is None:
+                del data[part][key]  # likewise
         return data

@@ -10,6 +10,7 @@ from typing import Any
 from kvspec.errors import Diagnostic, SpecError
 from kvspec.spec.model import (
     BIT_FIELDS,
+    LOGPROB_METRICS,
     METRICS,
     Controls,
     EngineSpec,
@@ -32,6 +33,8 @@ DEFAULT_BURST_LEN = 8
 DEFAULT_MSB_POLICY = "BYTE_TOPBITS"
 DEFAULT_PAGE_TOKENS = 16
 DEFAULT_PAGE_DENSITY = 1.0e-3
+DEFAULT_ALPHA = 0.05
+DEFAULT_POWER = 0.8
 
 Data = dict[str, Any]
 
@@ -44,7 +47,7 @@ def build_spec(root: Node, prompts: PromptSpec, source: str) -> Spec:
     data: Data = root.plain()
     cells = sum(math.prod(map(len, _axes(entry))) for entry in data["faults"])
     _check_limit(root, "faults", "cells", cells, MAX_CELLS)
-    trials = TrialSpec(_trials_per_prompt(data["trials"], len(prompts.texts)))
+    trials = _trials(data["trials"], len(prompts.texts))
     controls = Controls(**_whole(data.get("controls", {})))
     per_prompt = cells * trials.per_prompt + 1 + controls.null_trials + controls.golden_repeats
     _check_limit(root, "trials", "trials", len(prompts.texts) * per_prompt, MAX_TRIALS)
@@ -58,7 +61,7 @@ def build_spec(root: Node, prompts: PromptSpec, source: str) -> Spec:
         controls=controls,
         trials=trials,
         seed=int(data.get("seed", 0)),
-        metrics=tuple(m for m in METRICS if m in data.get("metrics", METRICS)),
+        metrics=_metrics(data),
         engine=_engine(data.get("engine", {})),
         source=source,
         marks={path: node.mark for path, node in root.walk()},
@@ -132,24 +135,29 @@ def _engine(data: Data) -> EngineSpec:
     return EngineSpec(**whole, kv_cache_gib=None if gib is None else float(gib))
 
 
-def _trials_per_prompt(trials: int | float | Data, prompts: int) -> int:
-    """Trials per prompt; a target is rounded up to whole trials."""
+def _trials(trials: int | float | Data, prompts: int) -> TrialSpec:
+    """Trials per prompt; what a target or a power asks for is rounded up to whole trials."""
     if not isinstance(trials, dict):
-        return int(trials)
+        return TrialSpec(int(trials))
     if "per_prompt" in trials:
-        return int(trials["per_prompt"])
-    return math.ceil(sample_size(**trials["target"]) / prompts)
+        return TrialSpec(int(trials["per_prompt"]))
+    from kvspec.stats.design import paired_sample_size, plan_looks, sample_size
+
+    if "power" in trials:
+        power = trials["power"]
+        alpha, wanted = power.get("alpha", DEFAULT_ALPHA), power.get("power", DEFAULT_POWER)
+        return TrialSpec(math.ceil(paired_sample_size(power["from"], power["to"], alpha, wanted) / prompts))
+    target = trials["target"]
+    if (most := int(target.get("looks", 1))) > 1:
+        looks = plan_looks(target["confidence"], target["margin"], most, prompts)
+        return TrialSpec(looks.rounds[-1], looks)
+    return TrialSpec(math.ceil(sample_size(target["confidence"], target["margin"]) / prompts))
 
 
-def sample_size(confidence: float, margin: float) -> int:
-    """Trials that bound the error of any proportion: n = (z / 2 margin)^2, Leveugle 2009 for many possible faults.
-
-    385 for a confidence of 0.95 and a margin of 0.05.
-    """
-    from statistics import NormalDist  # Only a target needs it.
-
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    return math.ceil((z / (2 * margin)) ** 2)
+def _metrics(data: Data) -> tuple[str, ...]:
+    logprobs = "logprobs" in data.get("generation", {})
+    every = [name for name in METRICS if logprobs or name not in LOGPROB_METRICS]
+    return tuple(name for name in METRICS if name in data.get("metrics", every))
 
 
 def _list(value: Any) -> list[Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from kvspec import _native
 from kvspec.errors import Mark
-from kvspec.spec.model import STORAGE_FORMATS, PromptSpec
+from kvspec.spec.model import LOGPROB_METRICS, STORAGE_FORMATS, PromptSpec
 from kvspec.spec.prompts import read_prompts
 from kvspec.spec.ranges import parse_range
 from kvspec.spec.tree import Findings, Node, show
@@ -36,12 +36,44 @@ def check_tree(root: Node) -> PromptSpec:
             if f"$.faults[{index}]" not in malformed:
                 _check_fault(root, fault, f"$.faults[{index}]", findings)
         _check_names(faults, findings)
+    if "$.trials" not in malformed:
+        _check_power(root, findings)
+    if not {"$.metrics", "$.generation"} & malformed:
+        _check_metrics(root, findings)
     prompts = root.get("prompts")
     checked = (
         read_prompts(prompts, findings) if prompts is not None and "$.prompts" not in malformed else PromptSpec(())
     )
     findings.raise_if_any()
     return checked
+
+
+def _check_metrics(root: Node, findings: Findings) -> None:
+    metrics = root.get("metrics")
+    if metrics is None or root.get("generation", "logprobs") is not None:
+        return
+    for index, item in enumerate(metrics.items):
+        if item.value in LOGPROB_METRICS:
+            findings.add(
+                "KVS206",
+                f"{show(item)} needs logprobs, and none are recorded",
+                item.mark,
+                f"$.metrics[{index}]",
+                expected="`logprobs` in `generation`",
+                hint="write `generation: {logprobs: 5}`",
+            )
+
+
+def _check_power(root: Node, findings: Findings) -> None:
+    first, second = root.get("trials", "power", "from"), root.get("trials", "power", "to")
+    if first is not None and second is not None and first.plain() == second.plain():
+        findings.add(
+            "KVS205",
+            f"{show(second)} is no difference from `from`, which no number of trials can show",
+            second.mark,
+            "$.trials.power.to",
+            expected="another accuracy than `from`",
+        )
 
 
 def _check_structure(root: Node, findings: Findings) -> None:

@@ -17,7 +17,7 @@ from math import exp, log
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq, minimize
-from scipy.special import chdtrc, chdtri, expit
+from scipy.special import chdtrc, chdtri, expit, stdtrit
 
 from kvspec.stats.intervals import CONFIDENCE, normal_quantile
 
@@ -28,6 +28,8 @@ BEYOND = log(10.0)
 STEEPNESS = (0.1, 30.0)
 """A step is a steepness without end; beyond 30 no spacing of doses can tell."""
 EDGE = 1e-9
+RIDGE = 1e-6
+"""Keeps the covariance finite where the doses say nothing about a parameter; its variance is then as good as none."""
 
 Floats = NDArray[np.float64]
 
@@ -60,6 +62,8 @@ class DoseFit:
     p_fit: float | None
     """p-value of the deviance: small where the curve does not describe the counts. `None` without freedom."""
     curve: tuple[CurvePoint, ...]
+    inflation: float = 1.0
+    """Variance of log EC50 over that of independent trials, at least 1; what prompts that differ cost."""
 
 
 def fit_dose_response(
@@ -67,7 +71,7 @@ def fit_dose_response(
     k: Sequence[int],
     n: Sequence[int],
     controls: tuple[int, int] = (0, 0),
-    inflation: float = 1.0,
+    clusters: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
     confidence: float = CONFIDENCE,
 ) -> DoseFit | None:
     """Fit the curve to k of n successes per dose.
@@ -77,14 +81,15 @@ def fit_dose_response(
         k: successes per dose.
         n: trials per dose; above 0.
         controls: (successes, trials) without a dose, which measure the ceiling.
-        inflation: design effect of the clusters: all intervals are those of n / inflation independent trials
-            (McCullagh & Nelder 1989, section 4.5).
+        clusters: successes and trials per dose and prompt, `[D, P]` each. The variance between prompts, which answer
+            at every dose, then widens the interval (the likelihood ratio is scaled as by Rotnitzky & Jewell 1990) and
+            the band (sandwich covariance).
         confidence: of the interval and of the band.
 
     Returns:
         `None` for fewer than three doses, and where all of them have the same accuracy.
     """
-    model = _Model.of(dose, k, n, controls, inflation)
+    model = _Model.of(dose, k, n, controls)
     if len(set(dose)) < FEWEST_DOSES or np.ptp(model.k[: len(dose)] / model.n[: len(dose)]) == 0:
         return None
     threshold = float(chdtri(1, 1 - confidence))
@@ -92,6 +97,9 @@ def fit_dose_response(
     level = model.best(1.0)
     if levels_off := 2 * (model.loss(best)[0] - model.loss(level)[0]) > threshold:
         best = level
+    spread = model.spread(best, clusters)
+    if spread.inflation > 1.0:
+        threshold = spread.inflation * float(stdtrit(spread.prompts - 1, (1 + confidence) / 2)) ** 2
     low, high = (model.bound(best, side, threshold, float(levels_off)) for side in (-1, 1))
     inside = model.first <= best[0] <= model.last
     deviance = 2 * (model.loss(best)[0] - model.saturated())
@@ -107,8 +115,19 @@ def fit_dose_response(
         deviance=max(0.0, deviance),
         freedom=max(0, freedom),
         p_fit=float(chdtrc(freedom, max(0.0, deviance))) if freedom > 0 else None,
-        curve=model.curve(best, normal_quantile(confidence)),
+        inflation=spread.inflation,
+        curve=model.curve(best, spread, normal_quantile(confidence)),
     )
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """How uncertain an estimate is."""
+
+    covariances: tuple[Floats, ...]
+    """Of the parameters `[4, 4]`: of independent trials and, where there are clusters, the sandwich over them."""
+    inflation: float
+    prompts: int
 
 
 @dataclass(frozen=True)
@@ -123,15 +142,13 @@ class _Model:
     last: float
 
     @classmethod
-    def of(
-        cls, dose: Sequence[float], k: Sequence[int], n: Sequence[int], controls: tuple[int, int], inflation: float
-    ) -> _Model:
+    def of(cls, dose: Sequence[float], k: Sequence[int], n: Sequence[int], controls: tuple[int, int]) -> _Model:
         x = np.log(np.asarray(dose, float))
         first, last = float(x.min(initial=np.inf)), float(x.max(initial=-np.inf))
         hits, sizes = np.asarray(k, float), np.asarray(n, float)
         if controls[1]:
             x, hits, sizes = np.append(x, -np.inf), np.append(hits, controls[0]), np.append(sizes, controls[1])
-        return cls(x, hits / inflation, sizes / inflation, first, last)
+        return cls(x, hits, sizes, first, last)
 
     def share(self, theta: Floats) -> tuple[Floats, Floats]:
         """Accuracy `[D]` and its gradient `[4, D]` in (log EC50, log h, u, c / u)."""
@@ -197,19 +214,35 @@ class _Model:
             inner, step = outer, step * 1.6
         return None
 
-    def curve(self, best: Floats, z: float) -> tuple[CurvePoint, ...]:
-        """Points between the least and the greatest dose, with a pointwise band by the delta method.
+    def spread(self, best: Floats, clusters: tuple[NDArray[np.int64], NDArray[np.int64]] | None) -> _Spread:
+        """Covariances at the estimate.
 
         The variance of a count is that of (n p + 1/2) / (n + 1), so that a plateau at 0 or 1 keeps a width.
         """
         p, gradient = self.share(best)
         smooth = (self.n * p + 0.5) / (self.n + 1)
-        information = (gradient * (self.n / (smooth * (1 - smooth)))) @ gradient.T
-        covariance = np.linalg.inv(information + 1e-6 * np.eye(4))
+        weight = gradient / (smooth * (1 - smooth))
+        information = (weight * self.n) @ gradient.T
+        inverse = np.asarray(np.linalg.inv(information + RIDGE * np.eye(4)), np.float64)
+        prompts = 0 if clusters is None else int(np.count_nonzero(np.asarray(clusters[1]).any(axis=0)))
+        if clusters is None or prompts < 2:
+            return _Spread((inverse,), 1.0, prompts)
+        k, n = (np.asarray(part, float) for part in clusters)
+        scores = weight[:, : len(k)] @ (k - n * p[: len(k), None])
+        middle = scores @ scores.T * prompts / (prompts - 1)
+        # A parameter at its bound does not move, so its score says nothing about log EC50.
+        free = [0, 1] + [i for i in (2, 3) if EDGE < best[i] < 1 - EDGE]
+        alone = np.linalg.inv(information[np.ix_(free, free)] + RIDGE * np.eye(len(free)))
+        inflation = float((alone @ middle[np.ix_(free, free)] @ alone)[0, 0] / alone[0, 0])
+        return _Spread((inverse, inverse @ middle @ inverse), max(1.0, inflation), prompts)
+
+    def curve(self, best: Floats, spread: _Spread, z: float) -> tuple[CurvePoint, ...]:
+        """Points between the least and the greatest dose, with a pointwise band by the delta method."""
         x = np.linspace(self.first, self.last, CURVE_POINTS)
         there = _Model(x, np.zeros_like(x), np.ones_like(x), self.first, self.last)
         share, slope = there.share(best)
-        half = z * np.sqrt(np.maximum(0.0, np.einsum("id,ij,jd->d", slope, covariance, slope)))
+        variances = [np.einsum("id,ij,jd->d", slope, covariance, slope) for covariance in spread.covariances]
+        half = z * np.sqrt(np.maximum(0.0, np.max(variances, axis=0)))
         return tuple(
             CurvePoint(exp(a), float(b), max(0.0, float(b - w)), min(1.0, float(b + w)))
             for a, b, w in zip(x, share, half, strict=True)

@@ -55,6 +55,8 @@ class Listener:
 
     def start(self, total: int, done: int) -> None: ...
 
+    def shrink(self, total: int) -> None: ...
+
     def trial(self, record: Any, identical: bool | None) -> None:
         self.records.append(record)
         if len(self.records) == self._interrupt_after:

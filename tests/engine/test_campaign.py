@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from kvspec.errors import EngineError, RecordsError
+from kvspec.score import score_run
 
 Run = Callable[..., dict[str, dict[str, Any]]]
 
@@ -218,3 +220,41 @@ def test_reads_are_refused_until_they_exist(gpt2: Path, run: Run, tmp_path: Path
         run(spec(gpt2, faults=[fault]), out=tmp_path / "never")
     assert caught.value.diagnostics[0].code == "KVS401"
     assert not (tmp_path / "never").exists()
+
+
+def test_cells_stop_early_and_an_interrupted_run_stops_them_at_the_same_looks(
+    gpt2: Path, run: Run, listener: Any, tmp_path: Path
+) -> None:
+    """`Rare` and `Often[0.3]` are clear soon, what lies between is not; batch size and order change nothing."""
+    target = {"confidence": 0.9, "margin": 0.15, "looks": 4}
+    wanted = spec(gpt2, trials={"target": target})
+    rows = run(wanted, max_num_seqs=8, submission_seed=3)
+    sizes = Counter(row["cell"] for row in rows.values() if row["kind"] == "fault")
+    assert len(set(sizes.values())) > 1
+    assert all(row["flips_planned"] == row["flips_landed"] for row in rows.values())
+    out = tmp_path / "looks"
+    with pytest.raises(KeyboardInterrupt):
+        run(wanted, out=out, listener=listener(interrupt_after=60))
+    again = run(wanted, out=out)
+    assert ids(again) == ids(rows)
+    scores = score_run(out)
+    assert scores.run.status == "complete"
+    assert not any("partial" in text for text in scores.warnings)
+    assert run(wanted, out=out) == again
+    assert score_run(out).run.status == "complete"
+
+
+def test_logprobs_are_recorded_and_compared(gpt2: Path, run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    rows = run(spec(gpt2, generation={"max_tokens": 6, "logprobs": 3}, trials=1), out=out)
+    for row in rows.values():
+        assert len(row["logprob_ids"]) == len(row["logprobs"]) == 3 * len(row["token_ids"])
+        if row["nonfinite_at"] is None:
+            assert row["logprob_ids"][::3] == row["token_ids"]  # greedy: the likeliest one is chosen
+            assert all(row["logprobs"][i] >= row["logprobs"][i + 1] for i in range(0, len(row["logprobs"]), 3))
+            assert max(row["logprobs"]) <= 0.0
+    for cell in score_run(out).cells:
+        if cell.exact_match.k == cell.exact_match.n:
+            assert cell.logprobs.kl_mean is not None
+            assert cell.logprobs.kl_mean < 1.0
+    assert any((cell.logprobs.kl_mean or 0.0) > 1e-4 for cell in score_run(out).cells)
