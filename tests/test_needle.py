@@ -258,6 +258,9 @@ def test_the_verdict_follows_from_the_tests(tmp_path: Path, lost: set[str], head
         assert found.right.n == 15
     first = next(s for s in scores.verdict if "breaks" in s)  # type: ignore[attr-defined]
     assert first.startswith(head)
+    zombie = next(s for s in scores.verdict if "ombie" in s)  # type: ignore[attr-defined]
+    # 12 of 12 are not enough to show 95 %
+    assert zombie.startswith("A zombie state" if lost & {"sum", "product"} else "No cell is in the zombie state")
     text = render_text(scores)  # type: ignore[arg-type]
     assert "Sensitivity" in text
     data = to_json(scores)  # type: ignore[arg-type]
@@ -278,17 +281,31 @@ def test_the_step_is_judged_given_the_operands(tmp_path: Path) -> None:
             if int(task.item) < 10:
                 return "garbage"  # operands lost: says nothing about the step
             return right.rsplit(" ", 1)[0] + " 99."  # operands stated, result wrong
+        if task.item == "18":
+            return "no idea"  # operands not stated even clean: no pair
+        if task.item == "19":
+            return right.rsplit(" ", 1)[0] + " 98."  # wrong even clean: not the fault's doing
         return right
 
     tasks = score(tmp_path, spec, said).tasks  # type: ignore[attr-defined]
     clean, broken = tasks.faulted
-    assert (clean.right_given_stated.k, clean.right_given_stated.n) == (60, 60)
+    assert (clean.right_given_stated.k, clean.right_given_stated.n) == (54, 57)
     assert clean.p_holm == 1.0
     assert (broken.right_given_stated.k, broken.right_given_stated.n, broken.stated.k) == (0, 30, 30)
-    assert broken.stated_pairs == (30, 30, 0)
+    assert broken.stated_pairs == (27, 24, 0)
     assert broken.p_holm is not None
     assert broken.p_holm < 1e-6
     assert tasks.pairs == ()
+
+
+def test_a_zombie_state_is_shown_by_intervals(tmp_path: Path) -> None:
+    spec = load(tmp_path, "{generator: math_needle, contexts: [60], items: 40, tasks: [retrieve_a, sum]}")
+
+    def said(trial: Trial) -> str:
+        return answer(spec, trial, {"sum"} if trial.kind == "fault" and trial.cell == 1 else set())
+
+    verdict = score(tmp_path, spec, said).verdict  # type: ignore[attr-defined]
+    assert any(s.startswith("Zombie state") and "retrieve_a 100% [97%, 100%] and sum 0% [0%, 3%]" in s for s in verdict)
 
 
 def test_ungraded_runs_have_no_tasks(tmp_path: Path) -> None:

@@ -26,6 +26,9 @@ from kvspec.stats.intervals import Proportion, Ratio, ratio_paired
 SEEN = 4
 """Flag of an answer beside `RIGHT` and `STATED`: there is one."""
 
+ZOMBIE_RETRIEVAL, ZOMBIE_REASONING = 0.95, 0.5
+"""A zombie recalls at least, and reasons at most, these shares of what it does clean."""
+
 Flags = NDArray[np.uint8]
 
 
@@ -270,6 +273,7 @@ def sentences(tasks: TaskScores, names: Sequence[str]) -> list[str]:
         said.append(f"Clean {clean.task}{where}: {clean.right.k:,} of {clean.right.n:,} right{chance}.")
     if tasks.pairs:
         said.append(_what_breaks_first(tasks.pairs, names))
+        said.append(_zombie(tasks, names))
     tested = [found for found in tasks.faulted if found.p_holm is not None]
     if tested:
         worse = [f for f in tested if f.p_holm < ALPHA and f.stated_pairs[1] > f.stated_pairs[2]]  # type: ignore[operator, index]
@@ -305,6 +309,34 @@ def _what_breaks_first(pairs: Sequence[TaskPair], names: Sequence[str]) -> str:
         for p in sorted(apart, key=lambda pair: pair.p)
     ]
     return f"{said}: {_some(shown)}." if shown else f"{said}."
+
+
+def _zombie(tasks: TaskScores, names: Sequence[str]) -> str:
+    """Whether some cell recalls and does not reason. Shares are of the items that the clean model solves."""
+    kept = {(found.cell, found.context, found.task): found.kept for found in tasks.faulted}
+    states = [
+        (pair, kept[pair.cell, pair.context, pair.retrieval], kept[pair.cell, pair.context, pair.reasoning])
+        for pair in tasks.pairs
+        if pair.pairs
+    ]
+    if not states:
+        return "Whether the model has a zombie state was not measured."
+    rule = f"retrieval >= {ZOMBIE_RETRIEVAL:.0%} and reasoning <= {ZOMBIE_REASONING:.0%} of clean"
+
+    def distance(state: tuple[TaskPair, Proportion, Proportion]) -> float:
+        _, recall, reason = state
+        return max(ZOMBIE_RETRIEVAL - (recall.rate or 0.0), (reason.rate or 0.0) - ZOMBIE_REASONING)
+
+    pair, recall, reason = min(states, key=distance)
+    where = (
+        f"{pair.retrieval} {recall.rate or 0:.0%} [{recall.low or 0:.0%}, {recall.high or 0:.0%}] and {pair.reasoning} "
+        f"{reason.rate or 0:.0%} [{reason.low or 0:.0%}, {reason.high or 0:.0%}] under {names[pair.cell]}"
+    )
+    if distance((pair, recall, reason)) > 0:
+        return f"No cell is in the zombie state ({rule}); the closest: {where}."
+    if (recall.low or 0.0) >= ZOMBIE_RETRIEVAL and (reason.high or 1.0) <= ZOMBIE_REASONING:
+        return f"Zombie state ({rule}), shown by both intervals: {where}."
+    return f"A zombie state ({rule}) is possible, but the intervals do not show it: {where}."
 
 
 def _some(words: Iterator[str] | list[str], limit: int = 4) -> str:
