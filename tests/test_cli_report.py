@@ -111,3 +111,60 @@ def test_neither_command_needs_torch_or_vllm(run: Path, tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
         assert "BitRot" in done.stdout or "c1/p0/t0" in done.stdout
+
+
+def test_no_output_takes_the_place_of_a_run(run: Path, tmp_path: Path) -> None:
+    """Every command that writes a file, at every file that a run is made of."""
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    part = next((run / "parts").glob("*.parquet"))
+    for target in (run / "run.json", run / "spec.json", run / "plan.json", part, run / "parts" / "new"):
+        for args in (
+            ("report", run, "--out", target),
+            ("report", run, "--html", target),
+            ("score", run, "--out", target),
+        ):
+            result = invoke(*args)
+            assert result.exit_code == 2, args
+            assert "KVS502" in result.stderr
+    assert invoke("report", run, "--out", run / "report.txt").exit_code == 0
+    (run / "report.txt").unlink()
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_spec_that_was_changed_is_refused(run: Path) -> None:
+    spec = json.loads((run / "spec.json").read_text())
+    for changed in ({**spec, "seed": spec["seed"] + 1}, {k: v for k, v in spec.items() if k != "faults"}, {}):
+        (run / "spec.json").write_text(json.dumps(changed))
+        for args in (("score", run), ("report", run, "--html", run / "page.html")):
+            result = invoke(*args)
+            assert result.exit_code == 2, args
+            assert "KVS505" in result.stderr
+            assert "spec.json" in result.stderr
+    (run / "spec.json").write_text(json.dumps({**spec, "description": "other words"}))
+    assert invoke("score", run).exit_code == 0
+
+
+def test_a_part_that_is_there_twice_is_refused(run: Path) -> None:
+    parts = sorted((run / "parts").glob("*.parquet"))
+    (run / "parts" / f"part-{len(parts):06d}.parquet").write_bytes(parts[1].read_bytes())
+    for command in ("report", "score"):
+        result = invoke(command, run)
+        assert result.exit_code == 2
+        assert "twice" in result.stderr
+
+
+def test_without_a_command_there_is_help() -> None:
+    result = invoke()
+    assert result.exit_code == 2
+    assert "kvspec check" in result.output
+
+
+def test_a_reader_that_goes_away_is_no_finding(run: Path) -> None:
+    """As if SIGPIPE had ended it; exit code 1 would mean findings."""
+    command = [sys.executable, "-m", "kvspec", "score", str(run)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.wait(timeout=120) == 141
+        assert process.stderr.read() == b""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
+import sys
 from typing import Any, NoReturn
 
 import click
@@ -56,7 +59,7 @@ class Main(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse, and note whether the subcommand was asked for JSON."""
         # The subcommand's context is gone when its error arrives here, so what it was asked is noted now.
-        pairs = zip(args, [*args[1:], ""], strict=True)
+        pairs = zip(args, [*args, ""][1:], strict=True)
         ctx.meta["kvspec.json"] = any(p == ("--format", "json") or p[0] == "--format=json" for p in pairs)
         return super().parse_args(ctx, args)
 
@@ -72,13 +75,27 @@ class Main(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(130)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise  # click has messages and exit codes of its own for these
+        except BrokenPipeError:
+            _stop_writing()
+            ctx.exit(141)  # as if SIGPIPE had ended it: 1 would mean findings
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                _unexpected(ctx, error)
+            _stop_writing()
+            click.echo("error: no space left where the output goes", err=True)
+            ctx.exit(3)
         except Exception as error:
             _unexpected(ctx, error)
         if isinstance(result, int):
             ctx.exit(result)
         return result
+
+
+def _stop_writing() -> None:
+    """Let the interpreter flush standard output into nothing when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _unexpected(ctx: click.Context, error: Exception) -> NoReturn:

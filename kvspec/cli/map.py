@@ -216,11 +216,15 @@ def _write_all(made: Iterable[FaultMap], out: Path, *, single: bool, rows: bool,
     from kvspec.errors import RecordsError
     from kvspec.maps import explicit, write_map
     from kvspec.maps.runs import file_name
+    from kvspec.records import refuse_files_of_a_run
+    from kvspec.records.folder import PARTS
 
     written: list[tuple[Path, Header]] = []
     folder = out.is_dir() or not (single and out.suffix in (".parquet", ".json"))
     if folder and out.suffix in (".parquet", ".json"):
         raise click.UsageError(f"several maps do not go into one file: give a folder as --out, not {out}")
+    if folder:
+        refuse_files_of_a_run(out / PARTS)
     try:
         out.mkdir(parents=True, exist_ok=True) if folder else None
     except OSError as error:

@@ -6,20 +6,15 @@ from pathlib import Path
 
 import click
 
+from kvspec.cli.output import format_option, print_diagnostics, set_option
+
 
 @click.command()
 @click.argument("spec", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder. Default: runs/<name>-<digest>.")
-@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a value of the spec.")
+@set_option
 @click.option("--quiet", is_flag=True, help="No progress, only the report.")
-@click.option(
-    "--format",
-    "output",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="Form of the report on standard output.",
-)
+@format_option("Form of the report on standard output.")
 @click.option("--html", is_flag=True, help="Also leave the page `report.html` in the run folder (2 to 3 s more).")
 def command(spec: Path, out: Path | None, overrides: tuple[str, ...], quiet: bool, output: str, html: bool) -> int:
     """Run the campaign that SPEC declares, and report it.
@@ -35,7 +30,7 @@ def command(spec: Path, out: Path | None, overrides: tuple[str, ...], quiet: boo
       kvspec run my.yaml --set trials=20 --set seed=7 --out runs/more
 
     \b
-    Exit codes: 0 done, 1 findings, 2 bad spec or usage, 3 engine failed or something is missing,
+    Exit codes: 0 done, 1 flips did not land as planned, 2 bad spec or usage, 3 engine failed or something is missing,
     130 interrupted (what is done is kept).
     """
     from kvspec.engine.requirements import require_vllm
@@ -47,23 +42,24 @@ def command(spec: Path, out: Path | None, overrides: tuple[str, ...], quiet: boo
 
     from kvspec.cli.progress import CampaignProgress
     from kvspec.engine.campaign import run_campaign
-    from kvspec.errors import EngineError
+    from kvspec.errors import Diagnostic
     from kvspec.report import print_report
 
     folder = out or default_folder(plan.spec.name, plan.digest)
     with CampaignProgress(quiet=quiet) as progress:
         outcome = run_campaign(plan, folder, progress)
-    print_report(outcome.store_path, output)
+    scores = print_report(outcome.store_path, output)
     if html:
         leave_page(outcome.store_path)
-    if outcome.not_landed:
-        raise EngineError.one(
+    if not scores.sound:
+        # On standard error, whatever the form of the report: standard output is one document.
+        found = Diagnostic(
             "KVS404",
-            f"in {len(outcome.not_landed)} trials the flips that landed differ from those planned, first in "
-            f"`{outcome.not_landed[0]}`",
+            "in some trials the flips that landed differ from those planned",
             hint="these trials are marked in the records and left out of every figure: please report it",
         )
-    return 0
+        print_diagnostics([found], as_json=False)
+    return 0 if scores.sound else 1
 
 
 def leave_page(folder: Path) -> None:

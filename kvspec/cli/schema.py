@@ -8,14 +8,15 @@ import click
 
 
 @click.command()
-@click.argument("name", type=click.Choice(["spec", "faultmap"]), default="spec")
-def command(name: Literal["spec", "faultmap"]) -> None:
-    """Print the JSON Schema (draft-07) of a spec or of a fault map's header.
+@click.argument("name", type=click.Choice(["spec", "faultmap", "report"]), default="spec")
+def command(name: Literal["spec", "faultmap", "report"]) -> None:
+    """Print the JSON Schema (draft-07) of a spec, of a fault map's header or of a report.
 
     \b
     Examples:
       kvspec schema spec > spec.schema.json
       kvspec schema faultmap > faultmap.schema.json
+      kvspec schema report > report.schema.json
       # then let an editor use it, as the first line of a spec:
       # yaml-language-server: $schema=spec.schema.json
     """

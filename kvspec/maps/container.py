@@ -15,6 +15,7 @@ from kvspec.maps.layout import MAGIC
 from kvspec.maps.limits import MAX_FILE_BYTES, MAX_JSON_BYTES
 from kvspec.maps.model import FaultMap, Header
 from kvspec.maps.validate import MapValidator
+from kvspec.records import refuse_files_of_a_run
 from kvspec.records.files import write_atomic
 
 
@@ -82,8 +83,11 @@ def _verify_key(header: Header, path: Path) -> None:
 
 
 def write_map(fault_map: FaultMap, path: Path | str) -> None:
-    """Write a map: JSON if the name ends in `.json`, else Parquet. Raises KVS501 if the file system refuses."""
+    """Write a map: JSON if the name ends in `.json`, else Parquet. Raises KVS501 if the file system refuses, KVS502 if
+    a run needs that file.
+    """
     path = Path(path)
+    refuse_files_of_a_run(path)
     try:
         if path.suffix == ".json":
             text = textual.write_text(fault_map)

@@ -43,9 +43,11 @@ class Run:
         return found
 
     def choose(self, cells: Collection[str], trials: Collection[str]) -> set[str]:
-        """Ids of the recorded fault trials that are asked for; empty choices mean all. Raises KVS514."""
+        """Ids of the recorded fault trials that are asked for; empty choices mean all. Raises KVS506, KVS514."""
         wanted = {trial.id for trial in choose(self.plan, cells, trials)}
         recorded = self.store.done()
+        if not recorded:
+            raise RecordsError.one("KVS506", f"`{self.store.path}` holds no trial (status {self.store.status})")
         if trials and (lost := sorted(wanted - recorded)):
             raise RecordsError.one("KVS514", f"the run has no record of trial `{lost[0]}` yet")
         return wanted & recorded
@@ -103,10 +105,8 @@ def file_name(fault_map: FaultMap) -> str:
 
 
 def _plan(store: RunStore) -> Plan:
-    data = store.read_json("spec.json")
+    data = store.spec()
     try:
-        if data is None:
-            raise KeyError("spec.json")
         plan = compile_plan(_build(Spec, data))
         digest = plan.digest
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, AssertionError) as error:

@@ -18,6 +18,8 @@ RUN_FORMAT = 1
 
 LOCK = "run.lock"
 PARTS = "parts"
+FILES = frozenset({"run.json", "spec.json", "plan.json", "environment.json", "estimate.json", LOCK, PARTS})
+"""Names that belong to the run in its folder."""
 
 
 class SpecLike(Protocol):
@@ -77,6 +79,18 @@ def require_free_or_same(path: Path, plan: PlanLike) -> None:
         )
 
 
+def refuse_files_of_a_run(path: Path) -> None:
+    """Raise KVS502 if `path` is a file that a run is made of: no output may take its place."""
+    folder = path.parent
+    run = folder.parent if folder.name == PARTS else folder
+    if (folder.name == PARTS or path.name in FILES) and (run / "run.json").is_file():
+        raise RecordsError.one(
+            "KVS502",
+            f"`{path}` belongs to the run in `{run}`; nothing was written",
+            hint="write to another file",
+        )
+
+
 def acquire(path: Path) -> FileLock:
     """Take the run's lock or raise KVS501 at once."""
     # Not bound to a thread: the engine may write from another one than the one that opened the run.
@@ -99,6 +113,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     version = (manifest or {}).get("format")
     if manifest is None or not isinstance(version, int):
         raise RecordsError.one("KVS505", f"`{file}` is not a kvspec manifest", expected="a `format` number")
+    if version < 1:
+        raise RecordsError.one("KVS505", f"`{file}` has format {version}, which never was", expected="1 or more")
     if version > RUN_FORMAT:
         raise RecordsError.one(
             "KVS505",
@@ -109,6 +125,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     wrong = [key for key, kind in wanted.items() if not isinstance(manifest.get(key), kind)]
     if wrong:
         raise RecordsError.one("KVS505", f"`{file}` lacks {', '.join(f'`{key}`' for key in wrong)}")
+    if manifest["trials"] < 0 or manifest["recorded"] < 0:
+        raise RecordsError.one("KVS505", f"`{file}` counts fewer than no trials")
     return manifest
 
 

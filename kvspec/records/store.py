@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from filelock import FileLock
 
 from kvspec.errors import KvspecError, RecordsError
@@ -198,6 +200,14 @@ class RunStore:
         for part in list_parts(self.path / PARTS):
             yield from read_part(part, self.digest, columns, batch_rows)
 
+    def require_unique(self) -> None:
+        """Raise KVS505 if a trial was recorded twice: it would count twice."""
+        ids = pa.chunked_array([batch.column(0) for batch in self.iter_batches(["trial_id"])], pa.string())
+        if twice := len(ids) - pc.count_distinct(ids).as_py():
+            raise RecordsError.one(
+                "KVS505", f"`{self.path}` holds {twice} trials twice", expected="one record per trial"
+            )
+
     def count(self) -> int:
         """Number of records on disk, from the footers alone."""
         return sum(count_rows(part, self.digest) for part in list_parts(self.path / PARTS))
@@ -208,11 +218,36 @@ class RunStore:
         batches = [batch.replace_schema_metadata(None) for batch in self.iter_batches(columns)]
         return pa.Table.from_batches(batches, schema)
 
+    def plan(self) -> dict[str, Any]:
+        """Content of `plan.json`. Raises KVS505 if it is missing or is not what this run was made from."""
+        plan = self._required("plan.json")
+        if hashlib.sha256(_canonical(plan)).hexdigest() != self.digest:
+            raise RecordsError.one(
+                "KVS505", f"`{self.path / 'plan.json'}` is not the plan of this run: its digest differs"
+            )
+        return plan
+
+    def spec(self) -> dict[str, Any]:
+        """Content of `spec.json`. Raises KVS505 if it is missing or contradicts the plan of this run."""
+        spec, planned = self._required("spec.json"), self.plan().get("spec")
+        planned = planned if isinstance(planned, dict) else {}
+        if changed := sorted(key for key, value in planned.items() if key not in spec or spec[key] != value):
+            raise RecordsError.one(
+                "KVS505",
+                f"`{self.path / 'spec.json'}` is not the spec of this run: {', '.join(changed)} differ from its plan",
+            )
+        return spec
+
+    def _required(self, name: str) -> dict[str, Any]:
+        data = self.read_json(name)
+        if data is None:
+            raise RecordsError.one("KVS505", f"`{self.path}` has no `{name}`")
+        return data
+
     def write_json(self, name: str, data: Mapping[str, Any]) -> None:
         """Write one of the folder's JSON files atomically, in canonical form."""
-        text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
         with writing(self.path):
-            write_atomic(self.path / name, lambda file: file.write(text.encode()))
+            write_atomic(self.path / name, lambda file: file.write(_canonical(data)))
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Read one of the folder's JSON files, `None` if absent. Raises KVS505 if it is not a JSON object."""
@@ -270,6 +305,11 @@ class RunStore:
                 self.finish()
         finally:
             self.close()
+
+
+def _canonical(data: Mapping[str, Any]) -> bytes:
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return text.encode()
 
 
 def _now() -> str:

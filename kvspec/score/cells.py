@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -86,9 +85,7 @@ class Campaign:
 
 def read_campaign(store: RunStore, recorded: int) -> Campaign:
     """Read plan, environment and estimate of a run. Raises KVS505 if the plan is missing or not the run's own."""
-    plan = _require(store, "plan.json")
-    if hashlib.sha256(canonical_json(plan).encode()).hexdigest() != store.digest:
-        raise _damaged(store, "plan.json", "is not the plan of this run: its digest differs")
+    plan = store.plan()
     try:
         return _campaign(store, plan, recorded)
     except (KeyError, TypeError, ValueError) as error:
@@ -180,13 +177,6 @@ def _engine(environment: Mapping[str, Any]) -> str | None:
     if isinstance(device, Mapping) and "name" in device:
         words.append(f"on {device['name']}")
     return " ".join(words) or None
-
-
-def _require(store: RunStore, name: str) -> dict[str, Any]:
-    data = store.read_json(name)
-    if data is None:
-        raise _damaged(store, name, "is missing")
-    return data
 
 
 def _damaged(store: RunStore, name: str, what: str) -> KvspecError:

@@ -20,13 +20,13 @@ COLUMNS = {name: (name,) for name in METRICS} | {"outcome": ("outcome", "reason"
 
 
 def declared_metrics(path: Path | str) -> tuple[str, ...]:
-    """The metrics that the spec of a run names; all of them if it has no `spec.json` or names none.
+    """The metrics that the spec of a run names; all of them if it names none.
 
     Raises:
-        RecordsError: KVS502 no run, KVS505 `spec.json` is damaged or names a metric that is not known.
+        RecordsError: KVS502 no run, KVS505 `spec.json` is missing, not the run's, or names a metric that is not known.
     """
     store = RunStore.open(path)
-    metrics = (store.read_json("spec.json") or {}).get("metrics", list(METRICS))
+    metrics = store.spec().get("metrics", list(METRICS))
     if not isinstance(metrics, list) or not metrics or any(name not in METRICS for name in metrics):
         raise RecordsError.one(
             "KVS505", f"`{store.path / 'spec.json'}` has other `metrics`", expected=f"names from {', '.join(METRICS)}"

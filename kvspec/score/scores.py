@@ -249,4 +249,5 @@ def score_trials(path: Path | str) -> tuple[Campaign, Iterable[TrialScores]]:
     """Per-trial scores of a run folder, streamed. Raises like `score_run`."""
     store = RunStore.open(path)
     campaign, golden = open_campaign(store)
+    store.require_unique()
     return campaign, iter_trials(store, golden)

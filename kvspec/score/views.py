@@ -115,12 +115,17 @@ class FlipList:
 def read_files(path: Path | str) -> RunFiles:
     """Read the JSON files of a run, also of one that has no trial yet. Raises KVS502, KVS505."""
     store = RunStore.open(path)
-    found = {name: store.read_json(f"{name}.json") or {} for name in ("spec", "plan", "environment")}
     try:
         certificate = store.read_json(CERTIFICATE)
     except RecordsError:
         certificate = {}  # no figure of the run depends on it
-    return RunFiles(manifest=store.manifest, certificate=certificate, **found)
+    return RunFiles(
+        manifest=store.manifest,
+        spec=store.spec(),
+        plan=store.plan(),
+        environment=store.read_json("environment.json") or {},
+        certificate=certificate,
+    )
 
 
 def view_run(path: Path | str, *, trials: int = 24) -> Views:

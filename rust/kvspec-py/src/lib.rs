@@ -59,8 +59,9 @@ mod _native {
         match name {
             "spec" => Ok(include_str!("../../../schemas/spec.schema.json")),
             "faultmap" => Ok(include_str!("../../../schemas/faultmap.schema.json")),
+            "report" => Ok(include_str!("../../../schemas/report.schema.json")),
             _ => Err(PyValueError::new_err(format!(
-                "schema `{name}` is not one of spec, faultmap"
+                "schema `{name}` is not one of spec, faultmap, report"
             ))),
         }
     }
