@@ -265,12 +265,8 @@ def _adjusted(found: list[Any]) -> Iterator[Any]:
 
 
 def sentences(tasks: TaskScores, names: Sequence[str]) -> list[str]:
-    """What the tests decide, in words. `names` are those of the cells."""
+    """What the tests decide, in words, then what the model can do without faults. `names` are those of the cells."""
     said = []
-    for clean in tasks.clean:
-        where = f" at {clean.context:,} tokens" if clean.context else ""
-        chance = f", chance {clean.chance:.0%}" if clean.chance is not None else ""
-        said.append(f"Clean {clean.task}{where}: {clean.right.k:,} of {clean.right.n:,} right{chance}.")
     if tasks.pairs:
         said.append(_what_breaks_first(tasks.pairs, names))
         said.append(_zombie(tasks, names))
@@ -284,6 +280,10 @@ def sentences(tasks: TaskScores, names: Sequence[str]) -> list[str]:
             f"comparisons, less often in {len(better)}, not distinguishable in {same} (McNemar, Holm)"
             + (f": worse in {_some(f'{f.task} under {names[f.cell]}' for f in worse)}." if worse else ".")
         )
+    for clean in tasks.clean:
+        where = f" at {clean.context:,} tokens" if clean.context else ""
+        chance = f", chance {clean.chance:.0%}" if clean.chance is not None else ""
+        said.append(f"Clean {clean.task}{where}: {clean.right.k:,} of {clean.right.n:,} right{chance}.")
     return said
 
 

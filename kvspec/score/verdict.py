@@ -26,8 +26,8 @@ def verdict(scores: Scores) -> tuple[str, ...]:
     return (
         *_soundness(floor, cells),
         _floor(floor),
-        *sentences(scores.tasks, [cell.plan.name for cell in cells]),
         *_effects(cells),
+        *sentences(scores.tasks, [cell.plan.name for cell in cells]),
         *doses,
         *_pairs(scores.pairs, cells),
         *_vulnerabilities(scores.vulnerabilities, cells),

@@ -160,7 +160,12 @@ def _tables(scores: Scores, limits: Limits) -> list[dict[str, Any]]:
     )
     tables = []
     for title, head, lines in found:
-        if rows := [tuple(brief(text, limits.name) for text in row) for row in lines]:
+        rows: list[tuple[str, ...]] = []
+        for row in lines:
+            # A row below its like leaves out what it shares with it; read aloud it needs its own head.
+            shared = rows[-1][:2] if rows and not row[0] else ()
+            rows.append((*shared, *(brief(text, limits.name) for text in row[len(shared) :])))
+        if rows:
             shown = rows[: limits.rows]
             tables.append({"title": title, "head": head, "rows": shown, "left_out": len(rows) - len(shown)})
     return tables

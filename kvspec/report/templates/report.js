@@ -115,6 +115,9 @@
         tab.tabIndex = other === number ? 0 : -1;
         panels[other].hidden = other !== number;
       });
+      all(".text", panels[number]).forEach((text) => {
+        if (text.scrollHeight > text.clientHeight) text.tabIndex = 0; // what scrolls can be reached by keyboard
+      });
       if (focus) tabs[number].focus();
     };
     tabs.forEach((tab, number) => {
