@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from kvspec.engine.campaign import run_campaign as run_campaign
     from kvspec.plan import compile_plan as compile_plan
     from kvspec.score import score_run as score_run
+    from kvspec.score.drift import score as score
     from kvspec.spec import load_spec as load_spec
 
 _PUBLIC = {
@@ -25,6 +26,8 @@ _PUBLIC = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "score":  # the package, which can be called
+        return importlib.import_module("kvspec.score")
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_PUBLIC[name]), name)
@@ -33,4 +36,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC})
+    return sorted({*globals(), *_PUBLIC, "score"})

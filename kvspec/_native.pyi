@@ -19,6 +19,7 @@ __all__ = [
     "TrialTable",
     "__version__",
     "apply_map",
+    "concatenate",
     "decode",
     "derive_keys",
     "detail_texts",
@@ -217,6 +218,7 @@ def apply_map(
     op: str = "flip",
 ) -> None: ...
 
+def concatenate(arrays: list[NDArray[Any]]) -> tuple[NDArray[np.uint32], NDArray[np.int64]] | None: ...
 def score_tokens(
     golden_values: NDArray[np.uint32],
     golden_offsets: NDArray[np.int64],

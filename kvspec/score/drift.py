@@ -1,13 +1,13 @@
 """Golden diffing: how far faulty outputs are from their golden ones, in one call for a whole campaign.
 
-This module stands alone: it needs numpy, and pyarrow only for Arrow input. Nothing else of kvspec is imported.
-
 ```python
-from kvspec.score.drift import score
+import kvspec
 
-score("the cat sat", ["the cat sat", "the bat sat!"])["drift"]        # array([0, 2], dtype=uint32)
-score([[5, 6, 7]], [[5, 6, 9], [5, 6]], golden_index=[0, 0])["first_divergence"]    # array([2, 2])
+kvspec.score("the cat sat", ["the cat sat", "the bat sat!"])["drift"]        # array([0, 2], dtype=uint32)
+kvspec.score([[5, 6, 7]], [[5, 6, 9], [5, 6]], golden_index=[0, 0])["first_divergence"]    # array([2, 2])
 ```
+
+`kvspec.score(...)` is `kvspec.score.drift.score(...)`. This module itself needs numpy, and pyarrow for Arrow input.
 
 Outputs are texts (`list[str]`, measured in Unicode code points) or token ids: an Arrow list array, a pair `(values,
 offsets)`, a two-dimensional array, or a list of arrays or lists. The first two are read without a Python object per
@@ -50,6 +50,8 @@ LCS = ("lcs", "indel_distance", "indel_ratio")
 DETAIL = ("mismatches", "common_prefix", "common_suffix", "golden_length", "length")
 METRICS = CHEAP + EDIT + LCS + DETAIL
 """Every metric that `score` knows."""
+DEFAULT = (*CHEAP, "edit_distance")
+"""What `score` computes unless told otherwise."""
 
 
 class Ragged(NamedTuple):
@@ -64,7 +66,7 @@ def score(
     faulty: Any,
     golden_index: ArrayLike | None = None,
     *,
-    metrics: Iterable[str] = (*CHEAP, "edit_distance"),
+    metrics: Iterable[str] = DEFAULT,
     limit: int | None = None,
     threads: int = 0,
 ) -> dict[str, Column]:
@@ -253,13 +255,20 @@ def ragged(tokens: Any) -> Ragged:
         return Ragged(_ids(tokens.reshape(-1)), np.arange(rows + 1, dtype=np.int64) * width)
     if isinstance(tokens, tuple) and len(tokens) == 2 and isinstance(tokens[1], np.ndarray):
         return Ragged(_ids(tokens[0]), _offsets(tokens[1]))
+    if isinstance(tokens, list) and tokens and isinstance(tokens[0], np.ndarray):
+        together = _native.concatenate(tokens)
+        if together is not None:
+            return Ragged(*together)
     if isinstance(tokens, Sequence) and not isinstance(tokens, (str, bytes)):
         offsets = np.zeros(len(tokens) + 1, np.int64)
         np.cumsum(np.fromiter(map(len, tokens), np.int64, len(tokens)), out=offsets[1:])
         if not len(tokens):
             return Ragged(np.zeros(0, np.uint32), offsets)
         if isinstance(tokens[0], np.ndarray):
-            return Ragged(_ids(np.concatenate(tokens)), offsets)
+            values = np.concatenate(tokens)
+            if values.ndim != 1:
+                raise TypeError("an output has more than one dimension")
+            return Ragged(_ids(values), offsets)
         flat = np.fromiter((token for row in tokens for token in row), np.int64, int(offsets[-1]))
         return Ragged(_ids(flat), offsets)
     raise TypeError(f"token ids cannot be read from {type(tokens).__name__}")

@@ -43,7 +43,12 @@ fn periodic_tails() {
 #[test]
 fn divergence_curves() {
     let first = [0, -1, 3, 2];
-    assert_eq!(first_divergence_histogram(&first, 3), [1, 0, 1]);
+    assert_eq!(first_divergence_histogram(&first, 3), Ok(vec![1, 0, 1]));
+    let positions = usize::MAX;
+    assert_eq!(
+        first_divergence_histogram(&first, positions),
+        Err(Error::TooManyPositions { positions })
+    );
     assert_eq!(
         survival(&first, &[4, 4, 4, 2], 5),
         Ok(vec![1.0, 0.75, 0.75, 0.5, 0.25, 0.25])

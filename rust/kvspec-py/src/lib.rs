@@ -33,8 +33,8 @@ mod _native {
     use super::drift::texts::{detail_texts, score_texts};
     #[pymodule_export]
     use super::drift::tokens::{
-        detail_tokens, first_divergence_histogram, periodic_tails, position_counts, score_tokens,
-        survival,
+        concatenate, detail_tokens, first_divergence_histogram, periodic_tails, position_counts,
+        score_tokens, survival,
     };
     #[pymodule_export]
     use super::events::EventTable;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use pulp::{Arch, NullaryFnOnce};
 
-use super::levenshtein::{Job, solve, trim};
+use super::edits::{Job, Levenshtein, solve, trim};
 use super::prefix::{common_prefix, mismatches};
 use super::ragged::{Error, Ragged, check_index};
 use super::symbol::Symbol;
@@ -77,7 +77,7 @@ pub fn score_tokens(
 }
 
 /// Rows that one task takes: enough to fill lanes with pairs of like size, few enough to stay in the second-level cache.
-pub(super) const TASK_ROWS: usize = 1024;
+const TASK_ROWS: usize = 1024;
 
 /// Scores `rows` pairs given by a function.
 pub(super) fn score_rows<'a, T: Symbol>(
@@ -88,22 +88,26 @@ pub(super) fn score_rows<'a, T: Symbol>(
     let arch = Arch::new();
     let mut columns = Columns::new(rows, options);
     let threads = threads(options.threads);
-    // Of many rows each thread takes some through all steps. Of few, the threads share the edit distances, once it is
-    // known which pairs need one.
-    let (size, inner) = if rows >= 2 * threads * TASK_ROWS {
-        (TASK_ROWS, 1)
-    } else {
-        (rows.max(1), threads)
-    };
+    let (size, inner) = task_size(rows, threads);
     let mut parts: Vec<Part<'_>> = split(&mut columns, size);
     share(&mut parts, threads, |part, (): &mut ()| {
         let mut jobs = compare(arch, part, &pair, options);
-        solve(arch, &mut jobs, options.limit as usize, inner);
+        solve::<Levenshtein, T>(arch, &mut jobs, options.limit as usize, inner);
         for job in jobs {
             part.edit_distance[job.row - part.first_row] = job.distance;
         }
     });
     columns
+}
+
+/// Rows of one task, and the threads that it may use. Of many rows each thread takes some through all steps. Of few, the
+/// threads share the edit distances, once it is known which pairs need one.
+pub(super) fn task_size(rows: usize, threads: usize) -> (usize, usize) {
+    if rows >= 2 * threads * TASK_ROWS {
+        (TASK_ROWS, 1)
+    } else {
+        (rows.max(1), threads)
+    }
 }
 
 /// A run of rows and where their results go.
@@ -215,7 +219,7 @@ pub(super) fn threads(wanted: usize) -> usize {
 }
 
 /// How long the first thread works alone: several times what it takes to start another one.
-const HEAD_START: Duration = Duration::from_micros(200);
+const HEAD_START: Duration = Duration::from_micros(100);
 
 /// Hands `tasks` out to threads, one at a time. Each task writes to memory of its own, so the order does not matter.
 pub(super) fn share<S: Send, W: Default>(

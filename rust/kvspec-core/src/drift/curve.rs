@@ -1,6 +1,6 @@
 //! Where outputs diverge, over all trials of a cell.
 
-use super::ragged::{Error, Ragged, check_index};
+use super::ragged::{Error, MOST_POSITIONS, Ragged, check_index};
 
 /// How many trials were compared at a position, and how many differed there.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -47,8 +47,16 @@ pub fn position_counts(
 }
 
 /// How many trials diverge first at each position below `positions`. Later divergence and none (-1) are not counted.
-#[must_use]
-pub fn first_divergence_histogram(first_divergence: &[i64], positions: usize) -> Vec<u64> {
+///
+/// # Errors
+/// If the positions are too many.
+pub fn first_divergence_histogram(
+    first_divergence: &[i64],
+    positions: usize,
+) -> Result<Vec<u64>, Error> {
+    if positions > MOST_POSITIONS {
+        return Err(Error::TooManyPositions { positions });
+    }
     let mut histogram = vec![0; positions];
     for &first in first_divergence {
         if let Some(count) = usize::try_from(first)
@@ -58,7 +66,7 @@ pub fn first_divergence_histogram(first_divergence: &[i64], positions: usize) ->
             *count += 1;
         }
     }
-    histogram
+    Ok(histogram)
 }
 
 /// Kaplan-Meier estimate of `P(no divergence before position t)` for `t` in `0..=positions`.
@@ -70,7 +78,7 @@ pub fn first_divergence_histogram(first_divergence: &[i64], positions: usize) ->
 /// `lengths` is the length of the identical output where `first_divergence` is -1 and not read elsewhere.
 ///
 /// # Errors
-/// If the two slices differ in length.
+/// If the two slices differ in length, or the positions are too many.
 pub fn survival(
     first_divergence: &[i64],
     lengths: &[u32],
@@ -82,7 +90,7 @@ pub fn survival(
             given: lengths.len(),
         });
     }
-    let diverged = first_divergence_histogram(first_divergence, positions);
+    let diverged = first_divergence_histogram(first_divergence, positions)?;
     let mut left = vec![0_u64; positions];
     for (&first, &length) in first_divergence.iter().zip(lengths) {
         if first < 0

@@ -1,7 +1,9 @@
 //! What a report may want to know beyond the drift itself.
 
-use super::batch::{TASK_ROWS, share, threads};
-use super::lcs::lcs_length;
+use pulp::Arch;
+
+use super::batch::{share, task_size, threads};
+use super::edits::{Indel, Job, solve, trim};
 use super::prefix::{common_prefix, common_suffix, mismatches};
 use super::ragged::{Error, Ragged, check_index};
 use super::symbol::Symbol;
@@ -79,42 +81,58 @@ pub(super) fn detail_rows<'a, T: Symbol>(
     options: DetailOptions,
 ) -> Details {
     let mut details = Details::new(rows, options.lcs);
-    let mut columns = details
-        .columns_mut()
-        .map(|column| column.chunks_mut(TASK_ROWS));
+    let threads = threads(options.threads);
+    let (size, inner) = task_size(rows, threads);
+    let mut columns = details.columns_mut().map(|column| column.chunks_mut(size));
     let mut tasks: Vec<(usize, [&mut [u32]; 6])> = (0..rows)
-        .step_by(TASK_ROWS)
+        .step_by(size)
         .map(|first| {
-            (
-                first,
-                columns
-                    .each_mut()
-                    .map(|column| column.next().unwrap_or_default()),
-            )
+            let parts = columns
+                .each_mut()
+                .map(|column| column.next().unwrap_or_default());
+            (first, parts)
         })
         .collect();
-    share(
-        &mut tasks,
-        threads(options.threads),
-        |(first, columns), (): &mut ()| {
-            for index in 0..columns[0].len() {
-                let (golden, faulty) = pair(*first + index);
-                let values = [
-                    golden.len(),
-                    faulty.len(),
-                    common_prefix(golden, faulty),
-                    common_suffix(golden, faulty),
-                    mismatches(golden, faulty),
-                ];
-                for (column, value) in columns.iter_mut().zip(values) {
-                    column[index] = value as u32;
-                }
-                if let Some(lcs) = columns[5].get_mut(index) {
-                    *lcs = lcs_length(golden, faulty) as u32;
+    share(&mut tasks, threads, |(first, columns), (): &mut ()| {
+        let mut jobs = Vec::new();
+        for index in 0..columns[0].len() {
+            let (golden, faulty) = pair(*first + index);
+            let prefix = common_prefix(golden, faulty);
+            let values = [
+                golden.len(),
+                faulty.len(),
+                prefix,
+                common_suffix(golden, faulty),
+                mismatches(golden, faulty),
+            ];
+            for (column, value) in columns.iter_mut().zip(values) {
+                column[index] = value as u32;
+            }
+            if options.lcs {
+                let (short, long) = trim(golden, faulty, prefix);
+                if short.is_empty() {
+                    columns[5][index] = lcs(golden.len() + faulty.len(), long.len() as u32);
+                } else {
+                    jobs.push(Job {
+                        short,
+                        long,
+                        row: index,
+                        distance: 0,
+                    });
                 }
             }
-        },
-    );
+        }
+        solve::<Indel, T>(Arch::new(), &mut jobs, usize::MAX, inner);
+        for job in jobs {
+            let total = columns[0][job.row] as usize + columns[1][job.row] as usize;
+            columns[5][job.row] = lcs(total, job.distance);
+        }
+    });
     drop(tasks);
     details
+}
+
+/// Length of the longest common subsequence of two sequences of `total` symbols.
+fn lcs(total: usize, indel_distance: u32) -> u32 {
+    ((total - indel_distance as usize) / 2) as u32
 }

@@ -1,11 +1,12 @@
-//! Furthest-reaching diagonals from both ends (Ukkonen 1985, met in the middle as in Myers 1986): edit distance in time
+//! Furthest-reaching diagonals from both ends (Ukkonen 1985, met in the middle as in Myers 1986): the distance in time
 //! proportional to its square, for pairs that are long and nearly equal.
 //!
-//! After `e` errors, `rows[d]` is the furthest row that a path of `e` edits reaches on diagonal `d` (column minus row).
+//! After `e` errors, `rows[d]` is the furthest row that a path of at most `e` edits reaches on diagonal `d` (column minus row).
 //! Two searches, one from either end, take turns. Costs never fall along a diagonal, so a cheapest path of `D` edits
 //! exists as soon as the two searches, of `D` errors in sum, touch or pass each other on some diagonal. Each visits a
 //! quarter of the diagonals that one search alone would visit.
 
+use super::edits::Edits;
 use super::prefix::{common_prefix, common_suffix};
 use super::symbol::Symbol;
 
@@ -32,10 +33,10 @@ const UNREACHED: i32 = i32::MIN / 2;
 /// Symbols compared at once.
 const CHUNK: usize = 8;
 
-/// The edit distance if it is at most `limit`, `limit + 1` if it is known to be more, and `None` if the search does not
+/// The distance if it is at most `limit`, `limit + 1` if it is known to be more, and `None` if the search does not
 /// promise to end within `budget` diagonals. `a` is not longer than `b`.
 #[inline(always)]
-pub(super) fn distance<T: Symbol>(
+pub(super) fn distance<E: Edits, T: Symbol>(
     a: &[T],
     b: &[T],
     limit: usize,
@@ -54,9 +55,9 @@ pub(super) fn distance<T: Symbol>(
             return Some(errors as u32);
         }
         if errors % 2 == 1 {
-            forward.advance();
+            forward.advance::<E>();
         } else {
-            backward.advance();
+            backward.advance::<E>();
         }
         let reached = (forward.reached + backward.reached) as usize;
         if reached >= whole && meet(&forward, &backward, target) {
@@ -134,7 +135,7 @@ impl<'a, T: Symbol, const BACK: bool> Search<'a, T, BACK> {
 
     /// One error more.
     #[inline(always)]
-    fn advance(&mut self) {
+    fn advance<E: Edits>(&mut self) {
         let (rows, cols) = (self.a.len() as i32, self.b.len() as i32);
         let (low, high) = ((self.low + 1).min(rows), (self.high + 1).min(cols));
         // What lies beyond the reached diagonals is left over from earlier pairs.
@@ -145,7 +146,8 @@ impl<'a, T: Symbol, const BACK: bool> Search<'a, T, BACK> {
         let next = &mut self.rows.next[at(-low)..=at(high)];
         for ((row, from), diagonal) in next.iter_mut().zip(now.windows(3)).zip(-low..) {
             // A symbol of `b` alone comes from the diagonal below, one of `a` alone from above, a substitution stays.
-            let furthest = from[0].max(from[1] + 1).max(from[2] + 1);
+            let stay = from[1] + i32::from(E::SUBSTITUTIONS);
+            let furthest = from[0].max(stay).max(from[2] + 1);
             *row = furthest.min(rows).min(cols - diagonal);
         }
         for (row, diagonal) in next.iter_mut().zip(-low..) {

@@ -1,7 +1,10 @@
-//! Bit-parallel edit distance of eight pairs at once, one per lane, of up to eight words.
+//! Bit-parallel distances of eight pairs at once, one per lane, of up to eight words.
+
+use std::marker::PhantomData;
 
 use pulp::{Arch, NullaryFnOnce};
 
+use super::edits::Edits;
 use super::simd::{LaneWork, Lanes, dispatch};
 use super::symbol::Symbol;
 use super::vector::{Column, LANES, Vector, bit_planes};
@@ -21,8 +24,8 @@ pub(super) struct Scratch<T> {
 /// `(pattern, text)` of one lane; the pattern is the shorter and not empty.
 pub(super) type Pair<'a, T> = (&'a [T], &'a [T]);
 
-/// Edit distances of up to eight pairs with texts in order of length and patterns of at most `MAX_WORDS` words.
-pub(super) fn distances<T: Symbol>(
+/// Distances of up to eight pairs with texts in order of length and patterns of at most `MAX_WORDS` words.
+pub(super) fn distances<E: Edits, T: Symbol>(
     arch: Arch,
     pairs: &[Pair<'_, T>],
     scratch: &mut Scratch<T>,
@@ -41,6 +44,7 @@ pub(super) fn distances<T: Symbol>(
         pairs,
         words,
         scratch,
+        edits: PhantomData::<E>,
     };
     dispatch(arch, run)
 }
@@ -87,19 +91,19 @@ impl<T: Symbol> NullaryFnOnce for Prepare<'_, '_, T> {
     }
 }
 
-struct Run<'a, 'b, T> {
+struct Run<'a, 'b, E, T> {
     pairs: &'a [Pair<'b, T>],
     words: usize,
     scratch: &'a Scratch<T>,
+    edits: PhantomData<E>,
 }
 
-impl<T: Symbol> LaneWork for Run<'_, '_, T> {
+impl<E: Edits, T: Symbol> LaneWork for Run<'_, '_, E, T> {
     type Output = [u32; LANES];
 
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) -> Self::Output {
         match self.words {
-            1 => self.sized::<L, 1>(l),
             2 => self.sized::<L, 2>(l),
             3 => self.sized::<L, 3>(l),
             4 => self.sized::<L, 4>(l),
@@ -111,16 +115,16 @@ impl<T: Symbol> LaneWork for Run<'_, '_, T> {
     }
 }
 
-impl<T: Symbol> Run<'_, '_, T> {
+impl<E: Edits, T: Symbol> Run<'_, '_, E, T> {
     #[inline(always)]
     fn sized<L: Lanes, const WORDS: usize>(self, l: L) -> [u32; LANES] {
-        let mut columns = [Column::start(l); WORDS];
+        let mut columns = [E::Column::<L>::start(l); WORDS];
         let mut distances = [0; LANES];
         let mut done = 0;
         for (lane, (pattern, text)) in self.pairs.iter().enumerate() {
             // Texts are in order of length: a lane is read off when its own text ends and computes on unread after.
             let stretch = &self.scratch.text[done..text.len()];
-            advance(l, &self.scratch.planes, stretch, &mut columns);
+            advance::<L, E, T, WORDS>(l, &self.scratch.planes, stretch, &mut columns);
             done = text.len();
             let rows = |word: usize| pattern.len().saturating_sub(word * 64);
             let below: i64 = columns
@@ -128,7 +132,9 @@ impl<T: Symbol> Run<'_, '_, T> {
                 .enumerate()
                 .map(|(word, column)| column.store(l).sum(lane, rows(word)))
                 .sum();
-            distances[lane] = (text.len() as i64 + below) as u32;
+            let along = i64::from(E::EDGE) * text.len() as i64;
+            let distance = E::distance(pattern.len(), text.len(), along + below);
+            distances[lane] = distance as u32;
         }
         distances
     }
@@ -191,15 +197,11 @@ macro_rules! unroll {
 
 /// Runs all lanes over a stretch of text.
 #[inline(always)]
-#[expect(
-    unused_assignments,
-    reason = "what leaves the last word enters no other"
-)]
-fn advance<L: Lanes, T: Symbol, const WORDS: usize>(
+fn advance<L: Lanes, E: Edits, T: Symbol, const WORDS: usize>(
     l: L,
     planes: &[Vector],
     text: &[[T; LANES]],
-    columns: &mut [Column<L>; WORDS],
+    columns: &mut [E::Column<L>; WORDS],
 ) {
     let count = planes.len() / WORDS;
     let mut state = *columns;
@@ -223,8 +225,7 @@ fn advance<L: Lanes, T: Symbol, const WORDS: usize>(
                 differ[word] = l.or(differ[word], l.xor(l.load(plane[word]), bit));
             });
         }
-        // Row 0 of the matrix is D[0][j] = j: a +1 enters at the top.
-        let mut above = (l.load(Vector::splat(1)), l.load(Vector::ZERO));
+        let mut above = E::above_first(l);
         unroll!(WORDS, |word| {
             above = state[word].step(l, differ[word], above);
         });

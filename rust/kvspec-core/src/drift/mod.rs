@@ -8,6 +8,7 @@
 //! * `mismatches` = `#{i < min(|g|, |f|) : g[i] != f[i]}`.
 //! * `positional` = `mismatches + ||g| - |f||`.
 //! * `edit_distance` = the least number of insertions, deletions and substitutions that turn `g` into `f`.
+//! * `lcs` = the length of the longest common subsequence; `|g| + |f| - 2 lcs` insertions and deletions turn `g` into `f`.
 //!
 //! Every row is computed on its own, so the result does not depend on how rows are grouped or how many threads run.
 
@@ -24,10 +25,9 @@
 mod batch;
 mod curve;
 mod detail;
+mod edits;
 mod frontier;
 mod lanes;
-mod lcs;
-mod levenshtein;
 mod logprobs;
 mod prefix;
 mod ragged;
@@ -42,8 +42,7 @@ mod wave;
 pub use batch::{Columns, Options, score_tokens};
 pub use curve::{PositionCounts, first_divergence_histogram, position_counts, survival};
 pub use detail::{DetailOptions, Details, detail_tokens};
-pub use lcs::{indel_distance, lcs_length};
-pub use levenshtein::{edit_distance, edit_distance_within};
+pub use edits::{edit_distance, edit_distance_within, indel_distance, lcs_length};
 pub use logprobs::{kl_full, kl_topk, topk_agreement};
 pub use prefix::{common_prefix, common_suffix, first_divergence, mismatches, positional};
 pub use ragged::{Error, Ragged};

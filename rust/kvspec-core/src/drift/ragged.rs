@@ -41,6 +41,11 @@ pub enum Error {
         /// Length of the sequence.
         length: usize,
     },
+    /// A curve of so many positions is asked for by mistake.
+    TooManyPositions {
+        /// Positions asked for.
+        positions: usize,
+    },
     /// Two arrays that are read side by side differ in shape.
     ShapeMismatch {
         /// Elements expected.
@@ -77,6 +82,12 @@ impl fmt::Display for Error {
             Self::TooLong { length } => {
                 write!(f, "a sequence of {length} symbols is longer than 2^31 - 1")
             }
+            Self::TooManyPositions { positions } => {
+                write!(
+                    f,
+                    "{positions} positions are more than the {MOST_POSITIONS} of the longest curve"
+                )
+            }
             Self::ShapeMismatch { expected, given } => {
                 write!(f, "expected {expected} elements, got {given}")
             }
@@ -88,6 +99,9 @@ impl std::error::Error for Error {}
 
 /// The longest sequence that is scored: distances and furthest-reaching offsets stay within 32 bits.
 pub(super) const LONGEST: usize = i32::MAX as usize;
+
+/// The most positions of a curve, so that a wrong number cannot ask for more memory than there is.
+pub(super) const MOST_POSITIONS: usize = 1 << 24;
 
 /// Rows of one buffer: row `i` is `values[offsets[i]..offsets[i + 1]]`.
 #[derive(Debug, Clone, Copy)]

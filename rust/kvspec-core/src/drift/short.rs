@@ -1,9 +1,12 @@
-//! Bit-parallel edit distance of eight pairs at once, one per lane, whose shorter sequence fits one word. The rows that
+//! Bit-parallel distances of eight pairs at once, one per lane, whose shorter sequence fits one word. The rows that
 //! match a text symbol are found by comparing it with the whole pattern, which takes one to four instructions and no
 //! preparation.
 
+use std::marker::PhantomData;
+
 use pulp::Arch;
 
+use super::edits::Edits;
 use super::lanes::Pair;
 use super::simd::{LaneWork, Lanes, dispatch};
 use super::symbol::Symbol;
@@ -22,31 +25,35 @@ pub(super) struct Scratch {
 /// Text symbols taken at a time, so that what is found about them stays in the first-level cache.
 const BLOCK: usize = 256;
 
-/// Edit distances of up to eight pairs with texts in order of length and patterns of at most `LONGEST` symbols.
-pub(super) fn distances<T: Symbol>(
+/// Distances of up to eight pairs with texts in order of length and patterns of at most `LONGEST` symbols.
+pub(super) fn distances<E: Edits, T: Symbol>(
     arch: Arch,
     pairs: &[Pair<'_, T>],
     scratch: &mut Scratch,
 ) -> [u32; LANES] {
     scratch.matches.resize(BLOCK, Vector::ZERO);
-    let matches = &mut scratch.matches;
-    dispatch(arch, Short { pairs, matches })
+    let short = Short {
+        pairs,
+        matches: &mut scratch.matches,
+        edits: PhantomData::<E>,
+    };
+    dispatch(arch, short)
 }
 
-struct Short<'a, 'b, T> {
+struct Short<'a, 'b, E, T> {
     pairs: &'a [Pair<'b, T>],
     matches: &'a mut [Vector],
+    edits: PhantomData<E>,
 }
 
-impl<T: Symbol> LaneWork for Short<'_, '_, T> {
+impl<E: Edits, T: Symbol> LaneWork for Short<'_, '_, E, T> {
     type Output = [u32; LANES];
 
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) -> Self::Output {
-        let Self { pairs, matches } = self;
-        let mut column = Column::start(l);
-        // Row 0 of the matrix is D[0][j] = j: a +1 enters at the top.
-        let above = (l.load(Vector::splat(1)), l.load(Vector::ZERO));
+        let Self { pairs, matches, .. } = self;
+        let mut column = E::Column::<L>::start(l);
+        let above = E::above_first(l);
         let mut distances = [0; LANES];
         let longest = pairs.last().map_or(0, |pair| pair.1.len());
         let mut ended = 0;
@@ -74,7 +81,9 @@ impl<T: Symbol> LaneWork for Short<'_, '_, T> {
                     break;
                 }
                 let below = column.store(l).sum(ended & (LANES - 1), pattern.len());
-                distances[ended & (LANES - 1)] = (text.len() as i64 + below) as u32;
+                let along = i64::from(E::EDGE) * text.len() as i64;
+                let distance = E::distance(pattern.len(), text.len(), along + below);
+                distances[ended & (LANES - 1)] = distance as u32;
                 ended += 1;
             }
         }

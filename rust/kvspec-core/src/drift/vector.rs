@@ -69,34 +69,49 @@ lane_op!(BitOr, bitor, |a, b| a | b);
 lane_op!(BitXor, bitxor, |a, b| a ^ b);
 lane_op!(Add, add, u64::wrapping_add);
 
-/// The vertical differences `D[i][j] - D[i - 1][j]` of 64 rows in every lane: +1 where a `plus` bit is set, -1 where a
-/// `minus` bit is set.
-#[derive(Clone, Copy)]
-pub(super) struct Column<L: Lanes> {
-    pub(super) plus: L::Word,
-    pub(super) minus: L::Word,
+/// A column of the matrix of some distance, 64 rows in every lane, as differences between neighbouring rows.
+///
+/// What passes from row to row is a pair of words: one bit for a difference of +1 between neighbouring columns, and one for
+/// -1.
+pub(super) trait Column<L: Lanes>: Copy {
+    /// The first column.
+    fn start(l: L) -> Self;
+
+    /// Moves one text symbol on. `differ` marks the rows whose pattern symbol differs from the text symbol; `above` is the
+    /// difference above the first row. Returns the one at the last row.
+    fn step(&mut self, l: L, differ: L::Word, above: (L::Word, L::Word)) -> (L::Word, L::Word);
+
+    /// `new` in the lanes of `mask`, `old` in the others.
+    fn select(l: L, mask: L::Word, new: Self, old: Self) -> Self;
+
+    /// The differences as plain lanes.
+    fn store(&self, l: L) -> Differences;
 }
 
-impl<L: Lanes> Column<L> {
-    /// The first column: `D[i][0] = i`.
+#[inline(always)]
+fn choose<L: Lanes>(l: L, mask: L::Word, new: L::Word, old: L::Word) -> L::Word {
+    l.or(l.and(new, mask), l.and(old, l.not(mask)))
+}
+
+/// Insertions, deletions and substitutions, after Hyyrö (2003). The values are distances `D[i][j]`; `D[i][j] -
+/// D[i - 1][j]` is +1 where a `plus` bit is set, -1 where a `minus` bit is set.
+#[derive(Clone, Copy)]
+pub(super) struct LevenshteinColumn<L: Lanes> {
+    plus: L::Word,
+    minus: L::Word,
+}
+
+impl<L: Lanes> Column<L> for LevenshteinColumn<L> {
     #[inline(always)]
-    pub(super) fn start(l: L) -> Self {
+    fn start(l: L) -> Self {
         Self {
             plus: l.load(Vector::ONES),
             minus: l.load(Vector::ZERO),
         }
     }
 
-    /// Moves one text symbol on, after Hyyrö (2003). `differ` marks the rows whose pattern symbol differs from the text
-    /// symbol; `above` is the horizontal difference above the first row, as one bit for +1 and one for -1. Returns the
-    /// horizontal difference at the last row in the same form.
     #[inline(always)]
-    pub(super) fn step(
-        &mut self,
-        l: L,
-        differ: L::Word,
-        above: (L::Word, L::Word),
-    ) -> (L::Word, L::Word) {
+    fn step(&mut self, l: L, differ: L::Word, above: (L::Word, L::Word)) -> (L::Word, L::Word) {
         let (plus, minus) = (self.plus, self.minus);
         let matched = l.or(l.not(differ), above.1);
         let carried = l.xor(l.add(l.and(matched, plus), plus), plus);
@@ -110,12 +125,59 @@ impl<L: Lanes> Column<L> {
         (l.top(right_plus), l.top(right_minus))
     }
 
-    /// The differences as plain lanes.
     #[inline(always)]
-    pub(super) fn store(&self, l: L) -> Differences {
+    fn select(l: L, mask: L::Word, new: Self, old: Self) -> Self {
+        Self {
+            plus: choose(l, mask, new.plus, old.plus),
+            minus: choose(l, mask, new.minus, old.minus),
+        }
+    }
+
+    #[inline(always)]
+    fn store(&self, l: L) -> Differences {
         Differences {
             plus: l.store(self.plus),
             minus: l.store(self.minus),
+        }
+    }
+}
+
+/// Insertions and deletions, after Hyyrö (2004). The values are lengths of longest common subsequences, which grow by
+/// one where a bit is zero.
+#[derive(Clone, Copy)]
+pub(super) struct IndelColumn<L: Lanes> {
+    level: L::Word,
+}
+
+impl<L: Lanes> Column<L> for IndelColumn<L> {
+    #[inline(always)]
+    fn start(l: L) -> Self {
+        let level = l.load(Vector::ONES);
+        Self { level }
+    }
+
+    #[inline(always)]
+    fn step(&mut self, l: L, differ: L::Word, above: (L::Word, L::Word)) -> (L::Word, L::Word) {
+        let level = self.level;
+        let equal = l.and(level, l.not(differ));
+        let sum = l.add(l.add(level, equal), above.0);
+        self.level = l.or(sum, l.and(level, differ));
+        // The sum ran over where both had the top bit, or where it has lost the one that was there.
+        let over = l.or(equal, l.and(level, l.not(sum)));
+        (l.top(over), l.load(Vector::ZERO))
+    }
+
+    #[inline(always)]
+    fn select(l: L, mask: L::Word, new: Self, old: Self) -> Self {
+        let level = choose(l, mask, new.level, old.level);
+        Self { level }
+    }
+
+    #[inline(always)]
+    fn store(&self, l: L) -> Differences {
+        Differences {
+            plus: l.store(l.not(self.level)),
+            minus: Vector::ZERO,
         }
     }
 }

@@ -1,13 +1,15 @@
-//! Bit-parallel edit distance of one long pair, inside a band.
+//! Bit-parallel distance of one long pair, inside a band.
 //!
 //! The matrix is cut into strips of 512 rows. In a strip lane `l` holds rows `64 l .. 64 l + 64` and runs `LAG` text
 //! columns behind lane `l - 1`, so that the horizontal difference leaving one lane enters the next `LAG` steps later: a
 //! wavefront, with all lanes busy however few pairs there are.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use pulp::Arch;
 
+use super::edits::Edits;
 use super::simd::{LaneWork, Lanes, dispatch};
 use super::symbol::Symbol;
 use super::vector::{Column, Differences, LANES, Vector, bit_planes};
@@ -25,16 +27,17 @@ const ONES: u64 = u64::MAX / 255;
 const TAIL: usize = LAG * (LANES - 1);
 
 /// A pair in renamed symbols: the pattern (shorter) uses `0..absent`, the text also `absent`.
-pub(super) struct Renamed {
+pub(super) struct Renamed<E> {
     arch: Arch,
     pattern: Vec<u32>,
     /// `staggered[t][l]` is text symbol `t - LAG l`, `absent` where there is none.
     staggered: Vec<[u32; LANES]>,
     cols: usize,
     absent: u32,
+    edits: PhantomData<E>,
 }
 
-impl Renamed {
+impl<E: Edits> Renamed<E> {
     /// `pattern` is not empty and not longer than `text`.
     pub(super) fn new<T: Symbol>(arch: Arch, pattern: &[T], text: &[T]) -> Self {
         let (pattern, text, absent) = T::rename(pattern, text);
@@ -51,20 +54,21 @@ impl Renamed {
             staggered,
             cols,
             absent,
+            edits: PhantomData,
         }
     }
 
-    /// The cost of the cheapest edit that stays within the band of paths of cost `limit`: the edit distance where it
+    /// The cost of the cheapest path that stays within the band of paths of cost `limit`: the distance where that
     /// is at most `limit`, an upper bound of it otherwise. `limit` is at least the difference of the lengths.
     pub(super) fn within(&self, limit: usize) -> usize {
         self.strips(self.pattern.len(), self.cols, limit)
     }
 
-    /// A guess of the edit distance from the two beginnings, meant to be a little too high.
+    /// A guess of the distance from the two beginnings, meant to be a little too high.
     pub(super) fn guess(&self) -> usize {
         let (rows, cols) = (self.pattern.len(), self.cols);
         let sample = STRIP.min(rows);
-        let found = self.strips(sample, sample, sample);
+        let found = self.strips(sample, sample, usize::MAX);
         found * rows / sample * 17 / 16 + 64 + (cols - rows)
     }
 
@@ -74,10 +78,11 @@ impl Renamed {
         let slack = limit.saturating_sub(cols - rows) / 2;
         let (left, right) = (slack, slack.saturating_add(cols - rows));
 
-        // across[j] is D[r][j + 1] - D[r][j] on the last row of the strip above: 1 for +1, 2 for -1. Row 0 is D[0][j] = j.
-        // Right of the band it stays +1, an upper bound: walking along a row is a path.
-        let mut across = vec![1_u8; cols];
-        // D at the left end of the strip's first row, and the column of that.
+        // across[j] is the difference of columns j and j + 1 on the last row of the strip above: 1 for +1, 2 for -1.
+        // Right of the band it stays as in row 0, a bound: walking along a row is a path.
+        let edge = E::EDGE;
+        let mut across = vec![edge; cols];
+        // The value at the left end of the strip's first row, and the column of that.
         let (mut corner, mut start) = (0_i64, 0);
         let mut top = 0;
         loop {
@@ -100,6 +105,7 @@ impl Renamed {
                     absent: self.absent,
                     from,
                     across: &mut across[from..to],
+                    edits: PhantomData::<E>,
                 },
             );
             if bottom == rows {
@@ -107,9 +113,9 @@ impl Renamed {
                 let down: i64 = (0..LANES)
                     .map(|lane| column.sum(lane, left_rows(lane)))
                     .sum();
-                return (corner + along + down) as usize;
+                return E::distance(rows, cols, corner + along + down);
             }
-            corner += STRIP as i64;
+            corner += i64::from(edge) * STRIP as i64;
             top = bottom;
         }
     }
@@ -117,15 +123,16 @@ impl Renamed {
 
 /// One strip over the columns `from .. from + across.len()` of the text. `across` enters as the horizontal differences
 /// above the strip and leaves as those at its last row. Returns every lane's vertical differences behind the last column.
-struct Strip<'a> {
+struct Strip<'a, E> {
     pattern: &'a [u32],
     staggered: &'a [[u32; LANES]],
     absent: u32,
     from: usize,
     across: &'a mut [u8],
+    edits: PhantomData<E>,
 }
 
-impl LaneWork for Strip<'_> {
+impl<E: Edits> LaneWork for Strip<'_, E> {
     type Output = Differences;
 
     #[inline(always)]
@@ -153,13 +160,13 @@ fn planes_for(absent: u32) -> usize {
     sizes.into_iter().find(|&size| size >= bits).unwrap_or(32)
 }
 
-impl Strip<'_> {
+impl<E: Edits> Strip<'_, E> {
     #[inline(always)]
     fn sized<L: Lanes, const PLANES: usize>(self, l: L, planes: &[Vector; 32]) -> Differences {
-        let mut wave = Wave::<L, PLANES> {
+        let mut wave = Wave::<L, E::Column<L>, PLANES> {
             l,
             planes: std::array::from_fn(|plane| l.load(planes[PLANES - 1 - plane])),
-            column: Column::start(l),
+            column: E::Column::<L>::start(l),
             ring: [0; LAG],
         };
         let cols = self.across.len();
@@ -174,16 +181,16 @@ impl Strip<'_> {
     }
 }
 
-struct Wave<L: Lanes, const PLANES: usize> {
+struct Wave<L: Lanes, C, const PLANES: usize> {
     l: L,
     /// The highest plane first.
     planes: [L::Word; PLANES],
-    column: Column<L>,
+    column: C,
     /// What left each lane in the last `LAG` steps, as one byte a lane, moved up to the lane that takes it.
     ring: [u64; LAG],
 }
 
-impl<L: Lanes, const PLANES: usize> Wave<L, PLANES> {
+impl<L: Lanes, C: Column<L>, const PLANES: usize> Wave<L, C, PLANES> {
     /// One step of all lanes. `entering` is the horizontal difference above the first lane; returns the one below the
     /// last.
     #[inline(always)]
@@ -233,14 +240,7 @@ impl<L: Lanes, const PLANES: usize> Wave<L, PLANES> {
             ));
             let before = self.column;
             let leaving = self.step(t, symbols, across.get(t).copied().unwrap_or(0));
-            let select = |new, old| {
-                l.or(
-                    l.and(new, l.load(mask)),
-                    l.and(old, l.xor(l.load(mask), l.load(Vector::ONES))),
-                )
-            };
-            self.column.plus = select(self.column.plus, before.plus);
-            self.column.minus = select(self.column.minus, before.minus);
+            self.column = C::select(l, l.load(mask), self.column, before);
             if let Some(done) = t.checked_sub(TAIL) {
                 across[done] = leaving;
             }

@@ -1,9 +1,9 @@
 //! Token ids: ragged numpy arrays.
 
 use kvspec_core::drift::{self, DetailOptions, Ragged, Tail};
-use numpy::{IntoPyArray, PyArray1};
+use numpy::{Element, IntoPyArray, PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyList};
 
 use super::{Column, Ids, Offsets, details_to_dict, options, slice, to_dict, value_error};
 
@@ -76,6 +76,78 @@ macro_rules! tokens {
             golden_index: slice("golden_index", &$golden_index)?,
         }
     };
+}
+
+/// An integer that may be a token id.
+trait TokenId: Element + Copy {
+    fn fits(self) -> bool;
+    fn id(self) -> u32;
+}
+
+impl TokenId for i32 {
+    fn fits(self) -> bool {
+        self >= 0
+    }
+
+    fn id(self) -> u32 {
+        self.cast_unsigned()
+    }
+}
+
+impl TokenId for i64 {
+    fn fits(self) -> bool {
+        u32::try_from(self).is_ok()
+    }
+
+    #[expect(clippy::cast_sign_loss, reason = "what does not fit is refused")]
+    fn id(self) -> u32 {
+        self as u32
+    }
+}
+
+impl TokenId for u32 {
+    fn fits(self) -> bool {
+        true
+    }
+
+    fn id(self) -> u32 {
+        self
+    }
+}
+
+/// Appends an array of `T`; false if it is something else or holds what is no token id.
+fn append<T: TokenId>(array: &Bound<'_, PyAny>, values: &mut Vec<u32>) -> bool {
+    let Ok(array) = array.cast::<PyArray1<T>>() else {
+        return false;
+    };
+    let Ok(ids) = array.to_vec() else {
+        return false;
+    };
+    values.extend(ids.iter().map(|id| id.id()));
+    // No early exit: both loops stay vector loops.
+    ids.iter().fold(true, |fits, id| fits & id.fits())
+}
+
+/// Lays one-dimensional arrays of token ids end to end. Returns values and offsets, or nothing if one of the arrays is
+/// not contiguous, not of an integer type that is read here, or holds what is no token id.
+#[pyfunction]
+pub(crate) fn concatenate<'py>(
+    py: Python<'py>,
+    arrays: &Bound<'py, PyList>,
+) -> Option<(Column<'py, u32>, Column<'py, i64>)> {
+    let mut values = Vec::new();
+    let mut offsets = Vec::with_capacity(arrays.len() + 1);
+    offsets.push(0);
+    for array in arrays.iter() {
+        let read = append::<i32>(&array, &mut values)
+            || append::<i64>(&array, &mut values)
+            || append::<u32>(&array, &mut values);
+        if !read {
+            return None;
+        }
+        offsets.push(i64::try_from(values.len()).ok()?);
+    }
+    Some((values.into_pyarray(py), offsets.into_pyarray(py)))
 }
 
 /// Scores token ids of every trial against its golden output. See `kvspec.score.drift.score`.
@@ -159,7 +231,8 @@ pub(crate) fn first_divergence_histogram<'py>(
     positions: usize,
 ) -> PyResult<Column<'py, u64>> {
     let first = slice("first_divergence", &first_divergence)?;
-    Ok(drift::first_divergence_histogram(first, positions).into_pyarray(py))
+    let histogram = drift::first_divergence_histogram(first, positions).map_err(value_error)?;
+    Ok(histogram.into_pyarray(py))
 }
 
 /// Kaplan-Meier survival of undiverged outputs by position.

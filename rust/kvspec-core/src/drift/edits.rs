@@ -1,12 +1,67 @@
-//! Edit distance: which kernel takes which pair.
+//! Edit distances: which edits they count, and which kernel takes which pair.
+
+use std::marker::PhantomData;
 
 use pulp::{Arch, NullaryFnOnce};
 
 use super::batch::share;
 use super::prefix::{common_prefix, common_suffix};
+use super::simd::Lanes;
 use super::symbol::Symbol;
-use super::vector::LANES;
+use super::vector::{Column, IndelColumn, LANES, LevenshteinColumn, Vector};
 use super::{frontier, lanes, short, wave};
+
+/// The edits that a distance counts, each as one, and the matrix by which the bit-parallel kernels compute it.
+pub(super) trait Edits: Copy + Send + Sync + 'static {
+    /// Whether replacing a symbol is one edit.
+    const SUBSTITUTIONS: bool;
+
+    /// The difference between neighbours in row 0 and in column 0 of the matrix.
+    const EDGE: u8;
+
+    /// How the matrix is computed.
+    type Column<L: Lanes>: Column<L>;
+
+    /// The distance that the value in the last cell stands for.
+    fn distance(rows: usize, cols: usize, value: i64) -> usize;
+
+    /// What enters a column at the top.
+    #[inline(always)]
+    fn above_first<L: Lanes>(l: L) -> (L::Word, L::Word) {
+        let edge = Vector::splat(u64::from(Self::EDGE));
+        (l.load(edge), l.load(Vector::ZERO))
+    }
+}
+
+/// Insertions, deletions and substitutions; the matrix holds the distances of all beginnings.
+#[derive(Clone, Copy)]
+pub(super) struct Levenshtein;
+
+impl Edits for Levenshtein {
+    const SUBSTITUTIONS: bool = true;
+    const EDGE: u8 = 1;
+    type Column<L: Lanes> = LevenshteinColumn<L>;
+
+    #[inline(always)]
+    fn distance(_rows: usize, _cols: usize, value: i64) -> usize {
+        value as usize
+    }
+}
+
+/// Insertions and deletions; the matrix holds the lengths of the longest common subsequences of all beginnings.
+#[derive(Clone, Copy)]
+pub(super) struct Indel;
+
+impl Edits for Indel {
+    const SUBSTITUTIONS: bool = false;
+    const EDGE: u8 = 0;
+    type Column<L: Lanes> = IndelColumn<L>;
+
+    #[inline(always)]
+    fn distance(rows: usize, cols: usize, value: i64) -> usize {
+        rows + cols - 2 * value as usize
+    }
+}
 
 /// A pair whose ends differ, waiting for its distance.
 pub(super) struct Job<'a, T> {
@@ -77,8 +132,13 @@ enum Kernel {
 /// Pairs handed out at a time: full vectors, worth some microseconds.
 const TASK_PAIRS: usize = 8 * LANES;
 
-/// Fills in `distance` of every job: the edit distance where it is at most `limit`, `limit + 1` otherwise.
-pub(super) fn solve<T: Symbol>(arch: Arch, jobs: &mut [Job<'_, T>], limit: usize, threads: usize) {
+/// Fills in `distance` of every job: the distance where it is at most `limit`, `limit + 1` otherwise.
+pub(super) fn solve<E: Edits, T: Symbol>(
+    arch: Arch,
+    jobs: &mut [Job<'_, T>],
+    limit: usize,
+    threads: usize,
+) {
     let over = u32::try_from(limit.saturating_add(1)).unwrap_or(u32::MAX);
     let mut scratch = frontier::Scratch::default();
     let mut keys = Vec::with_capacity(jobs.len());
@@ -87,7 +147,7 @@ pub(super) fn solve<T: Symbol>(arch: Arch, jobs: &mut [Job<'_, T>], limit: usize
         if job.long.len() - job.short.len() > limit {
             job.distance = over;
         } else if key.kernel() == Kernel::Lanes
-            && let Some(distance) = near(arch, job, limit, &mut scratch)
+            && let Some(distance) = near::<E, T>(arch, job, limit, &mut scratch)
         {
             job.distance = distance;
         } else {
@@ -119,7 +179,7 @@ pub(super) fn solve<T: Symbol>(arch: Arch, jobs: &mut [Job<'_, T>], limit: usize
         threads,
         |(keys, found), scratch: &mut Scratch<T>| {
             if keys[0].kernel() == Kernel::Wave {
-                found[0] = long(
+                found[0] = long::<E, T>(
                     arch,
                     &waiting[keys[0].index()],
                     limit,
@@ -127,7 +187,7 @@ pub(super) fn solve<T: Symbol>(arch: Arch, jobs: &mut [Job<'_, T>], limit: usize
                 );
             } else {
                 for (keys, found) in keys.chunks(LANES).zip(found.chunks_mut(LANES)) {
-                    together(arch, waiting, keys, found, scratch);
+                    together::<E, T>(arch, waiting, keys, found, scratch);
                 }
             }
         },
@@ -138,7 +198,7 @@ pub(super) fn solve<T: Symbol>(arch: Arch, jobs: &mut [Job<'_, T>], limit: usize
 }
 
 /// The distances of up to eight pairs, one in each lane.
-fn together<T: Symbol>(
+fn together<E: Edits, T: Symbol>(
     arch: Arch,
     jobs: &[Job<'_, T>],
     keys: &[Key],
@@ -155,8 +215,8 @@ fn together<T: Symbol>(
     }
     let pairs = &pairs[..keys.len()];
     let distances = match keys[0].kernel() {
-        Kernel::Short => short::distances(arch, pairs, &mut scratch.short),
-        _ => lanes::distances(arch, pairs, &mut scratch.lanes),
+        Kernel::Short => short::distances::<E, T>(arch, pairs, &mut scratch.short),
+        _ => lanes::distances::<E, T>(arch, pairs, &mut scratch.lanes),
     };
     for (&at, distance) in order.iter().zip(distances) {
         found[at] = distance;
@@ -164,7 +224,7 @@ fn together<T: Symbol>(
 }
 
 /// The distance of a pair that is nearly equal, if the search for it stays cheaper than a bit-parallel one.
-fn near<T: Symbol>(
+fn near<E: Edits, T: Symbol>(
     arch: Arch,
     job: &Job<'_, T>,
     limit: usize,
@@ -177,22 +237,24 @@ fn near<T: Symbol>(
         limit,
         budget,
         scratch,
+        edits: PhantomData::<E>,
     })
 }
 
-struct Near<'a, 'b, T> {
+struct Near<'a, 'b, E, T> {
     job: &'a Job<'b, T>,
     limit: usize,
     budget: usize,
     scratch: &'a mut frontier::Scratch,
+    edits: PhantomData<E>,
 }
 
-impl<T: Symbol> NullaryFnOnce for Near<'_, '_, T> {
+impl<E: Edits, T: Symbol> NullaryFnOnce for Near<'_, '_, E, T> {
     type Output = Option<u32>;
 
     #[inline(always)]
     fn call(self) -> Self::Output {
-        frontier::distance(
+        frontier::distance::<E, T>(
             self.job.short,
             self.job.long,
             self.limit,
@@ -203,16 +265,16 @@ impl<T: Symbol> NullaryFnOnce for Near<'_, '_, T> {
 }
 
 /// The distance of a pair too long for the lanes.
-fn long<T: Symbol>(
+fn long<E: Edits, T: Symbol>(
     arch: Arch,
     job: &Job<'_, T>,
     most: usize,
     scratch: &mut frontier::Scratch,
 ) -> u32 {
-    if let Some(distance) = near(arch, job, most, scratch) {
+    if let Some(distance) = near::<E, T>(arch, job, most, scratch) {
         return distance;
     }
-    let renamed = wave::Renamed::new(arch, job.short, job.long);
+    let renamed = wave::Renamed::<E>::new(arch, job.short, job.long);
     let mut limit = most.min(renamed.guess());
     loop {
         let found = renamed.within(limit);
@@ -233,6 +295,22 @@ pub fn edit_distance<T: Symbol>(a: &[T], b: &[T]) -> u32 {
 /// The edit distance where it is at most `limit`, `limit + 1` otherwise.
 #[must_use]
 pub fn edit_distance_within<T: Symbol>(a: &[T], b: &[T], limit: u32) -> u32 {
+    of_pair::<Levenshtein, T>(a, b, limit)
+}
+
+/// The least number of insertions and deletions that turn `a` into `b`.
+#[must_use]
+pub fn indel_distance<T: Symbol>(a: &[T], b: &[T]) -> u32 {
+    of_pair::<Indel, T>(a, b, u32::MAX - 1)
+}
+
+/// Length of the longest common subsequence: `(|a| + |b| - indel_distance(a, b)) / 2`.
+#[must_use]
+pub fn lcs_length<T: Symbol>(a: &[T], b: &[T]) -> usize {
+    (a.len() + b.len() - indel_distance(a, b) as usize) / 2
+}
+
+fn of_pair<E: Edits, T: Symbol>(a: &[T], b: &[T], limit: u32) -> u32 {
     let (short, long) = trim(a, b, common_prefix(a, b));
     if short.is_empty() {
         return (long.len() as u32).min(limit.saturating_add(1));
@@ -243,7 +321,7 @@ pub fn edit_distance_within<T: Symbol>(a: &[T], b: &[T], limit: u32) -> u32 {
         row: 0,
         distance: 0,
     }];
-    solve(Arch::new(), &mut jobs, limit as usize, 1);
+    solve::<E, T>(Arch::new(), &mut jobs, limit as usize, 1);
     jobs[0].distance
 }
 
@@ -270,6 +348,24 @@ mod tests {
                 let substituted = diagonal + u32::from(x != y);
                 diagonal = row[j + 1];
                 row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+            }
+        }
+        row[b.len()]
+    }
+
+    fn naive_indel<T: PartialEq>(a: &[T], b: &[T]) -> u32 {
+        let mut row: Vec<u32> = (0..=b.len() as u32).collect();
+        for x in a {
+            let mut diagonal = row[0];
+            row[0] += 1;
+            for (j, y) in b.iter().enumerate() {
+                let here = if x == y {
+                    diagonal
+                } else {
+                    row[j].min(row[j + 1]) + 1
+                };
+                diagonal = row[j + 1];
+                row[j + 1] = here;
             }
         }
         row[b.len()]
@@ -313,6 +409,17 @@ mod tests {
         lengths: &[usize],
         limit: usize,
     ) {
+        check_edits::<Levenshtein, T>(naive, symbol, alphabet, lengths, limit);
+        check_edits::<Indel, T>(naive_indel, symbol, alphabet, lengths, limit);
+    }
+
+    fn check_edits<E: Edits, T: Symbol>(
+        naive: fn(&[T], &[T]) -> u32,
+        symbol: &impl Fn(usize) -> T,
+        alphabet: usize,
+        lengths: &[usize],
+        limit: usize,
+    ) {
         let mut next = numbers();
         let pairs: Vec<_> = lengths
             .iter()
@@ -335,7 +442,7 @@ mod tests {
                     });
                 }
             }
-            solve(arch, &mut jobs, limit, 1);
+            solve::<E, T>(arch, &mut jobs, limit, 1);
             for job in &jobs {
                 assert_eq!(
                     job.distance, want[job.row],
