@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kvspec.cli.output import format_option, set_option
+
 if TYPE_CHECKING:
     from kvspec.plan import Plan
     from kvspec.plan.estimate import Estimate
@@ -15,16 +17,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("spec", type=click.Path(path_type=Path))
-@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a value of the spec.")
+@set_option
 @click.option("--trials", "list_trials", is_flag=True, help="List every trial by id, in order.")
-@click.option(
-    "--format",
-    "output",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="`json` prints the canonical plan, its digest and the estimate.",
-)
+@format_option("`json` prints the canonical plan, its digest and the estimate; with --trials an array of ids.")
 def command(spec: Path, overrides: tuple[str, ...], list_trials: bool, output: str) -> int:
     """Show the plan of SPEC: cells, trials, digest, doses in all units, expected flips, cost.
 
@@ -43,8 +38,8 @@ def command(spec: Path, overrides: tuple[str, ...], list_trials: bool, output: s
 
     plan = compile_plan(load_spec(spec, overrides))
     if list_trials:
-        for trial in plan.trials():
-            click.echo(trial.id)
+        ids = [trial.id for trial in plan.trials()]
+        click.echo(json.dumps(ids) if output == "json" else "\n".join(ids))
         return 0
     info = describe(plan.spec.model)
     lengths, exact = prompt_lengths(plan.spec.model, info, plan.spec.prompts.texts)
@@ -90,7 +85,8 @@ def _print_text(plan: Plan, expected: Estimate) -> None:
         console.print(table)
     console.print(
         "hit: share of trials with a flip, at most; per bit (eligible), element, token (all layers) and GiB of cache: "
-        "expected flips before selectors; flips per trial and cell after them",
+        "expected flips before selectors (in a spec, `per_token` is faults per token and layer, and `per_element` and "
+        "`per_row` are probabilities of a fault); flips per trial and cell after them",
         markup=False,
         soft_wrap=True,
         style="dim",
