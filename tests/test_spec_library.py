@@ -33,7 +33,8 @@ def test_every_spec_can_be_planned(path: Path) -> None:
     info = describe(plan.spec.model)
     lengths, exact = prompt_lengths(plan.spec.model, info, plan.spec.prompts.texts)
     found = estimate(plan, info, lengths, exact)
-    assert found.warnings == ()
+    # A sweep may start where nothing can be told from the floor (KVS307): that end of the curve is its anchor.
+    assert {warning.code for warning in found.warnings} <= {"KVS307"}
     assert max(lengths) + plan.spec.generation.max_tokens <= (info.max_model_len or 0)
 
 
