@@ -83,6 +83,8 @@ def fabricate(path: Path, plan: Plan) -> int:
                 "preemptions": same,
                 "nonfinite_at": pa.array(first, mask=~(wrong & (rng.random(len(some)) < 0.05))),
                 "error": [None] * len(some),
+                "logprob_ids": [None] * len(some),
+                "logprobs": [None] * len(some),
             }
             arrays = [pa.array(columns[f.name]).cast(f.type) for f in SCHEMA]
             write_part(path / "parts" / part_name(number), pa.Table.from_arrays(arrays, schema=SCHEMA), store.digest)
