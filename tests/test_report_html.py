@@ -24,6 +24,7 @@ from kvspec.report.safe import clip, script_json, visible
 from kvspec.score import DoseResponse, score_run
 from kvspec.score.views import CellView, Views, read_files, view_run
 from kvspec.spec.model import Fault, Rate, Selector
+from kvspec.stats.design import Looks
 from kvspec.stats.dose import CurvePoint, DoseFit
 from tests.run_folders import crashed, in_cell, lost_flip, make_plan, nonfinite, sdc, write_run
 
@@ -282,6 +283,14 @@ def test_curves_bands_and_ec50_are_drawn_where_there_are_some(folder: Path) -> N
     assert "outside the doses measured" in text
     assert "EC50 1.2e-05" in page.all("script", id="charts")[0][1]
     assert "EC50: the dose" not in Page(page_of(replace(scores, dose_responses=()), views, files, Extras())).texts
+
+
+def test_the_page_names_the_interval_that_it_draws(folder: Path, html: str) -> None:
+    scores, views, files = score_run(folder), view_run(folder), read_files(folder)
+    assert "95 % Wilson interval" in Page(html).all("section", id="cells")[0][1]
+    looks = replace(scores, run=replace(scores.run, looks=Looks(0.95, 0.1, (3, 5))))
+    text = Page(page_of(looks, views, files, Extras())).all("section", id="cells")[0][1]
+    assert "95% repeated interval of 2 looks (Jennison & Turnbull)" in text
 
 
 def test_pairs_and_vulnerability(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from kvspec.plan import Trial
 from kvspec.records import SCHEMA, Record, RunStore
 from kvspec.records.schema import LATER
+from kvspec.report.html import html_report
 from kvspec.score import score_run, score_trials
 from kvspec.score.drift import kl_divergence
 from kvspec.score.trials import to_table
@@ -49,6 +50,9 @@ def test_equal_distributions_do_not_diverge(tmp_path: Path) -> None:
         assert cell.logprobs.trials == 10
         assert cell.logprobs.kl_mean == pytest.approx(0.0, abs=1e-6)
         assert cell.logprobs.top1_agreement_mean == 1.0
+    page = html_report(run)
+    section = page[page.index('<section id="logprobs"') :].partition("</section>")[0]
+    assert section.count("100.0%") == len(score_run(run).cells)
 
 
 def test_only_positions_with_the_same_context_count(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kvspec.score import CellScore, Proportion
+from kvspec.score import CellScore, Proportion, Scores
 
 DASH = "-"
 
@@ -30,6 +30,14 @@ def rate(fault: Mapping[str, Any]) -> str:
         hours = dose.get("residency_hours")
         return f"{value} FIT/Mbit" if hours is None else f"{value} FIT/Mbit x {hours:g} h"
     return f"{value}/{str(dose['unit']).removeprefix('per_')}"
+
+
+def interval_kind(scores: Scores) -> str:
+    """`95 % Wilson interval`, or what stands in its place where cells could stop early."""
+    looks = scores.run.looks
+    if looks is None:
+        return "95 % Wilson interval"
+    return f"{looks.confidence:.0%} repeated interval of {len(looks.rounds)} looks (Jennison & Turnbull)"
 
 
 def p_value(p: float) -> str:

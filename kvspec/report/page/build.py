@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvspec import __version__
-from kvspec.report import tasks
+from kvspec.report import tasks, words
 from kvspec.report.charts import Chart, dose_charts, outcome_chart, survival_chart
 from kvspec.report.heat import heat_charts
 from kvspec.report.limits import Limits
-from kvspec.report.page.cells import cell_rows, dose_table, ec50_table, pair_table, vulnerability_table
+from kvspec.report.page.cells import cell_rows, dose_table, ec50_table, logprob_table, pair_table, vulnerability_table
 from kvspec.report.page.certificate import certificate
 from kvspec.report.page.facts import commands, controls, environment, headline, run_facts, spec_text
 from kvspec.report.page.trials import trial_items
@@ -77,6 +77,8 @@ def page_context(scores: Scores, views: Views, files: RunFiles, extras: Extras, 
         "warnings": _sentences(scores.warnings, limits),
         "rows": rows,
         "rows_left_out": left_out,
+        "interval": words.interval_kind(scores),
+        "logprobs": logprob_table(scores, limits),
         "doses": [dose for dose in doses if dose["charts"]],
         "dose_rows": dose_table(series, limits),
         "tasks": _tables(scores, limits),
@@ -109,6 +111,8 @@ def refusal_context(files: RunFiles, path: str, sentences: Sequence[str], limits
         "warnings": {"shown": [], "more": [], "left_out": 0},
         "rows": [],
         "rows_left_out": 0,
+        "interval": "",
+        "logprobs": [],
         "doses": [],
         "dose_rows": [],
         "tasks": [],

@@ -96,6 +96,17 @@ def vulnerability_table(scores: Scores, limits: Limits) -> list[tuple[str, ...]]
     return rows
 
 
+def logprob_table(scores: Scores, limits: Limits) -> list[tuple[str, ...]]:
+    """How far the distributions moved, where logprobs were recorded."""
+    rows: list[tuple[str, ...]] = []
+    for cell in scores.cells:
+        if (found := cell.logprobs).trials:
+            kl = words.DASH if found.kl_mean is None else f"{found.kl_mean:.3g}"
+            top1 = words.DASH if found.top1_agreement_mean is None else f"{found.top1_agreement_mean:.1%}"
+            rows.append((brief(cell.plan.name, limits.name), f"{found.trials:,}", kl, top1))
+    return rows[: limits.rows]
+
+
 def dose_table(series: tuple[Series, ...], limits: Limits) -> list[tuple[str, ...]]:
     """The numbers of the dose-response charts."""
     rows = [
