@@ -155,18 +155,16 @@ class _Scene:
         }[task]
 
     def grader(self, task: str) -> Grader:
-        match task:
-            case "retrieve_a" | "chain":
-                return Grader("numeric", self.a)
-            case "retrieve_b":
-                return Grader("numeric", self.b)
-            case "sum":
-                return Grader("numeric", self.a + self.b)
-            case "product":
-                return Grader("numeric", self.a * self.b)
-            case "two_hop":
-                return Grader("choice", self.rooms[0], choices=ROOMS)
-        return Grader("regex", rf"^\D*{self.a}\D+{self.b}(?:\D|$)")
+        """Small models ramble on after a right answer, so the first number, or the result after `=`, counts."""
+        if task == "two_hop":
+            return Grader("choice", self.rooms[0], choices=ROOMS)
+        end = r"(?:\D|$)"
+        if task in ("sum", "product"):
+            result = self.a + self.b if task == "sum" else self.a * self.b
+            return Grader("regex", rf"^[^=]*=(?:[^=]*=)?\s*{result}{end}")
+        if task == "retrieve_both":
+            return Grader("regex", rf"^\D*{self.a}\D+{self.b}{end}")
+        return Grader("regex", rf"^\D*{self.b if task == 'retrieve_b' else self.a}{end}")
 
 
 def math_needle(needles: Needles) -> Iterator[tuple[str, Task]]:
