@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from kvspec.engine import campaign
 from kvspec.engine.planned import PlannedFlips
 from kvspec.engine.session import Finished
+from kvspec.engine.session import _likeliest as likeliest_tokens
 from kvspec.engine.table import TableData
 from kvspec.models import Geometry, ModelInfo
 from kvspec.plan import Plan, compile_plan
@@ -182,3 +184,16 @@ def test_batch_order_and_interruptions_change_nothing(run: Any, tmp_path: Path, 
     run(other, tmp_path / "parts")
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
     assert RunStore.open(tmp_path / "parts").status == "complete"
+
+
+def test_the_k_likeliest_tokens_are_kept_whatever_was_sampled() -> None:
+    """vLLM lists the sampled token too, first and beyond the k likeliest where it is none of them."""
+
+    def position(*tokens: tuple[int, int, float]) -> dict[int, SimpleNamespace]:
+        return {token: SimpleNamespace(rank=rank, logprob=value) for token, rank, value in tokens}
+
+    first = position((7, 1, -0.1), (3, 2, -2.0))
+    second = position((5, 40, -9.0), (1, 1, -0.2), (2, 2, -1.0))
+    assert likeliest_tokens([first, second], 2) == ([7, 3, 1, 2], [-0.1, -2.0, -0.2, -1.0])
+    assert likeliest_tokens([second], 2) == ([1, 2], [-0.2, -1.0])
+    assert likeliest_tokens(None, 0) == (None, None)

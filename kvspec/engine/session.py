@@ -110,6 +110,8 @@ class Session:
         import torch
 
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._logprobs = 0
+        """Likeliest tokens that the requests ask for, the same for all of them."""
         self.settings = _settings(model, source, engine, storage_format, shape, self.device)
         if hooked:
             self.settings["worker_cls"] = WORKER
@@ -156,6 +158,7 @@ class Session:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        self._logprobs = generation.logprobs or 0
         params = SamplingParams(
             temperature=generation.temperature,
             max_tokens=generation.max_tokens,
@@ -187,7 +190,7 @@ class Session:
                 list(output.outputs[0].token_ids),
                 output.outputs[0].text,
                 output.outputs[0].finish_reason or "",
-                *_likeliest(output.outputs[0].logprobs),
+                *_likeliest(output.outputs[0].logprobs, self._logprobs),
             )
             for output in outputs
             if output.finished
@@ -203,11 +206,10 @@ class Session:
         return sorted(done, key=lambda f: f.entry)
 
 
-def _likeliest(positions: Any) -> tuple[list[int] | None, list[float] | None]:
+def _likeliest(positions: Any, k: int) -> tuple[list[int] | None, list[float] | None]:
     """Ids and logprobs of the k likeliest tokens of each position; vLLM adds the sampled token where it is another."""
     if not positions:
         return None, None
-    k = min(len(tokens) for tokens in positions)
     ids: list[int] = []
     values: list[float] = []
     for tokens in positions:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 
 from kvspec.errors import EngineError, RecordsError
 from kvspec.score import score_run
+from kvspec.stats.design import plan_looks
 
 Run = Callable[..., dict[str, dict[str, Any]]]
 
@@ -225,13 +225,22 @@ def test_reads_are_refused_until_they_exist(gpt2: Path, run: Run, tmp_path: Path
 def test_cells_stop_early_and_an_interrupted_run_stops_them_at_the_same_looks(
     gpt2: Path, run: Run, listener: Any, tmp_path: Path
 ) -> None:
-    """`Rare` and `Often[0.3]` are clear soon, what lies between is not; batch size and order change nothing."""
+    """Each at the first look that finds its interval narrow enough; batch size and order change nothing."""
     target = {"confidence": 0.9, "margin": 0.15, "looks": 4}
     wanted = spec(gpt2, trials={"target": target})
     rows = run(wanted, max_num_seqs=8, submission_seed=3)
-    sizes = Counter(row["cell"] for row in rows.values() if row["kind"] == "fault")
-    assert len(set(sizes.values())) > 1
     assert all(row["flips_planned"] == row["flips_landed"] for row in rows.values())
+    looks, reference = plan_looks(0.9, 0.15, 4, len(PROMPTS)), golden(rows)
+    sizes = []
+    for cell in sorted({row["cell"] for row in rows.values()} - {-1}):
+        mine = [row for row in rows.values() if row["cell"] == cell]
+        for rounds in looks.rounds:
+            some = [row["token_ids"] == reference[row["request"]] for row in mine if row["trial"] < rounds]
+            if looks.narrow(sum(some), len(some)):
+                break
+        assert len(mine) == len(some) == rounds * len(PROMPTS)
+        sizes.append(len(mine))
+    assert min(sizes) == looks.rounds[0] * len(PROMPTS)
     out = tmp_path / "looks"
     with pytest.raises(KeyboardInterrupt):
         run(wanted, out=out, listener=listener(interrupt_after=60))
@@ -257,4 +266,4 @@ def test_logprobs_are_recorded_and_compared(gpt2: Path, run: Run, tmp_path: Path
         if cell.exact_match.k == cell.exact_match.n:
             assert cell.logprobs.kl_mean is not None
             assert cell.logprobs.kl_mean < 1.0
-    assert any((cell.logprobs.kl_mean or 0.0) > 1e-4 for cell in score_run(out).cells)
+    assert any((cell.logprobs.kl_mean or 0.0) > 0.0 for cell in score_run(out).cells)
