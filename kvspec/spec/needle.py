@@ -197,8 +197,8 @@ def math_needle(needles: Needles) -> Iterator[tuple[str, Task]]:
 
 
 def _example(needles: Needles, draw: _Draw, letters: Sequence[str], people: Sequence[str], number: int) -> str:
-    """A worked example. They take turns over the tasks, the last task first, so that every text has the same."""
-    task = needles.tasks[-1 - number % len(needles.tasks)]
+    """A worked example. They take turns over the tasks, and the last example shows the last task."""
+    task = needles.tasks[(number - needles.examples) % len(needles.tasks)]
     scene = _Scene.draw(needles, draw, letters, people)
     sentences = [_sentence(draw) for _ in range(EXAMPLE_SENTENCES)]
     lines = _lines(_insert(sentences, scene.facts(needles, [task])))
