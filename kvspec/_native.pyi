@@ -119,6 +119,7 @@ class Selector:
         planes: tuple[bool, bool] = (True, True),
         phase: Literal["all", "prompt", "decode"] = "all",
         tokens: _Ranges | None = None,
+        steps: _Ranges | None = None,
     ) -> Selector: ...
 
 @final
@@ -134,9 +135,20 @@ class TrialTable:
         write_key: NDArray[np.uint32],
         request: NDArray[np.uint32],
         prompt_len: NDArray[np.uint32],
+        site: list[str] | None = None,
+        op: list[str] | None = None,
+        read_master: NDArray[np.uint32] | None = None,
     ) -> TrialTable: ...
     def __len__(self) -> int: ...
     def write_step(
+        self,
+        *,
+        entry: NDArray[np.uint32],
+        row: NDArray[np.uint32],
+        start: NDArray[np.uint32],
+        count: NDArray[np.uint32],
+    ) -> StepFaults: ...
+    def read_step(
         self,
         *,
         entry: NDArray[np.uint32],
@@ -181,8 +193,15 @@ class StepFaults:
         format: str,
         scales: NDArray[np.uint32] | None = None,
     ) -> None: ...
+    def restore(self, words: NDArray[np.uint32], *, format: str) -> None: ...
     @property
     def landed(self) -> NDArray[np.uint64]: ...
+    @property
+    def changed(self) -> NDArray[np.uint64]: ...
+    @property
+    def exposed(self) -> NDArray[np.uint64]: ...
+    @property
+    def restored(self) -> NDArray[np.uint64]: ...
     def columns(self, layer: int) -> dict[str, NDArray[np.generic]]: ...
 
 @final

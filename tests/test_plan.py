@@ -6,6 +6,7 @@ import io
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,53 @@ def test_expected_flips_are_what_the_sampler_gives_on_average(make: Any, fault: 
     assert abs(mean - expected) < 5 * spread, (mean, expected, spread)
 
 
+@pytest.mark.parametrize(
+    ("site", "where", "events"),
+    [
+        ("KV_READ", {}, range(12, 20)),
+        ("BOTH", {}, range(12, 20)),
+        ("KV_READ", {"steps": "prefill"}, [12]),
+        ("KV_READ", {"steps": "decode", "tokens": "decode"}, range(13, 20)),
+        ("BOTH", {"steps": [0, "2-3", "7-"], "tokens": ["3-14"], "cache": ["K"]}, [12, 14, 15, 19]),
+    ],
+)
+def test_reads_are_expected_once_per_event_and_token(
+    make: Any, site: str, where: dict[str, Any], events: Sequence[int]
+) -> None:
+    from kvspec.engine.table import native_selector
+
+    fault = {"name": "A", "model": "burst", "burst_len": 5, "site": site, "rate": {"per_bit": 2e-4}, "where": where}
+    cell = make({"faults": [fault]}).cells[0]
+    parameters = sampler_parameters(cell.fault, "bf16", SMALL)
+    prompt, written, trials = 12, 19, 200
+    expected = expected_flips(cell, parameters, SMALL, 16, prompt, written)
+    counts = []
+    for t in range(trials):
+        write, master = _native.derive_keys(1, cell.experiment, t, 0)
+        draws = [(_native.read_key(master, 0, step), step) for step in events]
+        draws += [(write, written)] if site == "BOTH" else []
+        found = [
+            parameters.sampler(SMALL, 16).count(
+                key=key, request=0, layers=(0, 4), tokens=(0, tokens), prompt_len=prompt,
+                selector=native_selector(cell.fault.where),
+            )
+            for key, tokens in draws
+        ]  # fmt: skip
+        counts.append(sum(found))
+    mean = sum(counts) / trials
+    spread = math.sqrt(sum((c - mean) ** 2 for c in counts) / (trials - 1) / trials)
+    assert abs(mean - expected) < 5 * spread, (mean, expected, spread)
+
+
+def test_a_stuck_at_is_a_cell_of_its_own_on_the_sites_of_the_flip(make: Any) -> None:
+    fault = {"name": "A", "model": "random", "site": "KV_WRITE", "rate": {"per_bit": 1e-4}}
+    plan = make({"faults": [{**fault, "op": ["flip", "set0", "set1"]}]})
+    assert [cell.name for cell in plan.cells] == ["A[flip]", "A[set0]", "A[set1]"]
+    assert len({cell.experiment for cell in plan.cells}) == 1
+    assert [cell.fault.op for cell in plan.cells] == ["flip", "set0", "set1"]
+    assert make({"faults": [{**fault, "op": "set0"}]}).digest != make({"faults": [fault]}).digest
+
+
 def test_selectors_count_what_they_show() -> None:
     assert shown(None, 7) == 7
     assert shown(((0, 2), (1, 4), (6, None)), 8) == 6
@@ -227,10 +275,13 @@ def test_selectors_count_what_they_show() -> None:
         ({"layers": ["2-9"]}, "layer `9`"),
         ({"heads": [3]}, "head `3`"),
         ({"tokens": ["50-60"]}, "no token"),
+        ({"steps": ["8-"]}, "no read"),
+        ({"steps": "prefill", "tokens": "decode"}, "no token"),
     ],
 )
 def test_a_selector_that_matches_nothing_is_an_error(make: Any, where: dict[str, Any], words: str) -> None:
-    plan = make({"faults": [{**SPEC["faults"][1], "where": where}]})
+    site = "KV_READ" if "steps" in where else "KV_WRITE"
+    plan = make({"faults": [{**SPEC["faults"][1], "site": site, "where": where}]})
     with pytest.raises(PlanError) as caught:
         estimate(plan, info(), [5, 6, 7], exact=True)
     (found,) = caught.value.diagnostics

@@ -172,8 +172,9 @@ def measure_cost(results: dict[str, Any], _: Path, out: Path) -> None:
     rounds = 7
     for name, (batch, prompt, new) in cases.items():
         table = TableData(
-            storage_format="bf16", faults=(fault,), selectors=(Selector(),), fault=np.zeros(n, np.uint32),
-            write_key=np.arange(2 * n, dtype=np.uint32).reshape(n, 2), request=np.arange(n, dtype=np.uint32),
+            storage_format="bf16", faults=(fault,), sites=("KV_WRITE",), ops=("flip",), selectors=(Selector(),),
+            fault=np.zeros(n, np.uint32), write_key=np.arange(2 * n, dtype=np.uint32).reshape(n, 2),
+            read_master=np.zeros((n, 2), np.uint32), request=np.arange(n, dtype=np.uint32),
             prompt_len=np.full(n, prompt, np.uint32), armed=np.ones(n, bool), faulty=np.zeros(n, bool),
         )  # fmt: skip
         rng = np.random.default_rng(0)

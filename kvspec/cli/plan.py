@@ -58,9 +58,9 @@ def _print_text(plan: Plan, expected: Estimate) -> None:
     from kvspec.cli.plan_text import PLAIN_WIDTH, dose_tables
 
     spec = plan.spec
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)  # a cell may be called `A[set0]`
     if not console.is_terminal:
-        console = Console(highlight=False, width=PLAIN_WIDTH)  # one line per row, for grep and for logs
+        console = Console(highlight=False, markup=False, width=PLAIN_WIDTH)  # one line per row, for grep and for logs
     approx = "" if expected.exact_lengths else "about "
     cost = f"{approx}{expected.prompt_tokens:,} prompt and {expected.generated_tokens:,} generated tokens"
     if spec.trials.looks is not None:
@@ -79,7 +79,7 @@ def _print_text(plan: Plan, expected: Estimate) -> None:
         f"cost      {cost}; {time}{memory}{expected.cache_gib:.3g} GiB of it cache contents",
     ]
     for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     for table in dose_tables(plan, expected, console):
         console.print()
         console.print(table)
@@ -87,7 +87,6 @@ def _print_text(plan: Plan, expected: Estimate) -> None:
         "hit: share of trials with a flip, at most; per bit (eligible), element, token (all layers) and GiB of cache: "
         "expected flips before selectors (in a spec, `per_token` is faults per token and layer, and `per_element` and "
         "`per_row` are probabilities of a fault); flips per trial and cell after them",
-        markup=False,
         soft_wrap=True,
         style="dim",
     )

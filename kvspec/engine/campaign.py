@@ -20,14 +20,14 @@ from kvspec.engine.judge import Judge
 from kvspec.engine.planned import PlannedFlips
 from kvspec.engine.prompts import check_lengths, load_tokenizer, materialize, tokenize
 from kvspec.engine.session import Finished, Session, Shape
-from kvspec.engine.table import build_table
+from kvspec.engine.supported import device, refuse_unsupported
+from kvspec.engine.table import TableData, build_table
 from kvspec.errors import Diagnostic, EngineError
 from kvspec.models import Geometry, ModelInfo, describe
 from kvspec.plan import Plan, Trial
 from kvspec.plan.estimate import Estimate, estimate
 from kvspec.plan.schedule import Schedule
 from kvspec.records import Record, RecordWriter, RunStore
-from kvspec.spec.model import Spec
 
 QUEUE_FACTOR = 4
 """Requests kept in the engine per batch slot: enough that a slot never waits, few enough for any campaign size."""
@@ -67,22 +67,6 @@ class Outcome:
     """Time spent on trials in this session, without start-up."""
 
 
-def refuse_unsupported(spec: Spec) -> None:
-    """Faults that the schema knows and this engine does not inject yet. Raises `EngineError` (KVS401)."""
-    wrong = [
-        Diagnostic(
-            "KVS401",
-            f"site `{fault.site}` of `{fault.name}` is not injected by this engine yet",
-            path=f"$.faults[{fault.index}].site",
-            expected="KV_WRITE",
-        )
-        for fault in spec.faults
-        if fault.site != "KV_WRITE"
-    ]
-    if wrong:
-        raise EngineError(spec.placed(wrong))
-
-
 def run_campaign(plan: Plan, out: Path, observer: Observer) -> Outcome:
     """Run every trial of the plan that the run folder does not hold yet.
 
@@ -90,7 +74,7 @@ def run_campaign(plan: Plan, out: Path, observer: Observer) -> Outcome:
     (9xx), the canary disagrees (KVS403), the engine fails (KVS406). Finished trials are on disk whatever happens,
     Ctrl-C included; a campaign that cannot start leaves no folder behind.
     """
-    refuse_unsupported(plan.spec)
+    refuse_unsupported(plan.spec, device())
     RunStore.check(out, plan)
     observer.phase("preparing the model")
     inputs = Inputs.of(plan)
@@ -191,6 +175,16 @@ def _estimate(plan: Plan, info: ModelInfo, prompts: list[list[int]]) -> Estimate
     return estimate(plan, info, [len(ids) for ids in prompts], exact=True)
 
 
+@dataclass(frozen=True)
+class _Work:
+    """The trials of a session and what they become."""
+
+    trials: Sequence[Trial]
+    """By entry of the table."""
+    table: TableData
+    planned: PlannedFlips
+
+
 class _Campaign:
     """A started engine that has passed its canary, and the bookkeeping of one session."""
 
@@ -210,12 +204,16 @@ class _Campaign:
         canary = run_canary(session, self._prompts[0], spec.model.storage_format, spec.seed)
         store.attach_environment(fingerprint(session, spec.model, inputs.source, canary))
         self.not_landed: list[str] = []
+        self._preempted: dict[int, int] = {}
+        """Entries that must run again, with the preemptions that do not count against the second run."""
+        self._waiting: list[int] = []
+        """Those among them that have not been submitted again."""
 
     def run(self, todo: Sequence[Trial], schedule: Schedule) -> None:
         """Run trials until none is due."""
         plan, session = self._plan, self._session
         table = build_table(plan, todo, self._lengths, self._geometry)
-        planned = PlannedFlips(table, self._geometry)
+        work = _Work(todo, table, PlannedFlips(table, self._geometry))
         session.rpc("kvspec_load", table)
         total = schedule.total
         self._observer.start(total, len(plan) - len(todo))
@@ -225,7 +223,7 @@ class _Campaign:
             while session.pending:
                 ended = session.step()
                 if ended:
-                    for record in self._records(ended, todo, planned):
+                    for record in self._records(ended, work):
                         writer.add(record)
                         for trial, matched in self._judge.take(record):
                             schedule.end(trial, matched)
@@ -234,6 +232,9 @@ class _Campaign:
                         total = schedule.total
                         self._observer.shrink(total)
                     self._submit(todo, schedule.next(room - session.pending))
+                    if self._waiting and not session.pending:
+                        # Alone in the engine a request has the whole cache, so nothing takes its blocks away.
+                        self._submit(todo, [self._waiting.pop()])
                 writer.tick()
 
     def _submit(self, todo: Sequence[Trial], entries: Sequence[int]) -> None:
@@ -243,15 +244,33 @@ class _Campaign:
             trial = todo[entry]
             self._session.submit(entry, self._prompts[trial.request], spec.generation, seed + trial.request)
 
-    def _records(self, ended: list[Finished], todo: Sequence[Trial], planned: PlannedFlips) -> Iterator[Record]:
+    def _records(self, ended: list[Finished], work: _Work) -> Iterator[Record]:
         tally = self._session.rpc("kvspec_tally", [f.entry for f in ended])
+        # An injector that has neither reads nor stuck-ats counts what landed and nothing else.
+        nothing = [0] * len(ended)
+        tally = {"changed": tally["landed"], "exposed": nothing, "restored": nothing} | tally
         for i, finished in enumerate(ended):
-            trial = todo[finished.entry]
+            entry, preemptions = finished.entry, tally["preemptions"][i]
+            trial, rerun = work.trials[entry], entry in self._preempted
+            if rerun:
+                preemptions -= self._preempted[entry]
+            elif preemptions and work.table.reads(entry):
+                # Its generated tokens came back as one prefill, which no read event describes: not a valid trial.
+                # The tally will take its second submission for one more preemption.
+                self._preempted[entry] = preemptions + 1
+                self._waiting.append(entry)
+                continue
             written, landed = tally["written"][i], tally["landed"][i]
-            flips = planned.count(finished.entry, written)
+            exposed, restored = tally["exposed"][i], tally["restored"][i]
+            planned = work.planned.count(entry, written)
             error = None
-            if flips != landed:
-                error = f"{landed} flips landed, {flips} were planned"
+            if planned != landed:
+                error = f"{landed} flips landed, {planned} were planned"
+            elif exposed != restored:
+                error = f"reads changed {exposed} bits and put back {restored}"
+            elif rerun and preemptions:
+                error = "preempted again when it ran alone"
+            if error is not None:
                 self.not_landed.append(trial.id)
             at = tally["nonfinite_at"][i]
             yield Record(
@@ -265,9 +284,13 @@ class _Campaign:
                 text=finished.text,
                 finish_reason=finished.finish_reason,
                 tokens_written=written,
-                flips_planned=flips,
+                flips_planned=planned,
                 flips_landed=landed,
-                preemptions=tally["preemptions"][i],
+                flips_changed=tally["changed"][i],
+                flips_exposed=exposed,
+                flips_restored=restored,
+                preemptions=preemptions,
+                reruns=int(rerun),
                 nonfinite_at=at if at >= 0 else None,
                 error=error,
                 logprob_ids=finished.logprob_ids,

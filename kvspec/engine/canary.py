@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kvspec import _native
 from kvspec.engine.session import Session
+from kvspec.engine.supported import SITES_ON
 from kvspec.engine.table import TableData
 from kvspec.engine.vllm.canary import CanaryWatch
 from kvspec.errors import EngineError
 from kvspec.plan.dose import SamplerParameters
+from kvspec.plan.events import read_events
 from kvspec.spec.model import GenerationSpec, Selector
 
 PROMPT_TOKENS = 40
@@ -25,7 +28,8 @@ FLIPS_PER_ELEMENT = 0.05
 
 
 def run_canary(session: Session, prompt: list[int], storage_format: str, seed: int) -> dict[str, Any]:
-    """Send one request with flips in every layer through the engine and compare its whole cache.
+    """Send one request with flips in every layer through the engine and compare its whole cache: after each write, and
+    where reads can be injected before and after each attention.
 
     Flips of signs, or of any bit of an integer, keep every value finite, so the request goes on as a real one would.
     Raises `EngineError` (KVS403) if one element differs from what was planned, or if nothing was checked or flipped.
@@ -40,38 +44,59 @@ def run_canary(session: Session, prompt: list[int], storage_format: str, seed: i
         page_tokens=0,
         page_rate=1.0,
     )
-    key = _native.derive_keys(seed, EXPERIMENT, 0, 0)[0]
-    length = len(ids) + NEW_TOKENS
+    keys = _native.derive_keys(seed, EXPERIMENT, 0, 0)
     bits = _native.format_bits(storage_format)
-    flips = fault.sampler(geometry, bits).enumerate(key=key, request=0, layers=(0, geometry.layers), tokens=(0, length))
-    masks = np.zeros((geometry.layers, 2, length, geometry.kv_heads, geometry.head_size), dtype=np.uint32)
-    where = tuple(flips[name].astype(np.int64) for name in ("layer", "kv", "token", "head", "elem"))
-    np.bitwise_xor.at(masks, where, np.uint32(1) << flips["bit"].astype(np.uint32))
+    sampler, layers = fault.sampler(geometry, bits), (0, geometry.layers)
+    length = len(ids) + NEW_TOKENS
+
+    def flips(key: tuple[int, int], tokens: int) -> NDArray[np.uint32]:
+        """Masks `[L, 2, tokens, H, D]` of the flips that a key gives."""
+        found = sampler.enumerate(key=key, request=0, layers=layers, tokens=(0, tokens))
+        masks = np.zeros((geometry.layers, 2, tokens, geometry.kv_heads, geometry.head_size), dtype=np.uint32)
+        where = tuple(found[name].astype(np.int64) for name in ("layer", "kv", "token", "head", "elem"))
+        np.bitwise_xor.at(masks, where, np.uint32(1) << found["bit"].astype(np.uint32))
+        return masks
+
+    site = SITES_ON[session.device][-1]
+    masks = flips(keys[0], length)
+    events = read_events(len(ids), length) if site == "BOTH" else ()
+    reads = {step: flips(_native.read_key(keys[1], 0, step), step) for step in events}
     table = TableData(
         storage_format=storage_format,
         faults=(fault,),
+        sites=(site,),
+        ops=("flip",),
         selectors=(Selector(),),
         fault=np.zeros(1, dtype=np.uint32),
-        write_key=np.array([key], dtype=np.uint32),
+        write_key=np.array([keys[0]], dtype=np.uint32),
+        read_master=np.array([keys[1]], dtype=np.uint32),
         request=np.zeros(1, dtype=np.uint32),
         prompt_len=np.array([len(ids)], dtype=np.uint32),
         armed=np.ones(1, dtype=bool),
         faulty=np.ones(1, dtype=bool),
     )
     session.rpc("kvspec_load", table)
-    session.rpc("kvspec_watch", CanaryWatch(0, storage_format, masks))
+    session.rpc("kvspec_watch", CanaryWatch(0, storage_format, masks, reads))
     session.generate([ids], GenerationSpec(max_tokens=NEW_TOKENS), seed)
     tally = session.rpc("kvspec_tally", [0])
     result: dict[str, Any] = session.rpc("kvspec_canary")
     session.rpc("kvspec_watch", None)
-    written = tally["written"][0]
-    planned = int((flips["token"] < written).sum())
-    if result["mismatches"] or not result["checked"] or planned == 0 or tally["landed"][0] != planned:
+    written, landed = tally["written"][0], tally["landed"][0]
+    shown = [masks[:, :, :written], *(mask for step, mask in reads.items() if step <= written)]
+    planned = sum(int(np.bitwise_count(mask).sum()) for mask in shown)
+    blind = not result["checked"] or (bool(reads) and not result["checked_reads"])
+    blind |= not all(mask.any() for mask in shown)
+    if result["mismatches"] or blind or landed != planned:
         raise EngineError.one(
             "KVS403",
-            f"the canary planned {planned} flips; {tally['landed'][0]} landed, and {result['mismatches']} of "
-            f"{result['checked']} elements read back differ from what was planned"
+            f"the canary planned {planned} flips; {landed} landed, and {result['mismatches']} of "
+            f"{result['checked'] + result['checked_reads']} elements read back differ from what was planned"
             + (f" ({result['first_mismatch']})" if result["first_mismatch"] else ""),
             hint="this vLLM stores its cache in a way that kvspec does not understand: please report it",
         )
-    return {"checked": result["checked"], "planned": planned, "landed": tally["landed"][0]}
+    return {
+        "checked": result["checked"],
+        "checked_reads": result["checked_reads"],
+        "planned": planned,
+        "landed": landed,
+    }

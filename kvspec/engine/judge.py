@@ -46,7 +46,8 @@ class Judge:
 
     def _matched(self, record: Record) -> bool | None:
         finished = record.finish_reason in FINISHED
-        if self._golden[record.request] is None or (finished and record.flips_planned != record.flips_landed):
+        wrong = record.flips_planned != record.flips_landed or record.flips_exposed != record.flips_restored
+        if self._golden[record.request] is None or (finished and wrong):
             return None
         return finished and record.error is None and self.identical(record) is True
 

@@ -6,8 +6,13 @@ what counts the landed flips in the cache.
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
+from kvspec import _native
 from kvspec.engine.table import TableData, native_selector
 from kvspec.models import Geometry
+from kvspec.plan.events import read_events, shown_events
 
 
 class PlannedFlips:
@@ -20,17 +25,32 @@ class PlannedFlips:
         self._selectors = [native_selector(where) for where in table.selectors]
 
     def count(self, entry: int, written: int) -> int:
-        """Flips in positions `0 .. written - 1` of an entry's request."""
+        """Flips of an entry whose request wrote positions `0 .. written - 1`; those of reads once per read event."""
         table = self._table
         if not table.faulty[entry]:
             return 0
         fault = int(table.fault[entry])
-        low, high = table.write_key[entry]
-        return self._samplers[fault].count(
-            key=(int(low), int(high)),
-            request=int(table.request[entry]),
-            layers=self._layers,
-            tokens=(0, written),
-            prompt_len=int(table.prompt_len[entry]),
-            selector=self._selectors[fault],
+        site, where = table.sites[fault], table.selectors[fault]
+        request, prompt = int(table.request[entry]), int(table.prompt_len[entry])
+        draws = []
+        if site != "KV_READ":
+            draws.append((_key(table.write_key[entry]), written))
+        if site != "KV_WRITE":
+            master = _key(table.read_master[entry])
+            events = shown_events(where, read_events(prompt, written))
+            draws += [(_native.read_key(master, request, step), step) for step in events]
+        return sum(
+            self._samplers[fault].count(
+                key=key,
+                request=request,
+                layers=self._layers,
+                tokens=(0, tokens),
+                prompt_len=prompt,
+                selector=self._selectors[fault],
+            )
+            for key, tokens in draws
         )
+
+
+def _key(words: NDArray[np.uint32]) -> tuple[int, int]:
+    return int(words[0]), int(words[1])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from kvspec.engine.requirements import require_vllm
+from kvspec.engine.supported import device
 from kvspec.errors import EngineError, KvspecError
 from kvspec.models import Geometry
 from kvspec.spec.model import EngineSpec, GenerationSpec, ModelSpec
@@ -60,9 +61,7 @@ def prepare_environment() -> None:
         os.environ.setdefault(bars, "1")  # the campaign shows a progress bar of its own
     # One process: Ctrl-C stops between two steps, and nothing has to be sent through pipes.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    import torch
-
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1" if torch.cuda.is_available() else "0"
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1" if device() == "cuda" else "0"
 
 
 @contextmanager
@@ -107,9 +106,7 @@ class Session:
         """Start vLLM. `hooked=False` gives stock vLLM with the same settings, to compare with."""
         require_vllm()
         prepare_environment()
-        import torch
-
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = device()
         self._logprobs = 0
         """Likeliest tokens that the requests ask for, the same for all of them."""
         self.settings = _settings(model, source, engine, storage_format, shape, self.device)

@@ -16,6 +16,8 @@ from kvspec.spec.model import Range, Selector
 
 END = 2**32
 """Open-ended ranges stop here: one beyond the largest token position."""
+STEPS = {"all": None, "prefill": [(0, 1)], "decode": [(1, END)]}
+"""Named read events as ranges: 0 is the prefill."""
 NOTHING = SamplerParameters(per="bit", rate=0.0, mask=1, burst_len=1, page_tokens=0, page_rate=1.0)
 """The null control's fault: rate 0, through the armed injector."""
 
@@ -34,6 +36,7 @@ def native_selector(where: Selector) -> _native.Selector:
         planes=("K" in where.cache, "V" in where.cache),
         phase=phase,
         tokens=None if isinstance(where.tokens, str) else open_ranges(where.tokens),
+        steps=STEPS[where.steps] if isinstance(where.steps, str) else open_ranges(where.steps),
     )
 
 
@@ -45,10 +48,17 @@ class TableData:
     storage_format: str
     faults: tuple[SamplerParameters, ...]
     """Distinct faults; entry `fault[i]` of trial i."""
+    sites: tuple[str, ...]
+    """KV_WRITE, KV_READ or BOTH, per distinct fault."""
+    ops: tuple[str, ...]
+    """flip, set0 or set1, per distinct fault."""
     selectors: tuple[Selector, ...]
+    """Per distinct fault."""
     fault: NDArray[np.uint32]
     write_key: NDArray[np.uint32]
     """`[n, 2]`: the Philox key of the trial's writes."""
+    read_master: NDArray[np.uint32]
+    """`[n, 2]`: the Philox key from which the key of each read event is derived."""
     request: NDArray[np.uint32]
     prompt_len: NDArray[np.uint32]
     """Tokens."""
@@ -59,6 +69,10 @@ class TableData:
 
     def __len__(self) -> int:
         return len(self.fault)
+
+    def reads(self, entry: int) -> bool:
+        """Whether an entry has faults of reads."""
+        return bool(self.faulty[entry]) and self.sites[self.fault[entry]] != "KV_WRITE"
 
     def samplers(self, geometry: Geometry) -> list[_native.Sampler]:
         """One native sampler per distinct fault."""
@@ -76,6 +90,9 @@ class TableData:
             write_key=self.write_key,
             request=self.request,
             prompt_len=self.prompt_len,
+            site=list(self.sites),
+            op=list(self.ops),
+            read_master=self.read_master,
         )
 
 
@@ -87,22 +104,26 @@ def build_table(plan: Plan, trials: Sequence[Trial], prompt_len: Sequence[int], 
     nothing = len(plan.cells)
     n = len(trials)
     fault = np.array([t.cell if t.kind == "fault" else nothing for t in trials], dtype=np.uint32)
-    keys = np.zeros((n, 2), dtype=np.uint32)
-    known: dict[tuple[int, int], tuple[int, int]] = {}
+    keys = np.zeros((n, 2, 2), dtype=np.uint32)
+    known: dict[tuple[int, int], tuple[tuple[int, int], tuple[int, int]]] = {}
     for i, trial in enumerate(trials):
         if trial.kind == "fault":
             identity = (trial.cell, trial.trial)
             if identity not in known:
                 cell = plan.cells[trial.cell]
-                known[identity] = _native.derive_keys(plan.spec.seed, cell.experiment, trial.trial, cell.fault.index)[0]
+                known[identity] = _native.derive_keys(plan.spec.seed, cell.experiment, trial.trial, cell.fault.index)
             keys[i] = known[identity]
     request = np.array([t.request for t in trials], dtype=np.uint32)
     return TableData(
         storage_format=storage,
         faults=faults,
+        # A null trial goes through all that any trial goes through.
+        sites=(*(cell.fault.site for cell in plan.cells), "BOTH"),
+        ops=(*(cell.fault.op for cell in plan.cells), "flip"),
         selectors=selectors,
         fault=fault,
-        write_key=keys,
+        write_key=np.ascontiguousarray(keys[:, 0]),
+        read_master=np.ascontiguousarray(keys[:, 1]),
         request=request,
         prompt_len=np.asarray(prompt_len, dtype=np.uint32)[request],
         armed=np.array([t.kind in ("fault", "null") for t in trials], dtype=bool),

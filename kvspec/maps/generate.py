@@ -12,6 +12,7 @@ from kvspec.errors import RecordsError
 from kvspec.maps.columns import IdHasher, concatenate, names
 from kvspec.maps.limits import MAX_DRAWS, MAX_EVENTS, MAX_ROWS
 from kvspec.maps.model import OPS, Columns, FaultMap, Generator, Header
+from kvspec.plan.events import shown_events
 from kvspec.spec.model import Selector
 
 BLOCK_ROWS = 1 << 22
@@ -20,23 +21,13 @@ BLOCK_ROWS = 1 << 22
 
 def shown_steps(where: Selector, steps: range) -> list[int]:
     """The read events that a selector shows, ascending. Raises KVS507 for a range that runs backwards."""
-    match where.steps:
-        case "all":
-            return list(steps)
-        case "prefill":
-            return list(steps[:1])
-        case "decode":
-            return list(steps[1:])
-        case ranges:
-            # A mask, so that a thousand overlapping ranges cost no more than the events that there are.
-            shown = np.zeros(len(steps), bool)
-            for start, stop in ranges:
-                if stop is not None and start > stop:
-                    raise RecordsError.one(
-                        "KVS507", f"steps {start}..{stop} run backwards", path="$.generator.selector.steps"
-                    )
-                shown[start:stop] = True
-            return [steps[i] for i in np.flatnonzero(shown).tolist()]
+    if not isinstance(where.steps, str):
+        for start, stop in where.steps:
+            if stop is not None and start > stop:
+                raise RecordsError.one(
+                    "KVS507", f"steps {start}..{stop} run backwards", path="$.generator.selector.steps"
+                )
+    return shown_events(where, steps)
 
 
 def sampler_of(header: Header) -> _native.Sampler:

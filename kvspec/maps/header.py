@@ -109,8 +109,6 @@ def _check_meaning(header: Header, what: str) -> None:
     geometry, coverage = header.geometry, header.coverage
     if geometry.bits * geometry.head_size > 2**15:
         raise _wrong(what, "has rows of more than 32768 bits", "$.geometry.head_size")
-    if header.site == "read" and header.op != "flip":
-        raise _wrong(what, f"is a map of reads with op {_show(header.op)}", "$.op", "flip")
     if header.kind == "generative" and header.generator is None:
         raise _wrong(what, "is generative and has no generator", "$.generator")
     if coverage.tokens and coverage.prompt_tokens > 2**32 - 1:

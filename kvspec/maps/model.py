@@ -18,6 +18,7 @@ from kvspec import _native
 from kvspec.models import Geometry
 from kvspec.plan import canonical_json
 from kvspec.plan.dose import SamplerParameters
+from kvspec.plan.events import read_events
 from kvspec.plan.model import SAMPLING_VERSION
 from kvspec.spec.model import Range, Selector
 
@@ -74,8 +75,8 @@ class Coverage:
 
     @property
     def steps(self) -> range:
-        """Read events: the prefill is step `prompt_tokens`, each decode forward the number of cached tokens."""
-        return range(self.prompt_tokens, max(self.tokens, self.prompt_tokens) + 1)
+        """The read events."""
+        return read_events(self.prompt_tokens, self.tokens)
 
 
 @dataclass(frozen=True, slots=True)

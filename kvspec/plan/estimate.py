@@ -11,8 +11,10 @@ from kvspec.errors import Diagnostic, KvspecError, PlanError
 from kvspec.models import Geometry, ModelInfo
 from kvspec.plan.compile import describe_selector
 from kvspec.plan.dose import Dose, SamplerParameters, dose, sampler_parameters
+from kvspec.plan.events import read_events, shown_events
 from kvspec.plan.model import Cell, Plan
-from kvspec.spec.model import Range, Selector
+from kvspec.spec.model import Fault, Range, Selector
+from kvspec.spec.ranges import canonical
 from kvspec.stats.design import smallest_drop
 
 SECONDS_PER_TOKEN_AND_WEIGHT = 2.5e-11
@@ -73,7 +75,8 @@ def shown(ranges: tuple[Range, ...] | None, length: int) -> int:
     """How many of `0 .. length - 1` a list of half-open ranges covers."""
     if ranges is None:
         return length
-    return len({i for start, stop in ranges for i in range(start, min(length, length if stop is None else stop))})
+    cut = ((start, length if stop is None else min(stop, length)) for start, stop in canonical(ranges))
+    return sum(max(0, stop - start) for start, stop in cut)
 
 
 def shown_tokens(where: Selector, prompt: int, written: int) -> int:
@@ -87,6 +90,20 @@ def shown_tokens(where: Selector, prompt: int, written: int) -> int:
             return max(0, written - prompt)
         case ranges:
             return shown(ranges, written)
+
+
+def exposures(fault: Fault, prompt: int, written: int) -> int:
+    """How often a trial exposes a token position that its selector shows.
+
+    A write exposes a token once. Every read exposes all tokens that the cache holds by then anew, so reads grow with
+    the square of the length.
+    """
+    where, total = fault.where, 0
+    if fault.site != "KV_READ":
+        total += shown_tokens(where, prompt, written)
+    if fault.site != "KV_WRITE":
+        total += sum(shown_tokens(where, prompt, step) for step in shown_events(where, read_events(prompt, written)))
+    return total
 
 
 def check_selector(cell: Cell, geometry: Geometry, prompts: list[int], max_tokens: int) -> list[Diagnostic]:
@@ -108,13 +125,24 @@ def check_selector(cell: Cell, geometry: Geometry, prompts: list[int], max_token
                         expected=f"{name} 0 to {length - 1}",
                     )
                 )
-    if not any(shown_tokens(where, p, p + max_tokens - 1) for p in prompts):
+    longest = max(prompts)
+    if cell.fault.site != "KV_WRITE" and not shown_events(where, read_events(longest, longest + max_tokens - 1)):
+        found.append(
+            Diagnostic(
+                "KVS301",
+                f"`{cell.fault.name}` selects no read of any request ({describe_selector(where)})",
+                path=f"{path}.steps",
+                expected=f"steps 0 to {max_tokens - 1}",
+                hint="0 is the prefill, i the i-th decode step; the last generated token is never read",
+            )
+        )
+    elif not any(exposures(cell.fault, p, p + max_tokens - 1) for p in prompts):
         found.append(
             Diagnostic(
                 "KVS301",
                 f"`{cell.fault.name}` selects no token of any request ({describe_selector(where)})",
                 path=f"{path}.tokens",
-                expected=f"positions below {max(prompts) + max_tokens - 1}",
+                expected=f"positions below {longest + max_tokens - 1}",
                 hint="the last generated token is never written to the cache",
             )
         )
@@ -124,12 +152,15 @@ def check_selector(cell: Cell, geometry: Geometry, prompts: list[int], max_token
 def expected_flips(
     cell: Cell, parameters: SamplerParameters, geometry: Geometry, bits: int, prompt: int, written: int
 ) -> float:
-    """Expected flips of one trial that writes `written` tokens, `prompt` of them from the prompt."""
+    """Expected flips of one trial that writes `written` tokens, `prompt` of them from the prompt.
+
+    A site counts at every read that shows it, and a stuck-at whether or not it changes the bit.
+    """
     where = cell.fault.where
     rows = shown(where.layers, geometry.layers) * shown(where.heads, geometry.kv_heads)
     rows *= len(where.cache) if geometry.planes == 2 else 1
     per_row = parameters.sampler(geometry, bits).expected_flips_per_row
-    return per_row * rows * shown_tokens(where, prompt, written)
+    return per_row * rows * exposures(cell.fault, prompt, written)
 
 
 def estimate(plan: Plan, info: ModelInfo, prompts: list[int], exact: bool) -> Estimate:

@@ -63,12 +63,12 @@ def canonical_json(value: Any) -> str:
 
 
 def experiment_id(fault: Fault) -> int:
-    """The 64-bit experiment id of a fault: what defines its draws, without name and selector.
+    """The 64-bit experiment id of a fault: what defines its draws, without name, selector and op.
 
     Leaving the name out makes renaming harmless; leaving `where` out makes a narrower selector hide flips
-    without moving the others (sampling.md, section 1).
+    without moving the others (sampling.md, section 1); leaving `op` out puts stuck-ats where the flips are (section 7).
     """
-    identity = {key: value for key, value in asdict(fault).items() if key not in ("name", "index", "where")}
+    identity = {key: value for key, value in asdict(fault).items() if key not in ("name", "index", "where", "op")}
     digest = hashlib.sha256(canonical_json(identity).encode()).digest()
     return int.from_bytes(digest[:8], "little")
 

@@ -34,11 +34,19 @@ class Record:
     tokens_written: int
     """Tokens whose K and V reached the cache: the exposure over which flips are planned."""
     flips_planned: int
-    """Bits, enumerated from the trial's key over `tokens_written`."""
+    """Sites (bits), enumerated from the trial's keys over `tokens_written`; a site of reads once per read event."""
     flips_landed: int
-    """Bits, counted in the cache words after the write."""
+    """Sites, counted in the cache words: bits that a flip inverted, bits of a stuck-at that then read as stuck."""
+    flips_changed: int = 0
+    """Bits among those landed that had another value before. Equal to them for flips, about half for stuck-ats."""
+    flips_exposed: int = 0
+    """Bits that reads changed, in every forward: above those planned where a prefill is chunked."""
+    flips_restored: int = 0
+    """Bits that were put back after the read. Equal to those exposed, or the record has an error."""
     preemptions: int = 0
     """How often the scheduler took the request's cache away."""
+    reruns: int = 0
+    """How often the trial was run before and not counted, because a preemption made it read twice."""
     nonfinite_at: int | None = None
     """Index of the first generated token whose logits were not finite; `None` if all were."""
     error: str | None = None
@@ -67,7 +75,11 @@ SCHEMA: pa.Schema = pa.schema(
         _field("tokens_written", pa.uint32()),
         _field("flips_planned", pa.uint64()),
         _field("flips_landed", pa.uint64()),
+        _field("flips_changed", pa.uint64()),
+        _field("flips_exposed", pa.uint64()),
+        _field("flips_restored", pa.uint64()),
         _field("preemptions", pa.uint32()),
+        _field("reruns", pa.uint32()),
         _field("nonfinite_at", pa.int32(), nullable=True),
         _field("error", pa.string(), nullable=True),
         _field("logprob_ids", pa.list_(pa.field("item", pa.uint32(), nullable=False)), nullable=True),

@@ -80,12 +80,14 @@ def score_batch(batch: pa.RecordBatch, golden: Golden) -> TrialScores:
     has_golden = answer >= 0
     finished = _bools(pc.is_in(batch.column("finish_reason"), pa.array(FINISHED)))
     planned, landed = _numbers(batch, "flips_planned", np.uint64), _numbers(batch, "flips_landed", np.uint64)
+    # What a read changed and did not put back stays in the cache, as no planned flip does.
+    restored = _numbers(batch, "flips_exposed", np.uint64) == _numbers(batch, "flips_restored", np.uint64)
     drift = _drift(batch, golden, answer)
     identical = drift["token_drift"] == 0
     outcome, reason, crash = classify(
         finished=finished,
         error=_bools(pc.is_valid(batch.column("error"))),
-        landed=landed == planned,
+        landed=(landed == planned) & restored,
         golden=has_golden,
         nonfinite=_bools(pc.is_valid(batch.column("nonfinite_at"))),
         identical=identical,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kvspec.stats.design import Looks  # only a design with looks needs it, and it takes a while to import
 
 SITES = ("KV_WRITE", "KV_READ", "BOTH")
+OPS = ("flip", "set0", "set1")
 FAULT_MODELS = ("random", "burst", "msb_biased", "page_local")
 MSB_POLICIES = ("BYTE_TOPBITS", "FP16_EXPONENT", "INT4_NIBBLE")
 BIT_FIELDS = ("all", "sign", "exponent", "mantissa")
@@ -167,6 +168,8 @@ class Fault:
     page_density: float = 1.0e-3
     """page_local only: flip probability per eligible bit inside a hit page."""
     where: Selector = field(default_factory=Selector)
+    op: str = "flip"
+    """What happens to a bit that is hit: flip, set0 or set1 (stuck-at). The sites are the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +217,7 @@ class Spec:
     prompts: PromptSpec
     generation: GenerationSpec
     faults: tuple[Fault, ...]
-    """One per cell, in file order. Within an entry the order is site, burst_len, msb_policy, where, rate."""
+    """One per cell, in file order. Within an entry the order is site, op, burst_len, msb_policy, where, rate."""
     controls: Controls
     trials: TrialSpec
     seed: int

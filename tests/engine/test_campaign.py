@@ -214,14 +214,6 @@ def test_prompts_that_do_not_fit_are_named(gpt2: Path, run: Run, tmp_path: Path)
     assert not out.exists()
 
 
-def test_reads_are_refused_until_they_exist(gpt2: Path, run: Run, tmp_path: Path) -> None:
-    fault = {"name": "Read", "model": "random", "site": "KV_READ", "rate": {"per_bit": 1e-5}}
-    with pytest.raises(EngineError) as caught:
-        run(spec(gpt2, faults=[fault]), out=tmp_path / "never")
-    assert caught.value.diagnostics[0].code == "KVS401"
-    assert not (tmp_path / "never").exists()
-
-
 def test_cells_stop_early_and_an_interrupted_run_stops_them_at_the_same_looks(
     gpt2: Path, run: Run, listener: Any, tmp_path: Path
 ) -> None:

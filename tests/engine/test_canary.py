@@ -25,10 +25,10 @@ def layer_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Injector._after_write
 
     def shifted(self: Any, layer: int, written: Any) -> None:
-        faults = self._faults
-        self._faults = None if faults is None else _Shifted(faults, len(self.layers))
+        faults = self._writes
+        self._writes = None if faults is None else _Shifted(faults, len(self.layers))
         original(self, layer, written)
-        self._faults = faults
+        self._writes = faults
 
     monkeypatch.setattr(Injector, "_after_write", shifted)
 
@@ -52,7 +52,9 @@ def dropped_flips(monkeypatch: pytest.MonkeyPatch) -> None:
     class Dropping:
         def __init__(self, faults: Any) -> None:
             self._faults = faults
-            self.landed = faults.landed
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._faults, name)
 
         def __len__(self) -> int:
             return len(self._faults)
@@ -60,15 +62,12 @@ def dropped_flips(monkeypatch: pytest.MonkeyPatch) -> None:
         def layer_len(self, layer: int) -> int:
             return 0 if layer == 1 else int(self._faults.layer_len(layer))
 
-        def inject(self, *args: Any, **kwargs: Any) -> None:
-            self._faults.inject(*args, **kwargs)
-
     original = injector.CpuInjector._begin_step
 
     def begin(self: Any, *args: Any) -> None:
         original(self, *args)
-        if self._faults is not None:
-            self._faults = Dropping(self._faults)
+        if self._writes is not None:
+            self._writes = Dropping(self._writes)
 
     monkeypatch.setattr(injector.CpuInjector, "_begin_step", begin)
 

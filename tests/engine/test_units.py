@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kvspec.engine.vllm.cpu import nonfinite_rows
 from kvspec.engine.vllm.step import FOREIGN, Grants, Requests, Step
 from kvspec.engine.vllm.taint import Taint
-from kvspec.engine.vllm.tally import Tally
+from kvspec.engine.vllm.tally import FLIPS, Tally
 
 BAD = [float("nan"), float("inf"), float("-inf")]
 
@@ -102,9 +102,12 @@ def test_a_request_that_starts_over_is_counted_anew() -> None:
         return Step(*(np.array([x], dtype=np.uint32) for x in (0, 1, start, count)))
 
     tally.begin(step(0, 5))
-    tally.landed[1] += 3
+    faults = SimpleNamespace(**{name: np.array([i + 1, i]) for i, name in enumerate(FLIPS)})
+    tally.add(np.array([1, 1], dtype=np.uint32), faults)  # type: ignore[arg-type]
     tally.nonfinite_at[1] = 2
     tally.begin(step(5, 1))
-    assert tally.of([1]) == {"landed": [3], "written": [6], "preemptions": [0], "nonfinite_at": [2]}
+    flips = {"landed": [1], "changed": [3], "exposed": [5], "restored": [7]}
+    assert tally.of([1]) == {**flips, "written": [6], "preemptions": [0], "nonfinite_at": [2]}
     tally.begin(step(0, 6))
-    assert tally.of([1]) == {"landed": [0], "written": [6], "preemptions": [1], "nonfinite_at": [-1]}
+    flips = {name: [0] for name in FLIPS}
+    assert tally.of([1]) == {**flips, "written": [6], "preemptions": [1], "nonfinite_at": [-1]}

@@ -243,7 +243,6 @@ def _headers() -> Iterator[tuple[str, str, bytes]]:
         ("wide-rows", "KVS507", change("geometry", "head_size", value=32768)),
         ("site", "KVS507", change("site", value="both")),
         ("op", "KVS507", change("op", value="xor")),
-        ("stuck-read", "KVS507", lambda d: d.update(site="read", op="set0")),
         ("rate-nan", "KVS507", change("generator", "rate", value="nan")),
         ("rate-2", "KVS507", change("generator", "rate", value="0x1.0000000000000p+1")),
         ("rate-overflow", "KVS507", change("generator", "rate", value="0x1.0000000000000p+9999")),

@@ -30,6 +30,9 @@ class Watch(Protocol):
     def check(self, layer: int, step: Step, written: Written, read: Read) -> None:
         """Compare the cache of one layer with what has just been written, before its faults."""
 
+    def check_read(self, layer: int, step: Step, read: Read, *, exposed: bool) -> None:
+        """Look at the cache of one layer right before attention reads it, or right after (`exposed` false)."""
+
     def result(self) -> dict[str, Any]:
         """What was seen so far."""
 
@@ -41,9 +44,13 @@ class CanaryWatch:
     entry: int
     storage_format: str
     masks: NDArray[np.uint32]
-    """`[L, 2, T, H, D]`: planned flips of each element."""
+    """`[L, 2, T, H, D]`: planned flips of each element when it is written."""
+    read_masks: dict[int, NDArray[np.uint32]] = field(default_factory=dict)
+    """The same for the reads of each step, `[L, 2, step, H, D]`; empty where reads have no faults."""
     checked: int = 0
-    """Elements compared so far."""
+    """Elements compared after writes."""
+    checked_reads: int = 0
+    """Elements compared before and after attention."""
     mismatches: int = 0
     first_mismatch: str | None = None
     _expected: dict[int, NDArray[np.uint32]] = field(default_factory=dict)
@@ -76,10 +83,32 @@ class CanaryWatch:
         if scales is not None:
             scales = scales if before is None else np.concatenate([self._scales[layer], scales], axis=1)
             self._scales[layer] = scales
+        self.checked += self._compare(layer, int(step.row[i]), expected, read, "written")
+
+    def check_read(self, layer: int, step: Step, read: Read, *, exposed: bool) -> None:
+        """Compare the same cache right before the attention of a step, or right after it (`exposed` false).
+
+        Before, it must hold the flips of the read event as well; after, exactly what was written.
+        """
+        at = np.flatnonzero(step.entry == self.entry)
+        if not self.read_masks or not len(at):
+            return
+        i = int(at[0])
+        seen = int(step.start[i] + step.count[i])
+        expected = self._expected.get(layer)
+        if expected is None or expected.shape[1] != seen:
+            return
+        if exposed:
+            # A chunk of the prefill reads the event of the whole prompt, as far as it is there.
+            event = max(seen, min(self.read_masks))
+            expected = expected ^ self.read_masks[event][layer, :, :seen]
+        when = "read" if exposed else "left by the read"
+        self.checked_reads += self._compare(layer, int(step.row[i]), expected, read, when)
+
+    def _compare(self, layer: int, row: int, expected: NDArray[np.uint32], read: Read, when: str) -> int:
         tokens = np.arange(expected.shape[1])
-        stored = self._codes(read(np.full_like(tokens, step.row[i]), tokens), scales)
+        stored = self._codes(read(np.full_like(tokens, row), tokens), self._scales.get(layer))
         wrong = stored != expected
-        self.checked += wrong.size
         if wrong.any():
             self.mismatches += int(wrong.sum())
             if self.first_mismatch is None:
@@ -87,8 +116,9 @@ class CanaryWatch:
                 kv, token, head, dim = where
                 self.first_mismatch = (
                     f"layer {layer}, {'KV'[kv]}, head {head}, token {token}, element {dim}: "
-                    f"stored code {stored[where]:#x}, expected {expected[where]:#x}"
+                    f"code {stored[where]:#x} {when}, expected {expected[where]:#x}"
                 )
+        return int(wrong.size)
 
     def _codes(self, values: torch.Tensor, scales: NDArray[np.float32] | None) -> NDArray[np.uint32]:
         """Values `[..., D]` as codes of the storage format. A value that the format cannot hold is a mismatch: it
@@ -103,4 +133,9 @@ class CanaryWatch:
 
     def result(self) -> dict[str, Any]:
         """Counts for the campaign and the fingerprint."""
-        return {"checked": self.checked, "mismatches": self.mismatches, "first_mismatch": self.first_mismatch}
+        return {
+            "checked": self.checked,
+            "checked_reads": self.checked_reads,
+            "mismatches": self.mismatches,
+            "first_mismatch": self.first_mismatch,
+        }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from kvspec import _native
 from kvspec.engine.events import EventData
 from kvspec.engine.table import TableData
 from kvspec.engine.vllm.canary import Watch
-from kvspec.engine.vllm.layers import AttentionLayer, Unwrapped, geometry
+from kvspec.engine.vllm.layers import AttentionLayer, Unwrapped, geometry, wrap_read
 from kvspec.engine.vllm.layout import Layout, probe, words_of
 from kvspec.engine.vllm.runner import RunnerV1
 from kvspec.engine.vllm.step import Requests, Step
@@ -52,13 +53,15 @@ class CpuInjector:
         self._cache: Cache | None = None
         self.canary: Watch | None = None
         self._step: Step | None = None
-        self._faults: _native.StepFaults | None = None
+        self._writes: _native.StepFaults | None = None
+        self._reads: _native.StepFaults | None = None
         self._armed: Step | None = None
         self._blocks: NDArray[np.int32] | None = None
         self.scrubbed_blocks = 0
         runner.hook(self._begin_step, self._end_step, self._observe_logits)
         for attention in layers:
             wrap_attention(attention, storage_format, self._after_write)
+            wrap_read(attention, self._before_read, self._after_read)
 
     def bind(self) -> None:
         """Find the layout of the cache, which has just been allocated."""
@@ -128,32 +131,52 @@ class CpuInjector:
         self._step = step
         armed = self._data.armed[step.entry]
         self._armed = Step(*(np.ascontiguousarray(c[armed]) for c in (step.row, step.entry, step.start, step.count)))
-        self._faults = self._table.write_step(
-            entry=self._armed.entry, row=self._armed.row, start=self._armed.start, count=self._armed.count
-        )
-        if len(self._faults) or self.canary is not None:
+        rows = {
+            "entry": self._armed.entry,
+            "row": self._armed.row,
+            "start": self._armed.start,
+            "count": self._armed.count,
+        }
+        self._writes = self._table.write_step(**rows)
+        # Listed faults are those of writes.
+        self._reads = self._table.read_step(**rows) if isinstance(self._table, _native.TrialTable) else None
+        if len(self._writes) or self._reads or self.canary is not None:
             self._blocks = self.runner.block_table(len(order))
 
     def _after_write(self, layer: int, written: Written) -> None:
         if self._cache is not None and written.scales is not None:
             _store_scales(self._cache.scales[layer], written.scales, written.slots.numpy())
-        if self._faults is None:
+        self._inject(self._writes, layer)
+        if self.canary is not None and self._step is not None:
+            self.canary.check(layer, self._step, written, partial(self._stored, layer))
+
+    def _before_read(self, layer: int) -> None:
+        self._inject(self._reads, layer)
+        self._check_read(layer, exposed=True)
+
+    def _after_read(self, layer: int) -> None:
+        if self._reads is not None and self._reads.layer_len(layer):
+            self._reads.restore(self.cache.words[layer], format=self._format)
+        self._check_read(layer, exposed=False)
+
+    def _inject(self, faults: _native.StepFaults | None, layer: int) -> None:
+        if faults is None or not faults.layer_len(layer):
             return
-        if self._faults.layer_len(layer):
-            assert self._blocks is not None
-            layout = self.cache.layouts[layer]
-            self._faults.inject(
-                layer,
-                self.cache.words[layer],
-                block_table=self._blocks,
-                offsets=layout.offsets,
-                block_stride=layout.block_stride,
-                format=self._format,
-                scales=self.cache.scales[layer].view(np.uint32) if self.cache.scales else None,
-            )
-        if self.canary is not None:
-            assert self._step is not None
-            self.canary.check(layer, self._step, written, lambda rows, tokens: self._stored(layer, rows, tokens))
+        assert self._blocks is not None
+        layout = self.cache.layouts[layer]
+        faults.inject(
+            layer,
+            self.cache.words[layer],
+            block_table=self._blocks,
+            offsets=layout.offsets,
+            block_stride=layout.block_stride,
+            format=self._format,
+            scales=self.cache.scales[layer].view(np.uint32) if self.cache.scales else None,
+        )
+
+    def _check_read(self, layer: int, *, exposed: bool) -> None:
+        if self.canary is not None and self._step is not None:
+            self.canary.check_read(layer, self._step, partial(self._stored, layer), exposed=exposed)
 
     def _stored(self, layer: int, rows: NDArray[Any], tokens: NDArray[Any]) -> torch.Tensor:
         """Positions of rows as they lie in the cache, `[2, n, H, D]`: plain indexing, for what watches."""
@@ -177,9 +200,10 @@ class CpuInjector:
         self.tally.nonfinite_at[entry[first]] = token[first]
 
     def _end_step(self) -> None:
-        if self._faults is not None and self._armed is not None and len(self._armed.entry):
-            np.add.at(self.tally.landed, self._armed.entry, self._faults.landed)
-        self._step = self._faults = self._armed = self._blocks = None
+        for faults in (self._writes, self._reads):
+            if faults is not None and self._armed is not None:
+                self.tally.add(self._armed.entry, faults)
+        self._step = self._writes = self._reads = self._armed = self._blocks = None
 
 
 def _store_scales(store: NDArray[np.float32], scales: NDArray[np.float32], slots: NDArray[np.int64]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,3 +93,18 @@ def geometry(layers: list[AttentionLayer]) -> Geometry:
         )
     ((heads, dim),) = shapes
     return Geometry(len(layers), heads, dim)
+
+
+def wrap_read(attention: AttentionLayer, before: Callable[[int], None], after: Callable[[int], None]) -> None:
+    """Call `before` and `after` with the layer around each attention, which is what reads the cache; `after` always."""
+    impl = attention.layer.impl
+    attend = impl.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        before(attention.index)
+        try:
+            return attend(*args, **kwargs)
+        finally:
+            after(attention.index)
+
+    impl.forward = forward

@@ -80,6 +80,9 @@ class ReadBack:
             found = [entry[n], life, layers, kv, head, position[n], elem, before[at], after[at], *values]
             self._changes.append(np.stack([np.asarray(c, dtype=np.int64) for c in found]))
 
+    def check_read(self, layer: int, step: Step, read: Read, *, exposed: bool) -> None:
+        """Listed faults are those of writes: reads have none to look for."""
+
     def _apply(self, layer: int, entry: Any, position: Any, before: Any, after: Any, expected: Any) -> None:
         """Do to `expected` what is listed, and count the listed bits that `after` has as they must be."""
         if layer not in self._layers:

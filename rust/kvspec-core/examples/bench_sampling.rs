@@ -151,6 +151,7 @@ fn step(shape: &Shape, sampler: Sampler) -> Result<(Duration, Duration, Duration
         write_key: (0..ROWS).map(|i| [i, 77]).collect(),
         request: (0..ROWS).collect(),
         prompt_len: vec![10; entries],
+        ..Trials::default()
     };
     let table = TrialTable::new(
         shape.layers,

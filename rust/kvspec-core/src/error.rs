@@ -53,6 +53,8 @@ pub enum Error {
     Address { address: u64, words: usize },
     /// A block table names a negative block, or an offset table holds a negative offset.
     Negative { name: &'static str, value: i64 },
+    /// Faults of reads are still in the cache of a layer.
+    NotRestored { layer: u32 },
     /// Samplers of one table, or a sampler and the cache, disagree about the width of a storage word.
     Width { bits: u32, expected: u32 },
     /// A word that is not one of the allowed ones.
@@ -118,6 +120,7 @@ impl fmt::Display for Error {
                 write!(f, "address {address} is outside a cache of {words} words")
             }
             Self::Negative { name, value } => write!(f, "{name} {value} is below 0"),
+            Self::NotRestored { layer } => write!(f, "layer {layer} is injected and not restored"),
             Self::Width { bits, expected } => write!(
                 f,
                 "a sampler for {bits} bits per element does not fit elements of {expected} bits"

@@ -173,6 +173,7 @@ impl EventTable {
             Some(self.bits),
             vec![faults],
             expected,
+            None,
         ))
     }
 }

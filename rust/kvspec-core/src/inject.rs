@@ -43,19 +43,21 @@ impl RowFaults {
     }
 }
 
+/// Whose faults are pushed: index into the columns of the step, row of the block table, op.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Owner {
+    pub(crate) index: u32,
+    pub(crate) row: u32,
+    pub(crate) op: Op,
+}
+
 impl LayerFaults {
     /// Appends the hits of one token, ascending by row.
-    pub(crate) fn push(
-        &mut self,
-        index: u32,
-        row: u32,
-        token: u32,
-        geometry: &Geometry,
-        hits: &[Hit],
-    ) {
+    pub(crate) fn push(&mut self, owner: Owner, token: u32, geometry: &Geometry, hits: &[Hit]) {
+        let Owner { index, row, op } = owner;
         for hits in hits.chunk_by(|a, b| a.row == b.row) {
             let (kv, head) = geometry.plane_head(hits[0].row);
-            let place = RowFaults::new(index, row, token, kv, head, Op::Flip);
+            let place = RowFaults::new(index, row, token, kv, head, op);
             self.push_row(place, hits.iter().map(|hit| (hit.elem, hit.mask)));
         }
     }
@@ -209,16 +211,36 @@ fn index_below(name: &'static str, value: u64, limit: usize) -> Result<(), Error
     Ok(())
 }
 
-/// The flips of one step, grouped by layer and merged into one mask per element, with a count of those that
-/// landed.
+/// The faults of one step, grouped by layer and merged into one mask per element, with counts of what they did.
+///
+/// All counts are of bits, by index into the step's columns, summed over the layers injected so far.
 #[derive(Clone, Debug)]
 pub struct StepFaults {
     layers: u32,
     bits: Option<u32>,
     /// Shares of the step's rows in order; in each, the faults of every layer.
     parts: Vec<Vec<LayerFaults>>,
+    /// Of reads: for each row, the tokens below this were shown by an earlier forward of the same event.
+    first_shown: Option<Vec<u32>>,
     landed: Vec<u64>,
+    changed: Vec<u64>,
+    exposed: Vec<u64>,
+    restored: Vec<u64>,
     addresses: Vec<usize>,
+    /// What a transient injection has overwritten, in order.
+    saved: Vec<Saved>,
+    /// Layer that is injected and not restored.
+    open: Option<u32>,
+}
+
+/// A word before a fault.
+#[derive(Clone, Copy, Debug)]
+struct Saved {
+    /// Index into the columns of the step.
+    index: u32,
+    word: u32,
+    scale: u32,
+    address: usize,
 }
 
 /// Merged faults of one layer as columns of equal length; a row is one element.
@@ -239,18 +261,27 @@ pub struct StepColumns {
 }
 
 impl StepFaults {
+    /// Faults of writes, which stay, or of reads, which are restored: those come with `first_shown`.
     pub(crate) fn new(
         layers: u32,
         bits: Option<u32>,
         parts: Vec<Vec<LayerFaults>>,
         entries: usize,
+        first_shown: Option<Vec<u32>>,
     ) -> Self {
+        let zeros = || vec![0; entries];
         Self {
             layers,
             bits,
             parts,
-            landed: vec![0; entries],
+            first_shown,
+            landed: zeros(),
+            changed: zeros(),
+            exposed: zeros(),
+            restored: zeros(),
             addresses: Vec::new(),
+            saved: Vec::new(),
+            open: None,
         }
     }
 
@@ -296,22 +327,43 @@ impl StepFaults {
         Ok(columns)
     }
 
-    /// Flips that landed so far, by index into the step's columns: bits in which the stored code differed
-    /// before and after the write, summed over the layers injected.
+    /// Sites in their faulty state after injection: bits that a flip inverted, bits of a stuck-at that read as
+    /// stuck, and any bit beside the sites that changed, which makes the count wrong.
+    ///
+    /// A site of a read event counts once, in the first forward that shows it.
     #[must_use]
     pub fn landed(&self) -> &[u64] {
         &self.landed
     }
 
+    /// Bits that differ before and after, counted like [`Self::landed`]; less than those only for stuck-ats.
+    #[must_use]
+    pub fn changed(&self) -> &[u64] {
+        &self.changed
+    }
+
+    /// Bits that reads changed, in every forward. Writes expose nothing.
+    #[must_use]
+    pub fn exposed(&self) -> &[u64] {
+        &self.exposed
+    }
+
+    /// Bits that [`Self::restore`] changed back.
+    #[must_use]
+    pub fn restored(&self) -> &[u64] {
+        &self.restored
+    }
+
     /// Injects the faults of one layer into its cache, float32 words that hold values of `format`.
     ///
-    /// Each word is encoded, its code changed, decoded, written and read back; what changed in between counts
-    /// as landed.
+    /// Each word is encoded, its code changed, decoded, written and read back. Faults of reads must be taken back
+    /// by [`Self::restore`] before the next layer.
     ///
     /// # Errors
     /// [`Error::Index`], [`Error::Length`], [`Error::Negative`] or [`Error::Layout`] if the tables do not cover
     /// a fault, [`Error::Address`] if one lies outside `words`, [`Error::Width`] if the format differs from the
-    /// samplers', [`Error::NoScales`] if it needs scales. Everything is checked before the first write.
+    /// samplers', [`Error::NoScales`] if it needs scales, [`Error::NotRestored`]. Everything is checked before the
+    /// first write.
     pub fn inject(
         &mut self,
         layer: u32,
@@ -319,6 +371,9 @@ impl StepFaults {
         tables: &CacheTables<'_>,
         format: Format,
     ) -> Result<(), Error> {
+        if let Some(layer) = self.open {
+            return Err(Error::NotRestored { layer });
+        }
         if self.layer_len(layer)? == 0 {
             return Ok(());
         }
@@ -333,23 +388,57 @@ impl StepFaults {
             let format = format.name();
             return Err(Error::NoScales { format });
         }
-        let mut addresses = std::mem::take(&mut self.addresses);
-        addresses.clear();
-        for (row, elems, _) in self.layer(layer)?.flat_map(LayerFaults::iter) {
-            tables.resolve(row, elems, words.len(), &mut addresses)?;
-            tables.scale(row)?;
-        }
-        let mut rest = &addresses[..];
-        for faults in self.parts.iter().map(|part| &part[layer as usize]) {
-            for (row, _, masks) in faults.iter() {
-                let (here, after) = rest.split_at(masks.len());
-                rest = after;
-                let scale = tables.scale(row)?;
-                self.landed[row.index as usize] +=
-                    change(words, here, masks, row.op, format, scale);
+        self.addresses.clear();
+        for part in &self.parts {
+            for (row, elems, _) in part[layer as usize].iter() {
+                tables.resolve(row, elems, words.len(), &mut self.addresses)?;
+                tables.scale(row)?;
             }
         }
-        self.addresses = addresses;
+        let mut rest = &self.addresses[..];
+        for (row, _, masks) in self.parts.iter().flat_map(|p| p[layer as usize].iter()) {
+            let (here, after) = rest.split_at(masks.len());
+            rest = after;
+            let (index, scale) = (row.index as usize, tables.scale(row)?);
+            if self.first_shown.is_some() {
+                self.saved.extend(here.iter().map(|&address| Saved {
+                    index: row.index,
+                    word: words[address],
+                    scale,
+                    address,
+                }));
+            }
+            let done = apply(words, here, masks, row.op, format, scale);
+            if let Some(first_shown) = &self.first_shown {
+                self.exposed[index] += done.changed;
+                if row.token < first_shown[index] {
+                    continue;
+                }
+            }
+            self.landed[index] += done.landed;
+            self.changed[index] += done.changed;
+        }
+        self.open = self.first_shown.is_some().then_some(layer);
+        Ok(())
+    }
+
+    /// Puts back what the last injection of reads found, word for word. Without one it does nothing.
+    ///
+    /// # Errors
+    /// [`Error::Address`] if `words` is shorter than the cache that was injected. Nothing is written then.
+    pub fn restore(&mut self, words: &mut [u32], format: Format) -> Result<(), Error> {
+        if let Some(beyond) = self.saved.iter().find(|saved| saved.address >= words.len()) {
+            let (address, words) = (beyond.address as u64, words.len());
+            return Err(Error::Address { address, words });
+        }
+        // Backwards, so that of two faults in one word the first has the last say.
+        for saved in self.saved.drain(..).rev() {
+            let faulty = format.encode(words[saved.address], saved.scale);
+            words[saved.address] = saved.word;
+            let back = faulty ^ format.encode(words[saved.address], saved.scale);
+            self.restored[saved.index as usize] += u64::from(back.count_ones());
+        }
+        self.open = None;
         Ok(())
     }
 
@@ -359,28 +448,37 @@ impl StepFaults {
     }
 }
 
-/// Applies `op` to the masks in the codes of the words at `addresses`. Returns the number of bits that landed: those
-/// read back as the op wants them, and, so that a stray change is seen, every other bit that changed.
-fn change(
+/// What an injection did, in bits.
+#[derive(Clone, Copy, Debug, Default)]
+struct Applied {
+    landed: u64,
+    changed: u64,
+}
+
+/// Applies `op` to the masks in the codes of the words at `addresses`. Landed are bits that read back as the op
+/// wants them and, so that a stray change is seen, every other bit that changed.
+fn apply(
     words: &mut [u32],
     addresses: &[usize],
     masks: &[u32],
     op: Op,
     format: Format,
     scale: u32,
-) -> u64 {
-    let mut landed = 0;
+) -> Applied {
+    let mut done = Applied::default();
     for (&address, &mask) in addresses.iter().zip(masks) {
         let before = format.encode(words[address], scale);
         words[address] = format.decode(op.apply(before, mask), scale);
         let after = format.encode(words[address], scale);
-        let right = match op {
-            Op::Flip => before ^ after,
+        let changed = before ^ after;
+        let hit = match op {
+            Op::Flip => changed,
             Op::Set0 => !after,
             Op::Set1 => after,
         };
-        let stray = (before ^ after) & !mask;
-        landed += u64::from((right & mask | stray).count_ones());
+        let landed = hit & mask | changed & !mask;
+        done.landed += u64::from(landed.count_ones());
+        done.changed += u64::from(changed.count_ones());
     }
-    landed
+    done
 }

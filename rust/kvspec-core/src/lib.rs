@@ -41,5 +41,5 @@ pub use philox::{Block, Key, LANES, Lanes, derive_keys, philox, philox_lanes, re
 pub use scatter::scatter;
 pub use select::{Indices, Phase, Selector};
 pub use sites::{SiteBounds, SiteCheck, SiteError, Sites};
-pub use step::{StepRows, TrialTable, Trials};
+pub use step::{Site, StepRows, TrialTable, Trials};
 pub use thresholds::thresholds;

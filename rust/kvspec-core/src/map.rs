@@ -164,6 +164,23 @@ impl Op {
             Self::Set1 => word | mask,
         }
     }
+
+    /// The op of that name.
+    ///
+    /// # Errors
+    /// [`Error::Word`] for any other name.
+    pub fn parse(name: &str) -> Result<Self, Error> {
+        match name {
+            "flip" => Ok(Self::Flip),
+            "set0" => Ok(Self::Set0),
+            "set1" => Ok(Self::Set1),
+            _ => Err(Error::Word {
+                name: "op",
+                value: name.to_owned(),
+                allowed: &["flip", "set0", "set1"],
+            }),
+        }
+    }
 }
 
 /// Where a cache holds (request, layer, kv, head, token, elem).

@@ -114,6 +114,8 @@ pub struct Selector {
     pub phase: Phase,
     /// Token positions shown.
     pub tokens: Indices,
+    /// Read events shown: 0 is the prefill, i the i-th decode forward. Writes are not events.
+    pub steps: Indices,
 }
 
 impl Default for Selector {
@@ -124,6 +126,7 @@ impl Default for Selector {
             planes: [true; 2],
             phase: Phase::All,
             tokens: Indices::all(),
+            steps: Indices::all(),
         }
     }
 }

@@ -1,6 +1,6 @@
-//! What one step of the engine writes: the flips of all its rows and layers.
+//! What one step of the engine writes and reads: the flips of all its rows and layers.
 //!
-//! All trials of a campaign run in one batch. A [`TrialTable`] knows the sampler, selector and key of each
+//! All trials of a campaign run in one batch. A [`TrialTable`] knows the sampler, selector and keys of each
 //! fault entry of each trial; a step names the entries that are in the batch and the tokens they write.
 
 use std::collections::HashMap;
@@ -13,8 +13,9 @@ use std::thread;
 use crate::enumerate::{MAX_LAYERS, MAX_TOKENS, check_flips};
 use crate::error::Error;
 use crate::fault::{Level, Sampler};
-use crate::inject::{LayerFaults, StepFaults};
-use crate::philox::{Key, LANES};
+use crate::inject::{LayerFaults, Owner, StepFaults};
+use crate::map::Op;
+use crate::philox::{Key, LANES, read_key};
 use crate::sample::{Place, Scratch};
 use crate::select::{Rows, Selector, check_range};
 
@@ -24,6 +25,36 @@ const PARALLEL_NS: f64 = 300_000.0;
 /// Asking the system reads files, which is too slow for every step.
 static THREADS: LazyLock<NonZeroUsize> =
     LazyLock::new(|| thread::available_parallelism().unwrap_or(NonZeroUsize::MIN));
+
+/// Where the faults of an entry are injected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Site {
+    /// When a token is written, to stay.
+    Write,
+    /// Anew at every read event, undone after it.
+    Read,
+    /// Both, as two independent streams.
+    Both,
+}
+
+impl Site {
+    /// The site of that name.
+    ///
+    /// # Errors
+    /// [`Error::Word`] for any other name.
+    pub fn parse(name: &str) -> Result<Self, Error> {
+        match name {
+            "KV_WRITE" => Ok(Self::Write),
+            "KV_READ" => Ok(Self::Read),
+            "BOTH" => Ok(Self::Both),
+            _ => Err(Error::Word {
+                name: "site",
+                value: name.to_owned(),
+                allowed: &["KV_WRITE", "KV_READ", "BOTH"],
+            }),
+        }
+    }
+}
 
 /// Fault entries of trials, as columns of equal length; index = entry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,8 +67,14 @@ pub struct Trials {
     pub write_key: Vec<Key>,
     /// Index of the request in the plan.
     pub request: Vec<u32>,
-    /// Tokens of the prompt, where a selector asks for a phase.
+    /// Tokens of the prompt: where a selector asks for a phase, and where the first read event ends.
     pub prompt_len: Vec<u32>,
+    /// Site of each sampler; empty if all are [`Site::Write`].
+    pub site: Vec<Site>,
+    /// Op of each sampler; empty if all are [`Op::Flip`].
+    pub op: Vec<Op>,
+    /// Read master; empty if no site reads.
+    pub read_master: Vec<Key>,
 }
 
 /// What a step writes, as columns of equal length: tokens `start .. start + count` of an entry, whose request
@@ -70,7 +107,10 @@ struct Entry {
     sampler: usize,
     selector: usize,
     rows: usize,
-    key: Key,
+    site: Site,
+    op: Op,
+    write_key: Key,
+    read_master: Key,
     request: u32,
     prompt_len: u32,
 }
@@ -82,10 +122,15 @@ struct Span<'a> {
     index: u32,
     row: u32,
     entry: &'a Entry,
+    /// Of the write, or of the read event.
+    key: Key,
     tokens: Range<u64>,
     /// Estimated work per token in nanoseconds.
     cost: f64,
 }
+
+/// Index of a row in the step's columns, its entry, and the tokens it writes.
+type StepRow<'a> = (usize, &'a Entry, Range<u64>);
 
 impl TrialTable {
     /// A table for a model of `layers` layers of one geometry.
@@ -105,6 +150,16 @@ impl TrialTable {
         check_length("write_key", trials.write_key.len(), expected)?;
         check_length("request", trials.request.len(), expected)?;
         check_length("prompt_len", trials.prompt_len.len(), expected)?;
+        let sites = &trials.site;
+        if !sites.is_empty() {
+            check_length("site", sites.len(), samplers.len())?;
+        }
+        if !trials.op.is_empty() {
+            check_length("op", trials.op.len(), samplers.len())?;
+        }
+        if sites.iter().any(|&site| site != Site::Write) {
+            check_length("read_master", trials.read_master.len(), expected)?;
+        }
         for pair in samplers.windows(2) {
             let [expected, bits] = [&pair[0], &pair[1]].map(|sampler| sampler.geometry().bits);
             if bits != expected {
@@ -128,7 +183,10 @@ impl TrialTable {
                 sampler,
                 selector,
                 rows: shown,
-                key: trials.write_key[i],
+                site: sites.get(sampler).copied().unwrap_or(Site::Write),
+                op: trials.op.get(sampler).copied().unwrap_or(Op::Flip),
+                write_key: trials.write_key[i],
+                read_master: trials.read_master.get(i).copied().unwrap_or_default(),
                 request: trials.request[i],
                 prompt_len: trials.prompt_len[i],
             });
@@ -154,20 +212,15 @@ impl TrialTable {
         self.entries.is_empty()
     }
 
-    /// Samples a step, on all cores if that is worth it.
+    /// Samples what a step writes, on all cores if that is worth it.
     ///
     /// # Errors
     /// [`Error::Length`] for columns of unequal length, [`Error::Index`] for an entry that is not there,
     /// [`Error::Range`] for tokens beyond 2^32, [`Error::TooManyFlips`] if they would not fit into memory.
     pub fn write_step(&self, step: &StepRows<'_>) -> Result<StepFaults, Error> {
-        let spans = self.spans(step)?;
-        let work: f64 = spans.iter().map(Span::work).sum();
-        let threads = if work < PARALLEL_NS {
-            NonZeroUsize::MIN
-        } else {
-            *THREADS
-        };
-        Ok(self.sample(step, spans, threads))
+        let spans = self.write_spans(step)?;
+        let threads = threads_for(&spans);
+        Ok(self.sample(step, spans, threads, None))
     }
 
     /// [`Self::write_step`] on that many threads; the result does not depend on their number.
@@ -179,43 +232,104 @@ impl TrialTable {
         step: &StepRows<'_>,
         threads: NonZeroUsize,
     ) -> Result<StepFaults, Error> {
-        let spans = self.spans(step)?;
-        Ok(self.sample(step, spans, threads))
+        let spans = self.write_spans(step)?;
+        Ok(self.sample(step, spans, threads, None))
     }
 
-    /// Checks a step and resolves it into the spans that can hold a flip.
-    fn spans(&self, step: &StepRows<'_>) -> Result<Vec<Span<'_>>, Error> {
+    /// Samples what the attention of a step reads: of each row the event `max(seq_len, prompt_len)`, with
+    /// `seq_len = start + count`, over the tokens `0 .. seq_len`.
+    ///
+    /// A row whose tokens belong to several events (more than one token, not all of the prompt) cannot be served
+    /// and gets no fault, so its trial lands less than was planned. Only the recompute of a preempted request has
+    /// such rows.
+    ///
+    /// A chunked prefill shows the same event again in each chunk. Its faults are in every forward, but each
+    /// counts as landed only in the first one that shows it: that of the chunk which writes its token.
+    ///
+    /// # Errors
+    /// As [`Self::write_step`], with [`Error::Range`] also for an event beyond 2^32.
+    pub fn read_step(&self, step: &StepRows<'_>) -> Result<StepFaults, Error> {
+        let mut spans = Vec::with_capacity(step.entry.len());
+        let mut first_shown = vec![0; step.entry.len()];
+        let mut flips = 0.0;
+        for (i, entry, tokens) in self.rows_of(step)? {
+            if entry.site == Site::Write {
+                continue;
+            }
+            let Some(event) = ReadEvent::of(&tokens, entry.prompt_len)? else {
+                continue;
+            };
+            let selector = &self.selectors[entry.selector];
+            if !selector.steps.contains(event.number.into()) {
+                continue;
+            }
+            first_shown[i] = event.first_shown;
+            let key = read_key(entry.read_master, entry.request, event.step);
+            flips += self.push_spans(&mut spans, step, i, entry, key, 0..tokens.end);
+        }
+        check_flips(flips)?;
+        let threads = threads_for(&spans);
+        Ok(self.sample(step, spans, threads, Some(first_shown)))
+    }
+
+    /// Checks a step; each row with its index, its entry and the tokens it writes.
+    fn rows_of(&self, step: &StepRows<'_>) -> Result<Vec<StepRow<'_>>, Error> {
         let expected = step.entry.len();
         check_length("row", step.row.len(), expected)?;
         check_length("start", step.start.len(), expected)?;
         check_length("count", step.count.len(), expected)?;
-        let mut spans = Vec::with_capacity(expected);
-        let mut flips = 0.0;
-        for (i, &entry) in step.entry.iter().enumerate() {
+        let row = |(i, &entry): (usize, &u32)| {
             check_index("entry", entry.into(), self.entries.len() as u64)?;
             let start = u64::from(step.start[i]);
             let tokens = start..start + u64::from(step.count[i]);
             check_range("tokens", &tokens, MAX_TOKENS)?;
-            let entry = &self.entries[entry as usize];
-            let (sampler, rows) = (&self.samplers[entry.sampler], &self.rows[entry.rows]);
-            if sampler.never_hits() || rows.is_empty() {
-                continue;
-            }
-            let selector = &self.selectors[entry.selector];
-            for tokens in selector.token_spans(tokens, entry.prompt_len) {
-                let cells = (tokens.end - tokens.start) as f64 * f64::from(self.layers);
-                flips += cells * rows.len() as f64 * sampler.expected_flips_per_row();
-                spans.push(Span {
-                    index: i as u32,
-                    row: step.row[i],
-                    entry,
-                    tokens,
-                    cost: f64::from(self.layers) * cell_cost(sampler, rows),
-                });
+            Ok((i, &self.entries[entry as usize], tokens))
+        };
+        step.entry.iter().enumerate().map(row).collect()
+    }
+
+    /// The spans of a step's writes that can hold a flip.
+    fn write_spans(&self, step: &StepRows<'_>) -> Result<Vec<Span<'_>>, Error> {
+        let mut spans = Vec::with_capacity(step.entry.len());
+        let mut flips = 0.0;
+        for (i, entry, tokens) in self.rows_of(step)? {
+            if entry.site != Site::Read {
+                flips += self.push_spans(&mut spans, step, i, entry, entry.write_key, tokens);
             }
         }
         check_flips(flips)?;
         Ok(spans)
+    }
+
+    /// Appends the shown spans among `tokens` of row `i`; returns their expected flips.
+    fn push_spans<'a>(
+        &'a self,
+        spans: &mut Vec<Span<'a>>,
+        step: &StepRows<'_>,
+        i: usize,
+        entry: &'a Entry,
+        key: Key,
+        tokens: Range<u64>,
+    ) -> f64 {
+        let (sampler, rows) = (&self.samplers[entry.sampler], &self.rows[entry.rows]);
+        if sampler.never_hits() || rows.is_empty() {
+            return 0.0;
+        }
+        let selector = &self.selectors[entry.selector];
+        let mut flips = 0.0;
+        for tokens in selector.token_spans(tokens, entry.prompt_len) {
+            let cells = (tokens.end - tokens.start) as f64 * f64::from(self.layers);
+            flips += cells * rows.len() as f64 * sampler.expected_flips_per_row();
+            spans.push(Span {
+                index: i as u32,
+                row: step.row[i],
+                entry,
+                key,
+                tokens,
+                cost: f64::from(self.layers) * cell_cost(sampler, rows),
+            });
+        }
+        flips
     }
 
     fn sample(
@@ -223,6 +337,7 @@ impl TrialTable {
         step: &StepRows<'_>,
         spans: Vec<Span<'_>>,
         threads: NonZeroUsize,
+        first_shown: Option<Vec<u32>>,
     ) -> StepFaults {
         let shares = share(spans, threads.get());
         let parts = thread::scope(|scope| {
@@ -241,7 +356,7 @@ impl TrialTable {
             parts
         });
         let bits = self.samplers.first().map(|sampler| sampler.geometry().bits);
-        StepFaults::new(self.layers, bits, parts, step.entry.len())
+        StepFaults::new(self.layers, bits, parts, step.entry.len(), first_shown)
     }
 
     /// The faults of each layer, in order of span, token, row and element.
@@ -254,9 +369,14 @@ impl TrialTable {
             let rows = &self.rows[entry.rows];
             let layers = self.selectors[entry.selector].layer_spans(0..self.layers);
             let place = |layer| Place {
-                key: entry.key,
+                key: span.key,
                 request: entry.request,
                 layer,
+            };
+            let owner = Owner {
+                index: span.index,
+                row: span.row,
+                op: entry.op,
             };
             // Fill the lanes of the generator with tokens if there are many, otherwise with layers.
             let few_tokens = span.tokens.end - span.tokens.start < LANES as u64 / 2;
@@ -272,8 +392,7 @@ impl TrialTable {
                             rows,
                             &mut scratch,
                             |layer, hits| {
-                                faults[layer as usize]
-                                    .push(span.index, span.row, token, geometry, hits);
+                                faults[layer as usize].push(owner, token, geometry, hits);
                             },
                         );
                     }
@@ -287,7 +406,7 @@ impl TrialTable {
                         rows,
                         &mut scratch,
                         |token, hits| {
-                            faults.push(span.index, span.row, token, geometry, hits);
+                            faults.push(owner, token, geometry, hits);
                         },
                     );
                 }
@@ -300,6 +419,53 @@ impl TrialTable {
 impl Span<'_> {
     fn work(&self) -> f64 {
         (self.tokens.end - self.tokens.start) as f64 * self.cost
+    }
+}
+
+/// The read event that a forward belongs to (sampling.md, section 7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ReadEvent {
+    /// Step of the event, which is in its key.
+    pub(crate) step: u32,
+    /// 0 for the prefill, i for the i-th decode forward.
+    pub(crate) number: u32,
+    /// Tokens below this were shown by an earlier forward of the event.
+    pub(crate) first_shown: u32,
+}
+
+impl ReadEvent {
+    /// The event of a forward that writes `tokens`; `None` if it writes nothing or has queries of several events.
+    ///
+    /// # Errors
+    /// [`Error::Range`] for a step beyond 32 bits.
+    pub(crate) fn of(tokens: &Range<u64>, prompt_len: u32) -> Result<Option<Self>, Error> {
+        let prompt = u64::from(prompt_len);
+        let prefill = tokens.end <= prompt;
+        if tokens.is_empty() || !prefill && tokens.end - tokens.start > 1 {
+            return Ok(None);
+        }
+        let step = tokens.end.max(prompt);
+        let step = u32::try_from(step).map_err(|_| Error::Range {
+            name: "step",
+            start: step,
+            end: step + 1,
+            limit: MAX_TOKENS,
+        })?;
+        Ok(Some(Self {
+            step,
+            number: step - prompt_len,
+            first_shown: if prefill { tokens.start as u32 } else { 0 },
+        }))
+    }
+}
+
+/// Threads that are worth their start.
+fn threads_for(spans: &[Span<'_>]) -> NonZeroUsize {
+    let work: f64 = spans.iter().map(Span::work).sum();
+    if work < PARALLEL_NS {
+        NonZeroUsize::MIN
+    } else {
+        *THREADS
     }
 }
 

@@ -78,6 +78,7 @@ proptest! {
             write_key: keys.to_vec(),
             request: vec![7, 8],
             prompt_len: vec![5, 5],
+            ..Trials::default()
         };
         let drawn = TrialTable::new(LAYERS, vec![sampler.clone()], vec![Selector::default()], &trials).expect("legal");
         let mut all = flips(&sampler, keys[0], 7);

@@ -207,6 +207,7 @@ fn inject_counts_what_landed() {
         write_key: vec![[1, 2], [3, 4]],
         request: vec![0, 0],
         prompt_len: vec![1, 1],
+        ..Trials::default()
     };
     let table =
         TrialTable::new(2, samplers.to_vec(), vec![Selector::default()], &trials).expect("legal");

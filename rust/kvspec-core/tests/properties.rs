@@ -71,6 +71,7 @@ fn selector() -> impl Strategy<Value = Selector> {
             planes,
             phase,
             tokens,
+            steps: Indices::all(),
         })
 }
 
@@ -169,7 +170,7 @@ proptest! {
     ) {
         let map = sampler.enumerate(key, &grid(0..TOKENS), &selector).unwrap_or_default();
         let trials = Trials {
-            sampler: vec![0], selector: vec![0], write_key: vec![key], request: vec![9], prompt_len: vec![17],
+            sampler: vec![0], selector: vec![0], write_key: vec![key], request: vec![9], prompt_len: vec![17], ..Trials::default()
         };
         let table = TrialTable::new(LAYERS, vec![sampler], vec![selector], &trials).expect("legal");
         let start: Vec<u32> = (0..TOKENS as u32).step_by(chunk as usize).collect();
@@ -269,7 +270,7 @@ proptest! {
         let geometry = Geometry { head_size: 3, bits: 16, heads: 2, planes: 2, first_plane: 0 };
         let sampler = Sampler::new(&model, &geometry).expect("legal");
         let trials = Trials {
-            sampler: vec![0], selector: vec![0], write_key: vec![[1, 2]], request: vec![9], prompt_len: vec![17],
+            sampler: vec![0], selector: vec![0], write_key: vec![[1, 2]], request: vec![9], prompt_len: vec![17], ..Trials::default()
         };
         let table = TrialTable::new(LAYERS, vec![sampler], vec![all()], &trials).expect("legal");
         for entry in [0, entry] {

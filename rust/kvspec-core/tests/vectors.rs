@@ -279,6 +279,7 @@ fn write_step_gives_every_flip_merged() -> Result {
             write_key: vec![case.key()],
             request: vec![case.request],
             prompt_len: vec![0],
+            ..Trials::default()
         };
         let layers = case.layer + 3;
         let samplers = vec![case.sampler()?];

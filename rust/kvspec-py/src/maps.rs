@@ -175,16 +175,7 @@ pub(crate) fn apply_map(
     base: usize,
     op: &str,
 ) -> PyResult<()> {
-    let op = match op {
-        "flip" => Op::Flip,
-        "set0" => Op::Set0,
-        "set1" => Op::Set1,
-        _ => {
-            return Err(PyValueError::new_err(format!(
-                "op `{op}` is not one of flip, set0, set1"
-            )));
-        }
-    };
+    let op = Op::parse(op).map_err(value_error)?;
     let arrays = ColumnArrays::new(columns)?;
     let sites = arrays.sites()?;
     let layout = Layout {

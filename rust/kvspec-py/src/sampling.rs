@@ -191,8 +191,9 @@ pub(crate) struct Selector(pub(crate) kvspec_core::Selector);
 impl Selector {
     #[new]
     #[pyo3(
-        signature = (*, layers = None, heads = None, planes = (true, true), phase = "all", tokens = None),
-        text_signature = "(*, layers=None, heads=None, planes=(True, True), phase='all', tokens=None)"
+        signature = (*, layers = None, heads = None, planes = (true, true), phase = "all", tokens = None,
+                     steps = None),
+        text_signature = "(*, layers=None, heads=None, planes=(True, True), phase='all', tokens=None, steps=None)"
     )]
     fn new(
         layers: Option<Ranges>,
@@ -200,6 +201,7 @@ impl Selector {
         planes: (bool, bool),
         phase: &str,
         tokens: Option<Ranges>,
+        steps: Option<Ranges>,
     ) -> PyResult<Self> {
         Ok(Self(kvspec_core::Selector {
             layers: indices("layers", layers)?,
@@ -207,6 +209,7 @@ impl Selector {
             planes: planes.into(),
             phase: Phase::parse(phase).map_err(value_error)?,
             tokens: indices("tokens", tokens)?,
+            steps: indices("steps", steps)?,
         }))
     }
 }

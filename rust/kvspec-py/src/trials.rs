@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use kvspec_core::{CacheTables, Format, StepRows, Trials};
+use kvspec_core::{CacheTables, Format, Key, Op, Site, StepRows, Trials};
 use numpy::{
     IntoPyArray, PyArray1, PyReadonlyArray1, PyReadonlyArray2, PyReadonlyArray4,
     PyReadwriteArrayDyn,
@@ -21,7 +21,8 @@ pub(crate) struct TrialTable(kvspec_core::TrialTable);
 #[pymethods]
 impl TrialTable {
     #[new]
-    #[pyo3(signature = (*, layers, samplers, selectors, sampler, selector, write_key, request, prompt_len))]
+    #[pyo3(signature = (*, layers, samplers, selectors, sampler, selector, write_key, request, prompt_len,
+                        site = None, op = None, read_master = None))]
     #[expect(clippy::too_many_arguments, reason = "keywords of the Python API")]
     #[expect(clippy::needless_pass_by_value, reason = "arguments from Python")]
     fn new(
@@ -33,24 +34,22 @@ impl TrialTable {
         write_key: PyReadonlyArray2<'_, u32>,
         request: PyReadonlyArray1<'_, u32>,
         prompt_len: PyReadonlyArray1<'_, u32>,
+        site: Option<Vec<String>>,
+        op: Option<Vec<String>>,
+        read_master: Option<PyReadonlyArray2<'_, u32>>,
     ) -> PyResult<Self> {
-        let keys = write_key.as_array();
-        if keys.ncols() != 2 {
-            let shape = keys.shape();
-            return Err(PyValueError::new_err(format!(
-                "write_key has shape {shape:?} instead of [n, 2]"
-            )));
-        }
+        let site: Result<_, _> = site.iter().flatten().map(|x| Site::parse(x)).collect();
+        let op: Result<_, _> = op.iter().flatten().map(|x| Op::parse(x)).collect();
+        let read_master = read_master.map(|masters| keys("read_master", &masters));
         let trials = Trials {
             sampler: column(&sampler),
             selector: column(&selector),
-            write_key: keys
-                .rows()
-                .into_iter()
-                .map(|key| [key[0], key[1]])
-                .collect(),
+            write_key: keys("write_key", &write_key)?,
             request: column(&request),
             prompt_len: column(&prompt_len),
+            site: site.map_err(value_error)?,
+            op: op.map_err(value_error)?,
+            read_master: read_master.transpose()?.unwrap_or_default(),
         };
         let samplers = samplers.iter().map(|x| x.get().0.clone()).collect();
         let selectors = selectors.iter().map(|x| x.get().0.clone()).collect();
@@ -73,18 +72,60 @@ impl TrialTable {
         start: PyReadonlyArray1<'_, u32>,
         count: PyReadonlyArray1<'_, u32>,
     ) -> PyResult<StepFaults> {
-        let (entry, row) = (column(&entry), column(&row));
-        let (start, count) = (column(&start), column(&count));
-        let faults = py.detach(|| {
-            self.0.write_step(&StepRows {
-                entry: &entry,
-                row: &row,
-                start: &start,
-                count: &count,
-            })
-        });
+        let rows = OwnedRows::new([&entry, &row, &start, &count]);
+        let faults = py.detach(|| self.0.write_step(&rows.borrow()));
         Ok(StepFaults(Mutex::new(faults.map_err(value_error)?)))
     }
+
+    #[pyo3(signature = (*, entry, row, start, count))]
+    #[expect(clippy::needless_pass_by_value, reason = "arguments from Python")]
+    fn read_step(
+        &self,
+        py: Python<'_>,
+        entry: PyReadonlyArray1<'_, u32>,
+        row: PyReadonlyArray1<'_, u32>,
+        start: PyReadonlyArray1<'_, u32>,
+        count: PyReadonlyArray1<'_, u32>,
+    ) -> PyResult<StepFaults> {
+        let rows = OwnedRows::new([&entry, &row, &start, &count]);
+        let faults = py.detach(|| self.0.read_step(&rows.borrow()));
+        Ok(StepFaults(Mutex::new(faults.map_err(value_error)?)))
+    }
+}
+
+/// Entry, row, start and count of a step.
+struct OwnedRows([Vec<u32>; 4]);
+
+impl OwnedRows {
+    fn new(columns: [&PyReadonlyArray1<'_, u32>; 4]) -> Self {
+        Self(columns.map(column))
+    }
+
+    fn borrow(&self) -> StepRows<'_> {
+        let [entry, row, start, count] = &self.0;
+        StepRows {
+            entry,
+            row,
+            start,
+            count,
+        }
+    }
+}
+
+/// A copy of `[n, 2]` words as keys.
+fn keys(name: &str, array: &PyReadonlyArray2<'_, u32>) -> PyResult<Vec<Key>> {
+    let keys = array.as_array();
+    if keys.ncols() != 2 {
+        let shape = keys.shape();
+        return Err(PyValueError::new_err(format!(
+            "{name} has shape {shape:?} instead of [n, 2]"
+        )));
+    }
+    Ok(keys
+        .rows()
+        .into_iter()
+        .map(|key| [key[0], key[1]])
+        .collect())
 }
 
 /// A copy of a column, since Python may write to its buffer while the GIL is released.
@@ -152,10 +193,41 @@ impl StepFaults {
             .map_err(value_error)
     }
 
+    #[pyo3(signature = (words, *, format))]
+    fn restore(
+        &self,
+        py: Python<'_>,
+        mut words: PyReadwriteArrayDyn<'_, u32>,
+        format: &str,
+    ) -> PyResult<()> {
+        let format = Format::parse(format).map_err(value_error)?;
+        let words = words.as_slice_mut().map_err(|_| not_contiguous("words"))?;
+        py.detach(|| self.lock().restore(words, format))
+            .map_err(value_error)
+    }
+
     #[getter]
     fn landed<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<u64>> {
         let landed = self.lock().landed().to_vec();
         landed.into_pyarray(py)
+    }
+
+    #[getter]
+    fn changed<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<u64>> {
+        let changed = self.lock().changed().to_vec();
+        changed.into_pyarray(py)
+    }
+
+    #[getter]
+    fn exposed<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<u64>> {
+        let exposed = self.lock().exposed().to_vec();
+        exposed.into_pyarray(py)
+    }
+
+    #[getter]
+    fn restored<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<u64>> {
+        let restored = self.lock().restored().to_vec();
+        restored.into_pyarray(py)
     }
 
     fn columns<'py>(&self, py: Python<'py>, layer: u32) -> PyResult<Bound<'py, PyDict>> {
