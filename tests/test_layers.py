@@ -23,7 +23,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"errors", "score"},
     "engine": {"errors", "spec", "models", "bundled", "plan", "records", "_native"},
     "replay": {"errors", "spec", "models", "records", "maps", "engine"},
-    "cli": {"errors", "spec", "models", "plan", "engine", "records", "score", "report", "maps", "replay", "_native"},
+    "verify": {"errors", "spec", "models", "plan", "records", "maps", "engine", "_native"},
+    "cli": {
+        "errors",
+        "spec",
+        "models",
+        "plan",
+        "engine",
+        "records",
+        "score",
+        "report",
+        "maps",
+        "replay",
+        "verify",
+        "_native",
+    },
 }
 HEAVY = {"torch", "vllm", "transformers", "triton"}
 MAY_BE_HEAVY = {"engine", "bundled"}

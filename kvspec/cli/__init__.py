@@ -21,6 +21,8 @@ COMMANDS = {
     "diff": ("kvspec.cli.diff:command", "Compare two runs: spec, environment, results."),
     "map": ("kvspec.cli.map:command", "Export, enumerate, show, verify and compare fault maps."),
     "replay": ("kvspec.cli.replay:command", "Run the trials of fault maps again, with exactly their flips."),
+    "shrink": ("kvspec.cli.shrink:command", "Reduce a fault map to the fewest flips that keep its outcome."),
+    "verify": ("kvspec.cli.verify:command", "Test the injector itself; write a certificate."),
     "schema": ("kvspec.cli.schema:command", "Print a JSON Schema, for editors and other labs."),
 }
 """Name of each command, where it lives, and its line in the help. Read by the help, so nothing is imported for it."""

@@ -8,9 +8,9 @@ import click
 
 
 @click.command()
-@click.argument("name", type=click.Choice(["spec", "faultmap", "report"]), default="spec")
-def command(name: Literal["spec", "faultmap", "report"]) -> None:
-    """Print the JSON Schema (draft-07) of a spec, of a fault map's header or of a report.
+@click.argument("name", type=click.Choice(["spec", "faultmap", "report", "certificate"]), default="spec")
+def command(name: Literal["spec", "faultmap", "report", "certificate"]) -> None:
+    """Print the JSON Schema (draft-07) of a spec, a fault map's header, a report or a certificate.
 
     \b
     Examples:

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from kvspec import _native
 from kvspec.engine.session import Finished, Session
+from kvspec.engine.table import TableData
 from kvspec.engine.vllm.readback import ReadBack
+from kvspec.errors import EngineError
 from kvspec.models import Geometry
 from kvspec.spec.model import GenerationSpec
 
@@ -120,6 +122,9 @@ class Answer:
     """With `record`: every element that differs from what was written: the columns of
     `readback.CHANGES`."""
 
+    logits: tuple[bytes, ...] = ()
+    """With `record`: a hash of the logits of each step."""
+
     @property
     def proven(self) -> bool:
         """Whether exactly the listed faults were injected."""
@@ -132,18 +137,25 @@ def run_requests(
     requests: Iterable[Request],
     *,
     record: bool = False,
+    drawn: TableData | None = None,
     order: Callable[[list[int]], list[int]] = list,
 ) -> Iterator[tuple[int, Answer]]:
     """Run requests through a started engine; (index, answer) as they end. Requests are taken as there is room for
     their faults, so an iterator need not hold all of them.
 
     Every cache write is read back and compared, element by element. `record` keeps the changes that were found.
-    `order` rearranges the indices of a load before they are submitted. Raises `EngineError` (KVS406).
+    `drawn` is loaded in place of the lists of faults, which then only say what is expected; the requests must fit
+    into one load.
+    `order` rearranges the indices of a load before they are submitted. Raises `EngineError` (KVS401, KVS406).
     """
+    if session.device != "cpu":
+        raise EngineError.one(
+            "KVS401", "listed faults are not injected on a GPU yet", expected="the CPU engine", hint="hide the GPU"
+        )
     first = 0
     for load in _loads(requests):
         data = EventData.of(storage_format, load)
-        session.rpc("kvspec_load", data)
+        session.rpc("kvspec_load", data if drawn is None else drawn)
         session.rpc("kvspec_watch", ReadBack(storage_format, data.starts, data.columns, record=record))
         try:
             for ended in _drive(session, load, order(list(range(len(load))))):
@@ -201,5 +213,6 @@ def _answers(session: Session, requests: Sequence[Request], ended: list[Finished
             mismatches=int(seen["mismatches"][finished.entry]),
             preemptions=tally["preemptions"][i],
             nonfinite_at=at if at >= 0 else None,
-            changes=seen["changes"].get(finished.entry) if "changes" in seen else None,
+            changes=seen.get("changes", {}).get(finished.entry),
+            logits=tuple(seen.get("logits", {}).get(finished.entry, ())),
         )

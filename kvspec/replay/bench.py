@@ -10,7 +10,7 @@ import numpy as np
 from kvspec.engine.canary import LENGTH as CANARY_LENGTH
 from kvspec.engine.canary import run_canary
 from kvspec.engine.events import SITE_COLUMNS, Answer, Columns, Request, run_requests
-from kvspec.engine.fingerprint import fingerprint
+from kvspec.engine.fingerprint import facts
 from kvspec.engine.prompts import load_tokenizer, materialize
 from kvspec.engine.session import Session, Shape
 from kvspec.errors import EngineError
@@ -43,8 +43,8 @@ class Bench:
         for case in cases:
             _require_writes(case)
         observer.phase("preparing the model")
-        self._source = materialize(model)
-        self.tokenizer = load_tokenizer(model, self._source)
+        source = materialize(model)
+        self.tokenizer = load_tokenizer(model, source)
         self._prompts = [_tokens(self.tokenizer, case) for case in cases]
         info = describe(model)
         if info.geometry is not None:
@@ -60,12 +60,12 @@ class Bench:
         longest = min(max(longest, CANARY_LENGTH), info.max_model_len or 2**31)
         observer.phase("starting vLLM")
         shape = Shape(longest, requests, info.geometry)
-        self.session = Session(model, self._source, engine, model.storage_format, shape)
+        self.session = Session(model, source, engine, model.storage_format, shape)
         try:
             self._require_geometry(MapGeometry.of(self.session.geometry, model.storage_format))
             observer.phase("checking the injector")
-            canary = run_canary(self.session, self._prompts[0], model.storage_format, seed=0)
-            self.environment = _flat(fingerprint(self.session, model, self._source, canary))
+            run_canary(self.session, self._prompts[0], model.storage_format, seed=0)
+            self.environment = facts(self.session)
         except BaseException:
             self.session.close()
             raise
@@ -127,9 +127,3 @@ def _tokens(tokenizer: Any, case: Case) -> list[int]:
             "$.prompt.tokens",
         )
     return ids
-
-
-def _flat(environment: dict[str, Any]) -> dict[str, str]:
-    """The fingerprint in the words of a map's record: packages, and the device's facts."""
-    packages, device = environment["packages"], environment["device"]
-    return {**{k: str(v) for k, v in packages.items()}, **{f"device.{k}": str(v) for k, v in device.items()}}

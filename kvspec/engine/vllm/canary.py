@@ -33,6 +33,9 @@ class Watch(Protocol):
     def check_read(self, layer: int, step: Step, read: Read, *, exposed: bool) -> None:
         """Look at the cache of one layer right before attention reads it, or right after (`exposed` false)."""
 
+    def logits(self, step: Step, logits: torch.Tensor) -> None:
+        """Look at the logits of a step, `[rows, vocabulary]`."""
+
     def result(self) -> dict[str, Any]:
         """What was seen so far."""
 
@@ -130,6 +133,9 @@ class CanaryWatch:
             self.mismatches += lost
             self.first_mismatch = self.first_mismatch or f"{lost} values are not {self.storage_format}"
         return codes
+
+    def logits(self, step: Step, logits: torch.Tensor) -> None:
+        """The canary looks at the cache alone."""
 
     def result(self) -> dict[str, Any]:
         """Counts for the campaign and the fingerprint."""

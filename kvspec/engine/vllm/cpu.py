@@ -190,6 +190,8 @@ class CpuInjector:
         step = self._step
         if step is None or self._data is None or len(step.row) == 0 or logits.shape[0] <= int(step.row.max()):
             return
+        if self.canary is not None:
+            self.canary.logits(step, logits)
         bad = nonfinite_rows(hidden, logits)[step.row]
         if not bad.any():
             return

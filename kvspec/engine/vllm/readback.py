@@ -7,6 +7,7 @@ written position is compared, so a stray bit is seen as well as a missing one.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +32,7 @@ class ReadBack:
     starts: NDArray[np.uint64]
     columns: dict[str, NDArray[Any]]
     record: bool = False
-    """Keep every element that was found changed, with its code before and after."""
+    """Keep every element that was found changed, with its code before and after, and a hash of all logits."""
     checked: int = 0
     """Elements compared so far."""
     _layers: dict[int, tuple[NDArray[np.uint64], NDArray[np.intp]]] = field(default_factory=dict)
@@ -42,6 +43,7 @@ class ReadBack:
         entries = len(self.starts) - 1
         self.landed = np.zeros(entries, dtype=np.int64)
         self.mismatches = np.zeros(entries, dtype=np.int64)
+        self._logits: dict[int, list[bytes]] = {}
         self._lives = np.zeros(entries, dtype=np.int64)
         entry = np.repeat(np.arange(entries, dtype=np.uint64), np.diff(self.starts.astype(np.int64)))
         place = entry << np.uint64(32) | self.columns["token"].astype(np.uint64)
@@ -83,6 +85,13 @@ class ReadBack:
     def check_read(self, layer: int, step: Step, read: Read, *, exposed: bool) -> None:
         """Listed faults are those of writes: reads have none to look for."""
 
+    def logits(self, step: Step, logits: torch.Tensor) -> None:
+        """Hash the logits that each entry sees in a step."""
+        if self.record:
+            for row, entry in zip(step.row.tolist(), step.entry.tolist(), strict=True):
+                values = logits[row].detach().contiguous().view(torch.uint8).numpy()
+                self._logits.setdefault(entry, []).append(hashlib.blake2b(values, digest_size=8).digest())
+
     def _apply(self, layer: int, entry: Any, position: Any, before: Any, after: Any, expected: Any) -> None:
         """Do to `expected` what is listed, and count the listed bits that `after` has as they must be."""
         if layer not in self._layers:
@@ -115,6 +124,8 @@ class ReadBack:
         self.landed[entries] = 0
         self.mismatches[entries] = 0
         self._lives[entries] += 1
+        for entry in entries.tolist():
+            self._logits.pop(entry, None)
 
     def _codes(
         self, values: torch.Tensor, scales: NDArray[np.float32] | None
@@ -128,7 +139,7 @@ class ReadBack:
     def result(self) -> dict[str, Any]:
         """Counts by entry, and with `record` the changes of each entry that has any."""
         found: dict[str, Any] = {"checked": self.checked, "landed": self.landed, "mismatches": self.mismatches}
-        return found | {"changes": self._by_entry()} if self.record else found
+        return found | {"changes": self._by_entry(), "logits": self._logits} if self.record else found
 
     def _by_entry(self) -> dict[int, dict[str, NDArray[np.int64]]]:
         if not self._changes:

@@ -95,36 +95,46 @@ fn address(
     strides: &[usize; 6],
 ) {
     let end = start + offsets.len();
-    let prefix = |i: usize| {
-        [
-            sites.request[i] as usize,
-            sites.layer[i] as usize,
-            sites.kv[i] as usize,
-            sites.head[i] as usize,
+    let mut first = start;
+    while first < end {
+        let place = |i: usize| (sites.key(i).0, sites.key(i).1);
+        let here = place(first);
+        // In ascending order, equal ends mean that all between are equal; a change is looked for by bisection.
+        let last = if place(end - 1) == here {
+            end
+        } else {
+            let (mut same, mut other) = (first, end - 1);
+            while other - same > 1 {
+                let middle = usize::midpoint(same, other);
+                if place(middle) == here {
+                    same = middle;
+                } else {
+                    other = middle;
+                }
+            }
+            other
+        };
+        let origin = [
+            sites.request[first] as usize,
+            sites.layer[first] as usize,
+            sites.kv[first] as usize,
+            sites.head[first] as usize,
         ]
         .iter()
         .zip(strides)
         .fold(base, |sum, (&x, &stride)| {
             sum.wrapping_add(x.wrapping_mul(stride))
-        })
-    };
-    let row = |origin: usize, token: u32, elem: u16| {
-        origin
-            .wrapping_add((token as usize).wrapping_mul(strides[4]))
-            .wrapping_add((elem as usize).wrapping_mul(strides[5]))
-    };
-    let places = sites.token[start..end].iter().zip(&sites.elem[start..end]);
-    let (first, last) = (sites.key(start), sites.key(end - 1));
-    // In ascending order, equal ends mean that all between are equal.
-    if (first.0, first.1) == (last.0, last.1) {
-        let origin = prefix(start);
-        for (offset, (&token, &elem)) in offsets.iter_mut().zip(places) {
-            *offset = row(origin, token, elem);
+        });
+        let places = sites.token[first..last]
+            .iter()
+            .zip(&sites.elem[first..last]);
+        for (offset, (&token, &elem)) in offsets[first - start..last - start].iter_mut().zip(places)
+        {
+            *offset = origin
+                .wrapping_add((token as usize).wrapping_mul(strides[4]))
+                .wrapping_add((elem as usize).wrapping_mul(strides[5]));
         }
-    } else {
-        for (i, (offset, (&token, &elem))) in offsets.iter_mut().zip(places).enumerate() {
-            *offset = row(prefix(start + i), token, elem);
-        }
+        first = last;
     }
 }
 

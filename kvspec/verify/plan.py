@@ -1,0 +1,80 @@
+"""What a self-test injects: a cell for every fault model and policy of the storage format, dense enough to measure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kvspec import _native
+from kvspec.plan import Plan, compile_plan
+from kvspec.spec.model import (
+    MSB_POLICIES,
+    Controls,
+    EngineSpec,
+    Fault,
+    GenerationSpec,
+    ModelSpec,
+    PromptSpec,
+    Rate,
+    Selector,
+    Spec,
+    TrialSpec,
+)
+
+PROMPTS = ("The capital of France is", "Memory faults in a cache of keys and values can")
+NEW_TOKENS = 6
+SEED = 0x5E1F
+SEQUENCES = 32
+"""Requests that run together: few, so that cache blocks change hands."""
+
+
+def self_test(model: ModelSpec, own: Spec | None) -> Plan:
+    """The plan: the standard faults, then those of a user's spec, on that spec's first prompts, all at writes."""
+    texts = PROMPTS if own is None else own.prompts.texts[:2]
+    faults = [*standard_faults(model.storage_format)]
+    for fault in own.faults if own is not None else ():
+        # Reads draw by the same sampler; here their faults are injected where they stay and can be read back.
+        faults.append(replace(fault, name=f"spec: {fault.name}", index=len(faults), site="KV_WRITE"))
+    return compile_plan(
+        Spec(
+            name="self-test",
+            model=model,
+            prompts=PromptSpec(tuple(texts)),
+            generation=GenerationSpec(max_tokens=NEW_TOKENS),
+            faults=tuple(faults),
+            controls=Controls(null_trials=4, golden_repeats=4),
+            trials=TrialSpec(per_prompt=2),
+            seed=SEED,
+            metrics=(),
+            engine=EngineSpec(max_num_seqs=SEQUENCES),
+        )
+    )
+
+
+def standard_faults(storage_format: str) -> list[Fault]:
+    """Every model, unit and policy, everywhere; and one behind a selector."""
+    faults = [
+        _fault("random per bit", "random", "per_bit", 2e-3),
+        _fault("random per element", "random", "per_element", 1e-2),
+        _fault("random per row", "random", "per_row", 0.2),
+        _fault("burst of 4", "burst", "per_bit", 5e-4, burst_len=4),
+        _fault("page_local", "page_local", "per_page", 0.2, page_tokens=4, page_density=5e-3),
+        _fault("selected", "random", "per_bit", 2e-2, where=Selector(layers=((0, 1),), cache=("V",), tokens="decode")),
+    ]
+    faults += [_fault(f"msb {p}", "msb_biased", "per_bit", 5e-3, msb_policy=p) for p in policies(storage_format)]
+    return [replace(fault, index=index) for index, fault in enumerate(faults)]
+
+
+def policies(storage_format: str) -> list[str]:
+    """The MSB policies that are defined for a format."""
+    found = []
+    for policy in MSB_POLICIES:
+        try:
+            _native.format_mask(storage_format, policy)
+        except ValueError:
+            continue
+        found.append(policy)
+    return found
+
+
+def _fault(name: str, model: str, unit: str, rate: float, **more: object) -> Fault:
+    return Fault(name=name, index=0, site="KV_WRITE", model=model, rate=Rate(unit, rate), **more)  # type: ignore[arg-type]
