@@ -90,6 +90,8 @@ class Listener:
     def start(self, total: int, _: int) -> None:
         self.totals.append(total)
 
+    def step(self) -> None: ...
+
     def shrink(self, total: int) -> None:
         self.totals.append(total)
 

@@ -369,3 +369,10 @@ def test_the_table_of_a_plan_fits_its_terminal(make: Any, width: int) -> None:
         for figure in (f"{cell.dose.per_gib:.2e}", f"{cell.expected_flips:.3g}", f"{cell.dose.per_eligible_bit:.2e}"):
             assert figure in words
     assert "\u2026" not in text
+
+
+def test_what_does_not_fit_into_the_model_is_said_before_it_runs(make: Any) -> None:
+    plan = make(**{"generation": {"max_tokens": 9000}})
+    found = estimate(plan, describe(plan.spec.model), [5] * plan.requests, exact=True).warnings
+    assert [w.code for w in found] == ["KVS405"] * plan.requests
+    assert all(w.severity == "warning" for w in found)

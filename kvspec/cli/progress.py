@@ -48,7 +48,7 @@ class CampaignProgress:
             transient=True,
         )
         self._task = self._progress.add_task("starting", total=None, counts="")
-        self._total = self._done = self._before = 0
+        self._total = self._done = self._before = self._steps = 0
         self._began = self._shown = time.monotonic()
         self._counts = {"masked": 0, "sdc": 0, "due": 0, "control differs": 0}
 
@@ -96,6 +96,14 @@ class CampaignProgress:
         if now - self._shown >= PLAIN_SECONDS or self._done == self._total:
             self._shown = now
             self._line(f"{self._done}/{self._total} trials, {self._words()}{self._left(now)}")
+
+    def step(self) -> None:
+        """Say that the engine is alive: in a large batch the first trials end late, and many at once."""
+        self._steps += 1
+        now = time.monotonic()
+        if now - self._shown >= PLAIN_SECONDS:
+            self._shown = now
+            self._line(f"{self._done}/{self._total} trials, engine step {self._steps}, {self._words()}")
 
     def _left(self, now: float) -> str:
         """Time left, once enough trials have ended to tell: the first batch ends all at once."""

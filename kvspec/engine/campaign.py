@@ -33,6 +33,10 @@ QUEUE_FACTOR = 4
 """Requests kept in the engine per batch slot: enough that a slot never waits, few enough for any campaign size."""
 
 
+SEEDS = 2**63
+"""vLLM takes signed 64-bit seeds for sampling."""
+
+
 class Observer(Protocol):
     """Hears what a campaign does, for progress displays. All methods are called from one thread."""
 
@@ -44,6 +48,9 @@ class Observer(Protocol):
 
     def start(self, total: int, done: int) -> None:
         """Trials begin; `done` of `total` were recorded by an earlier session."""
+
+    def step(self) -> None:
+        """The engine made a step, which gives every running request a token; trials may be far from their end."""
 
     def shrink(self, total: int) -> None:
         """A cell ended early: so many trials remain in the whole campaign, those that have ended included."""
@@ -61,8 +68,6 @@ class Outcome:
     """Trials in the run folder."""
     total: int
     """Trials of the campaign; fewer than planned where cells stopped early."""
-    not_landed: tuple[str, ...]
-    """Ids of trials whose flips did not land as planned."""
     seconds: float
     """Time spent on trials in this session, without start-up."""
 
@@ -86,7 +91,7 @@ def run_campaign(plan: Plan, out: Path, observer: Observer) -> Outcome:
         schedule = _schedule(plan, todo, judge, store)
         if len(store.done()) == schedule.total:
             store.finish("complete")
-            return Outcome(store.path, schedule.total, schedule.total, (), 0.0)
+            return Outcome(store.path, schedule.total, schedule.total, 0.0)
         started = time.monotonic()
         observer.phase("starting vLLM")
         with _start(plan, inputs) as session:
@@ -99,7 +104,7 @@ def run_campaign(plan: Plan, out: Path, observer: Observer) -> Outcome:
                 complete = len(store.done()) == schedule.total
                 timings = {"start_up": begun - started, "trials": now - begun}
                 store.finish("complete" if complete else "interrupted", timings=timings)
-        return Outcome(store.path, len(store.done()), schedule.total, tuple(campaign.not_landed), now - begun)
+        return Outcome(store.path, len(store.done()), schedule.total, now - begun)
 
 
 def _start(plan: Plan, inputs: Inputs) -> Session:
@@ -203,7 +208,6 @@ class _Campaign:
         observer.phase("checking the injector")
         canary = run_canary(session, self._prompts[0], spec.model.storage_format, spec.seed)
         store.attach_environment(fingerprint(session, spec.model, inputs.source, canary))
-        self.not_landed: list[str] = []
         self._preempted: dict[int, int] = {}
         """Entries that must run again, with the preemptions that do not count against the second run."""
         self._waiting: list[int] = []
@@ -222,6 +226,7 @@ class _Campaign:
             self._submit(todo, schedule.next(room))
             while session.pending:
                 ended = session.step()
+                self._observer.step()
                 if ended:
                     for record in self._records(ended, work):
                         writer.add(record)
@@ -242,7 +247,7 @@ class _Campaign:
         seed = spec.generation.seed if spec.generation.seed is not None else spec.seed
         for entry in entries:
             trial = todo[entry]
-            self._session.submit(entry, self._prompts[trial.request], spec.generation, seed + trial.request)
+            self._session.submit(entry, self._prompts[trial.request], spec.generation, (seed + trial.request) % SEEDS)
 
     def _records(self, ended: list[Finished], work: _Work) -> Iterator[Record]:
         tally = self._session.rpc("kvspec_tally", [f.entry for f in ended])
@@ -270,8 +275,6 @@ class _Campaign:
                 error = f"reads changed {exposed} bits and put back {restored}"
             elif rerun and preemptions:
                 error = "preempted again when it ran alone"
-            if error is not None:
-                self.not_landed.append(trial.id)
             at = tally["nonfinite_at"][i]
             yield Record(
                 trial_id=trial.id,

@@ -6,8 +6,9 @@ from typing import Any
 
 from kvspec.bundled import convert
 from kvspec.engine.session import prepare_environment, quiet
-from kvspec.errors import Diagnostic, EngineError, PrerequisiteError
+from kvspec.errors import EngineError, PrerequisiteError
 from kvspec.models import ModelInfo, describe, is_local, ways_to_get
+from kvspec.plan.lengths import misfits
 from kvspec.spec.model import ModelSpec, Spec
 
 
@@ -53,22 +54,5 @@ def tokenize(spec: Spec, tokenizer: Any) -> list[list[int]]:
 
 def check_lengths(spec: Spec, info: ModelInfo, prompts: list[list[int]]) -> None:
     """Every prompt and its answer must fit into the model. Raises `EngineError` (KVS405) naming each that does not."""
-    limits = [limit for limit in (info.max_model_len, spec.model.max_model_len) if limit is not None]
-    limit = min(limits) if limits else None
-    wrong = []
-    for index, ids in enumerate(prompts):
-        if not ids:
-            wrong.append(Diagnostic("KVS405", f"prompt {index} has no tokens", path="$.prompts"))
-        elif limit is not None and len(ids) + spec.generation.max_tokens > limit:
-            wrong.append(
-                Diagnostic(
-                    "KVS405",
-                    f"prompt {index} has {len(ids)} tokens; with {spec.generation.max_tokens} generated ones "
-                    f"it does not fit into `{spec.model.id}`",
-                    path="$.prompts",
-                    expected=f"at most {limit} tokens in all",
-                    hint="shorten the prompt or generation.max_tokens",
-                )
-            )
-    if wrong:
+    if wrong := misfits(spec, info, [len(ids) for ids in prompts]):
         raise EngineError(spec.placed(wrong))

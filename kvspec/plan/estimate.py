@@ -12,6 +12,7 @@ from kvspec.models import Geometry, ModelInfo
 from kvspec.plan.compile import describe_selector
 from kvspec.plan.dose import Dose, SamplerParameters, dose, sampler_parameters
 from kvspec.plan.events import read_events, shown_events
+from kvspec.plan.lengths import misfits
 from kvspec.plan.model import Cell, Plan
 from kvspec.spec.model import Fault, Range, Selector
 from kvspec.spec.ranges import canonical
@@ -182,7 +183,7 @@ def estimate(plan: Plan, info: ModelInfo, prompts: list[int], exact: bool) -> Es
     bits = _native.format_bits(storage)
     max_tokens = spec.generation.max_tokens
     errors: list[Diagnostic] = []
-    warnings: list[Diagnostic] = []
+    warnings = misfits(spec, info, prompts, "warning")
     cells: list[CellEstimate] = []
     controls = len(prompts) * (spec.controls.golden_repeats + spec.controls.null_trials)
     for cell in plan.cells:

@@ -57,6 +57,8 @@ class Listener:
 
     def shrink(self, total: int) -> None: ...
 
+    def step(self) -> None: ...
+
     def trial(self, record: Any, identical: bool | None) -> None:
         self.records.append(record)
         if len(self.records) == self._interrupt_after:
