@@ -18,7 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bundled": {"errors", "models"},
     "plan": {"errors", "stats", "spec", "models", "_native"},
     "records": {"errors"},
-    "maps": {"errors", "spec", "models", "plan", "records", "_native"},
+    "maps": {"errors", "stats", "spec", "models", "plan", "records", "_native"},
     "score": {"errors", "stats", "spec", "plan", "records", "_native"},
     "report": {"errors", "score"},
     "engine": {"errors", "spec", "models", "bundled", "plan", "records", "_native"},

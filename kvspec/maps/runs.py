@@ -16,6 +16,7 @@ from kvspec.models import Geometry, describe
 from kvspec.plan import Plan, Trial, compile_plan
 from kvspec.records import RunStore
 from kvspec.spec.model import Spec
+from kvspec.stats.design import Looks
 
 _RECORD = ("trial_id", "kind", "cell", "request", "trial", "prompt_tokens", "token_ids", "finish_reason")
 _COUNTS = ("tokens_written", "flips_planned", "flips_landed")
@@ -123,7 +124,8 @@ def _plan(store: RunStore) -> Plan:
 def _build(kind: Any, value: Any) -> Any:
     """A dataclass of the spec from its plain data. The digest of the plan proves that nothing was lost."""
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
-        hints = typing.get_type_hints(kind)
+        # The spec names this class only for type checkers: it takes a while to import.
+        hints = typing.get_type_hints(kind, localns={"Looks": Looks})
         return typing.cast("type[Any]", kind)(**{name: _build(hints[name], inner) for name, inner in value.items()})
     if isinstance(value, list):
         items = [a for a in typing.get_args(kind) if dataclasses.is_dataclass(a)]
