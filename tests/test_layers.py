@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"errors", "score"},
     "engine": {"errors", "spec", "models", "bundled", "plan", "records", "_native"},
     "replay": {"errors", "spec", "models", "records", "maps", "engine"},
+    "vllm": {"errors", "spec", "models", "plan", "engine"},
     "verify": {"errors", "spec", "models", "plan", "records", "maps", "engine", "_native"},
     "cli": {
         "errors",

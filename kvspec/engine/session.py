@@ -64,6 +64,16 @@ def prepare_environment() -> None:
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1" if device() == "cuda" else "0"
 
 
+def default_sampling_params() -> Any:
+    """vLLM's `SamplingParams()`. Raises `PrerequisiteError` (KVS901) without vLLM."""
+    require_vllm()
+    prepare_environment()
+    with quiet():
+        from vllm import SamplingParams
+
+    return SamplingParams()
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep what libraries write while a model loads (bars, notices, C++ warnings) off the terminal.
@@ -102,14 +112,17 @@ class Session:
         shape: Shape,
         *,
         hooked: bool = True,
+        eager: bool = False,
     ) -> None:
-        """Start vLLM. `hooked=False` gives stock vLLM with the same settings, to compare with."""
+        """Start vLLM. `hooked=False` gives stock vLLM with the same settings, to compare with; `eager` means no graphs
+        and no compilation, as always on a CPU."""
         require_vllm()
         prepare_environment()
         self.device = device()
         self._logprobs = 0
         """Likeliest tokens that the requests ask for, the same for all of them."""
         self.settings = _settings(model, source, engine, storage_format, shape, self.device)
+        self.settings["enforce_eager"] |= eager
         if hooked:
             self.settings["worker_cls"] = WORKER
             self.settings["additional_config"] = {"kvspec": {"storage_format": storage_format}}
