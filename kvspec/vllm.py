@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from kvspec.engine.campaign import refuse_unsupported
 from kvspec.engine.canary import run_canary
 from kvspec.engine.planned import PlannedFlips
 from kvspec.engine.prompts import check_lengths, load_tokenizer, materialize, tokenize
 from kvspec.engine.session import Finished, Session, Shape, default_sampling_params
-from kvspec.engine.table import build_table
+from kvspec.engine.supported import device, refuse_unsupported
+from kvspec.engine.table import TableData, build_table
 from kvspec.errors import Diagnostic, EngineError, SpecError
 from kvspec.models import describe
 from kvspec.plan import Trial, compile_plan
@@ -185,7 +185,7 @@ class LLM:
         self._seed = seed
         self._model = ModelSpec(model, revision, dtype, CACHE_DTYPES[kv_cache_dtype], max_model_len)
         self._engine = EngineSpec(max_num_seqs, block_size, max_num_batched_tokens)
-        refuse_unsupported(self._spec(("",), GenerationSpec()))
+        refuse_unsupported(self._spec(("",), GenerationSpec()), device())
         before = None if LLM._current is None else LLM._current()
         if before is not None:
             before.close()
@@ -237,7 +237,7 @@ class LLM:
         while session.pending:
             ended = session.step()
             if ended:
-                found += self._outputs(session, ended, texts, ids, planned)
+                found += self._outputs(session, ended, texts, ids, planned, table)
         return sorted(found, key=lambda output: int(output.request_id))
 
     def _outputs(
@@ -247,12 +247,16 @@ class LLM:
         texts: Sequence[str],
         ids: list[list[int]],
         planned: PlannedFlips,
+        table: TableData,
     ) -> list[RequestOutput]:
         tally = session.rpc("kvspec_tally", [finished.entry for finished in ended])
         outputs = []
         for i, finished in enumerate(ended):
             landed, entry = tally["landed"][i], finished.entry
             flips = planned.count(entry, tally["written"][i])
+            if tally["preemptions"][i] and table.reads(entry):
+                hint = "lower max_num_seqs, so that no request loses its cache"
+                raise EngineError.one("KVS406", f"prompt {entry} was preempted, and its reads with it", hint=hint)
             if landed != flips:
                 raise EngineError.one("KVS404", f"prompt {entry}: {landed} flips landed, {flips} were planned")
             answer = CompletionOutput(0, finished.text, finished.token_ids, finished.finish_reason)
