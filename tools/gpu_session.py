@@ -1,231 +1,218 @@
-"""What only a GPU can show, in one command: `python tools/gpu_session.py MODEL OUT`.
+"""Everything that needs a GPU, in one command: `python tools/gpu_session.py MODEL OUT [--only PART ...]`.
 
-MODEL is a SmolLM2-135M folder, OUT a folder for the results. Runs the campaign checks on stock vLLM with CUDA graphs
-and measures the cost of an armed injector on a Llama-3.1-8B shape (dummy weights), interleaved with stock vLLM in one
-process. Writes `results.json` and `results.md`. Every part is tried even if another fails.
+MODEL is a SmolLM2-135M folder, OUT a folder for `results.json` and `results.md`. Each part runs in processes of its
+own; a part that fails or runs out of time is recorded with the end of its output, and the next one goes on. Results
+are written after every part.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
+import signal
+import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-SPEC: dict[str, Any] = {
-    "kvspec": 1,
-    "name": "gpu",
-    "prompts": {
-        "inline": [
-            "Explain quantum entanglement in one sentence.",
-            "Write a Python function to reverse a list.",
-            "Who was the first US president?",
-            "What is 25 * 4?",
-            "The capital of France is",
-        ],
-        "repeat": 2,
-    },
-    "generation": {"max_tokens": 50},
-    "faults": [
-        {
-            "name": "BitRot",
-            "model": "random",
-            "site": "KV_WRITE",
-            "rate": {"per_bit": [1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]},
-        }
-    ],
-    "controls": {"null_trials": 10, "golden_repeats": 10},
-    "trials": 40,
-    "seed": 42,
-}
-NAN = {
-    "name": "NaN",
-    "model": "msb_biased",
-    "msb_policy": "FP16_EXPONENT",
-    "site": "KV_WRITE",
-    "rate": {"per_bit": 0.5},
-    "where": {"cache": ["V"]},
-}
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+VARIANTS: list[dict[str, Any]] = [
+    {"runner": "V1", "backend": "FLASH_ATTN"},
+    {"runner": "V1", "backend": "TRITON_ATTN"},
+    {"runner": "V2", "backend": "TRITON_ATTN"},
+    {"format": "fp16"},
+    {"format": "fp8_e4m3"},
+    {"backend": "TRITON_ATTN", "format": "int8_per_token_head"},
+    {"backend": "TRITON_ATTN", "format": "int4_per_token_head"},
+]
+PARALLEL = [{"gpus": 1}, {"gpus": 2}, *VARIANTS[3:]]
+PARTS = {"cost": 230, "checks": 150, "campaign": 170, "guide": 120, "pair": 400}
+"""Most seconds of each part."""
+TESTS = [
+    "-m", "pytest", "-c", os.devnull, f"--rootdir={ROOT}", "--import-mode=importlib", "-p", "no:cacheprovider", "-q",
+    "tests/kernels/test_gpu.py", "tests/kernels/device",
+]  # fmt: skip
 
 
-class Silent:
-    """An observer that only warns."""
-
-    def phase(self, text: str) -> None:
-        """Say what comes."""
-        print(text, flush=True)
-
-    def warn(self, warning: Any) -> None:
-        """Print a warning."""
-        print(warning, flush=True)
-
-    def start(self, *_: object) -> None:
-        """Nothing."""
-
-    def step(self) -> None:
-        """Nothing."""
-
-    def shrink(self, *_: object) -> None:
-        """Nothing."""
-
-    def trial(self, *_: object) -> None:
-        """Nothing."""
-
-
-def campaign(out: Path, name: str, model: Path, **changes: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Run a variant of the spec; figures and records by trial id."""
-    from kvspec.engine.campaign import run_campaign
-    from kvspec.plan import compile_plan
-    from kvspec.records import RunStore
-    from kvspec.spec import load_spec
-
-    path = out / f"{name}.yaml"
-    path.write_text(json.dumps({**SPEC, "model": {"id": str(model)}, **changes}), encoding="utf-8")
+def process(
+    name: str, command: list[str], seconds: float, out: Path, extra: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """Run a command; how it went, and the end of its output where it went wrong."""
     began = time.monotonic()
-    outcome = run_campaign(compile_plan(load_spec(path)), out / name, Silent())
-    store = RunStore.open(out / name)
-    rows = {row["trial_id"]: row for row in store.table().to_pylist()}
-    golden = {row["request"]: row["token_ids"] for row in rows.values() if row["kind"] == "golden"}
-    cells: dict[int, list[int]] = {}
-    for row in rows.values():
-        cells.setdefault(row["cell"], []).append(row["token_ids"] == golden[row["request"]])
-    controls = cells.pop(-1)
-    figures = {
-        "trials": len(rows),
-        "seconds": outcome.seconds,
-        "whole_seconds": time.monotonic() - began,
-        "planned_is_landed": sum(r["flips_planned"] == r["flips_landed"] for r in rows.values()),
-        "flips": sum(r["flips_landed"] for r in rows.values()),
-        "controls_identical": [sum(controls), len(controls)],
-        "accuracy_by_cell": [sum(c) / len(c) for _, c in sorted(cells.items())],
-        "nonfinite_trials": sum(r["nonfinite_at"] is not None for r in rows.values()),
-        "environment": store.read_json("environment.json"),
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), *sys.path])
+    environment = {**os.environ, "KVSPEC_TRACEBACK": "1", "PYTHONPATH": path, **(extra or {})}
+    log = out / f"{name}.log"
+    with log.open("wb") as stream:
+        child = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, stdout=stream, stderr=stream)
+        try:
+            code: int | str = child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            code = f"stopped after {seconds:.0f} s"
+            child.send_signal(signal.SIGINT)  # it writes what it has
+            try:
+                child.wait(10)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+    result: dict[str, Any] = {"exit": code, "seconds": time.monotonic() - began}
+    text = log.read_text(errors="replace")
+    result["output"] = text[-4000:] if code else text.strip().rpartition("\n")[2]
+    print(f"{name}: exit {code} after {result['seconds']:.0f} s\n{result['output'][-1500:]}", flush=True)
+    return result
+
+
+def part(
+    module: str,
+    out: Path,
+    model: Path,
+    seconds: float,
+    *arguments: str,
+    name: str = "",
+    extra: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Run a module of tools/gpu in a process of its own; its results and how it went."""
+    name = name or module
+    file = out / f"{name}.json"
+    command = [__file__, str(model), str(out), "--part", module, str(file), str(seconds), *arguments]
+    went = process(name, command, seconds, out, extra)
+    return {**(json.loads(file.read_text()) if file.exists() else {}), "process": went}
+
+
+def inside(module: str, file: Path, seconds: float, out: Path, model: Path, arguments: list[str]) -> int:
+    """The inside of such a process."""
+    from tools.gpu import campaign, cost, guide, variants
+
+    results: dict[str, Any] = {}
+    deadline = time.monotonic() + seconds - 20
+    try:
+        if module == "cost":
+            cost.measure(results, out, deadline)
+        elif module == "campaign":
+            campaign.measure(results, out, deadline, model)
+        elif module == "guide":
+            guide.measure(results, out, deadline, model)
+        else:
+            variants.measure(results, out, deadline, model, *arguments)
+    except BaseException:
+        results["failed"] = traceback.format_exc()
+        raise
+    finally:
+        file.write_text(json.dumps(results, default=str), encoding="utf-8")
+    return 0
+
+
+def variants(out: Path, model: Path, seconds: float, wanted: list[dict[str, Any]], *, at_once: int) -> dict[str, Any]:
+    """Small campaigns in engines of several kinds, compared with the first one."""
+    with ThreadPoolExecutor(at_once) as pool:
+        names = ["-".join(str(value) for value in variant.values()) for variant in wanted]
+        jobs = [
+            pool.submit(part, "variants", out, model, seconds, json.dumps(variant), name=f"variant-{name}")
+            for name, variant in zip(names, wanted, strict=True)
+        ]
+        found = {name: job.result() for name, job in zip(names, jobs, strict=True)}
+    first = next((r for r in found.values() if "flips" in r), None)
+    for result in found.values():
+        if first is not None and "flips" in result:
+            mine, theirs = result.pop("flips"), first.get("flips", {})
+            result["flips_as_first"] = [sum(theirs.get(t, n) == n for t, n in mine.items()), len(mine)]
+            tokens = result.pop("token_ids")
+            result["outputs_as_first"] = [
+                sum(first.get("token_ids", tokens)[t] == x for t, x in tokens.items()),
+                len(tokens),
+            ]
+            if result is first:
+                first["flips"], first["token_ids"] = mine, tokens
+    if first is not None:
+        first.pop("flips", None)
+        first.pop("token_ids", None)
+    return found
+
+
+def checks(out: Path, model: Path, seconds: float) -> dict[str, Any]:
+    """Tests of the kernels and engines of every kind, side by side: nothing here is timed."""
+    with ThreadPoolExecutor(1) as pool:
+        tests = pool.submit(process, "tests", TESTS, seconds, out)
+        found = variants(out, model, seconds, VARIANTS, at_once=len(VARIANTS))
+        return {"tests": tests.result(), **found}
+
+
+def pair(out: Path, model: Path, seconds: float) -> dict[str, Any]:
+    """On two GPUs: tensor parallelism and storage formats, then cost on one GPU and the campaign on the other. All
+    engines start together; what is timed waits until the rest has ended."""
+    from tools.gpu.quiet import VARIABLE
+
+    quiet = out / "quiet"
+    quiet.unlink(missing_ok=True)
+    with ThreadPoolExecutor(2) as pool:
+        jobs = {
+            name: pool.submit(
+                part, name, out, model, seconds, extra={VARIABLE: str(quiet), "CUDA_VISIBLE_DEVICES": str(gpu)}
+            )
+            for gpu, name in enumerate(("cost", "campaign"))
+        }
+        found = variants(out, model, min(150, seconds - 80), PARALLEL, at_once=len(PARALLEL))
+        quiet.touch()
+        return {"parallel": found, **{name: job.result() for name, job in jobs.items()}}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    import torch
+
+    found: dict[str, Any] = {
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
     }
-    return figures, rows
-
-
-def same(a: dict[str, dict[str, Any]], b: dict[str, dict[str, Any]]) -> list[int]:
-    """[trials with equal token ids, trials]."""
-    return [sum(b[t]["token_ids"] == row["token_ids"] for t, row in a.items() if t in b), len(a)]
-
-
-def check_campaigns(results: dict[str, Any], model: Path, out: Path) -> None:
-    """Planned = landed, golden floor, shuffled order, isolation after NaN, the same flips as the CPU plans."""
-    results["campaign"], first = campaign(out, "first", model)
-    results["shuffled"], other = campaign(out, "shuffled", model, engine={"submission_seed": 7})
-    results["shuffled_identical"] = same(first, other)
-    nan = {"faults": [NAN], "trials": 20, "controls": {"golden_repeats": 20, "null_trials": 20}}
-    results["isolation"], _ = campaign(out, "nan", model, engine={"max_num_seqs": 16}, **nan)
-
-
-def llama_shape(out: Path) -> Path:
-    """Configuration of a Llama-3.1-8B-shaped model."""
-    from transformers import LlamaConfig
-
-    folder = out / "llama8b"
-    LlamaConfig(
-        hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
-        vocab_size=128256, max_position_embeddings=8192, rope_theta=500000.0, architectures=["LlamaForCausalLM"],
-        torch_dtype="bfloat16",
-    ).save_pretrained(folder)  # fmt: skip
-    return folder
-
-
-def measure_cost(results: dict[str, Any], _: Path, out: Path) -> None:
-    """Stock against armed without hits, interleaved: two engines in one process, each with a share of the memory."""
-    import numpy as np
-    from vllm import LLM, SamplingParams
-
-    from kvspec.engine.session import WORKER
-    from kvspec.engine.table import TableData
-    from kvspec.plan.dose import SamplerParameters
-    from kvspec.spec.model import Selector
-
-    folder = llama_shape(out)
-    common: dict[str, Any] = {
-        "model": str(folder),
-        "load_format": "dummy",
-        "skip_tokenizer_init": True,
-        "dtype": "bfloat16",
-        "max_model_len": 4096,
-        "max_num_seqs": 256,
-        "enable_prefix_caching": False,
-        "gpu_memory_utilization": 0.45,
-        "kv_cache_memory_bytes": 14 * 2**30,
-        "disable_log_stats": True,
-    }
-    engines = {"stock": LLM(**common)}
-    engines["armed"] = LLM(
-        **common,
-        worker_cls=WORKER,
-        additional_config={"kvspec": {"storage_format": "bf16"}},
-    )
-    n = 256
-    fault = SamplerParameters(per="bit", rate=1e-18, mask=0xFFFF, burst_len=1, page_tokens=0, page_rate=1.0)
-    cases = {
-        "decode 16": (16, 16, 50),
-        "decode 64": (64, 16, 50),
-        "decode 256": (256, 16, 50),
-        "prefill 32 x 2000": (32, 2000, 1),
-    }
-    rounds = 7
-    for name, (batch, prompt, new) in cases.items():
-        table = TableData(
-            storage_format="bf16", faults=(fault,), sites=("KV_WRITE",), ops=("flip",), selectors=(Selector(),),
-            fault=np.zeros(n, np.uint32), write_key=np.arange(2 * n, dtype=np.uint32).reshape(n, 2),
-            read_master=np.zeros((n, 2), np.uint32), request=np.arange(n, dtype=np.uint32),
-            prompt_len=np.full(n, prompt, np.uint32), armed=np.ones(n, bool), faulty=np.zeros(n, bool),
-        )  # fmt: skip
-        rng = np.random.default_rng(0)
-        prompts = [{"prompt_token_ids": rng.integers(10, 100000, prompt).tolist()} for _ in range(batch)]
-        times: dict[str, list[float]] = {side: [] for side in engines}
-        for round_ in range(rounds + 1):
-            for side, engine in engines.items():
-                if side == "armed":
-                    engine.collective_rpc("kvspec_load", args=(table,))
-                params = [
-                    SamplingParams(
-                        temperature=0, max_tokens=new, min_tokens=new, ignore_eos=True, detokenize=False,
-                        extra_args={"kvspec": i} if side == "armed" else None,
-                    )
-                    for i in range(batch)
-                ]  # fmt: skip
-                began = time.perf_counter()
-                engine.generate(prompts, params, use_tqdm=False)
-                if round_:  # the first round warms up
-                    times[side].append(time.perf_counter() - began)
-        best = {side: min(values) for side, values in times.items()}
-        results.setdefault("cost", {})[name] = {
-            **best, "ratio": best["armed"] / best["stock"], "all": times,
-        }  # fmt: skip
-        print(name, results["cost"][name]["ratio"], best, flush=True)
+    for package in ("vllm", "triton", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
 
 
 def main() -> int:
-    """Run everything, keep what succeeds."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Run the parts that were asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--only", choices=["campaign", "cost"])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=["cost", "checks", "campaign", "guide"])
+    parser.add_argument("--seconds", type=float, default=3600, help="stop starting parts after this")
+    parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {"command": " ".join(sys.argv)}
-    parts: dict[str, Callable[[dict[str, Any], Path, Path], None]] = {"campaign": check_campaigns, "cost": measure_cost}
-    failed = False
-    for name, part in parts.items():
-        if args.only in (None, name):
-            try:
-                part(results, args.model, args.out)
-            except Exception:
-                failed = True
-                results.setdefault("failed", {})[name] = traceback.format_exc()
-                traceback.print_exc()
-            (args.out / "results.json").write_text(json.dumps(results, indent=1, default=str), encoding="utf-8")
-    return int(failed)
+    if args.part:
+        module, file, seconds, *rest = args.part
+        return inside(module, Path(file), float(seconds), args.out, args.model, rest)
+    from tools.gpu.report import markdown
+
+    began = time.monotonic()
+    command = f"tools/gpu_session.py MODEL OUT --only {' '.join(args.only)}"
+    results: dict[str, Any] = {"command": command, "machine": machine()}
+    for name in args.only:
+        left = args.seconds - (time.monotonic() - began)
+        limit = min(PARTS[name], left)
+        if limit < 30:
+            results[name] = {"skipped": f"{left:.0f} s were left"}
+        elif name == "checks":
+            results[name] = checks(args.out, args.model, limit)
+        elif name == "pair":
+            results.update(pair(args.out, args.model, limit))
+        else:
+            results[name] = part(name, args.out, args.model, limit)
+        (args.out / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+        (args.out / "results.md").write_text(markdown(results), encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from kvspec_kernels.table import (
     SLOT_SELECTOR,
     SLOT_WIDTH,
     SLOT_WRITE_KEY,
+    TALLY_EXPOSED,
     TALLY_READ,
     TALLY_RESTORED,
     TALLY_WIDTH,
@@ -39,7 +40,7 @@ def inject_cell(
     selector_width, tally_ptr, column, BITS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Inject one listed cell at token `inside` of `block` (int64 scalars), and add what changed to the tally of its
-    slot.
+    slot; returns it too.
 
     shift  int64: elements from the start of the words to the start of the layer
     """
@@ -52,6 +53,7 @@ def inject_cell(
     )  # fmt: skip
     if landed > 0:
         tl.atomic_add(tally_ptr + slot * TALLY_WIDTH + column, landed.to(tl.int64), sem="relaxed")
+    return landed
 
 
 # Nothing here gains from a stride known to be 1 or a multiple of 16, so one compiled kernel serves every layout.
@@ -89,7 +91,7 @@ def inject_writes_kernel(
 
 @triton.jit(do_not_specialize=_ANY)
 def inject_reads_kernel(
-    cells_ptr, counts_ptr, capacity, layers, local, first_layer, read_keys_ptr, block_table_ptr, table_stride,
+    cells_ptr, counts_ptr, capacity, layers, local, first_layer, event_keys_ptr, block_table_ptr, table_stride,
     words_ptr, behind: tl.int64, block_tokens, block_stride, kv_stride, token_stride, head_stride, elem_stride,
     first_head, local_heads, slots_ptr, models_ptr, thresholds_ptr, selectors_ptr, layer_words, selector_width,
     tally_ptr, BITS: tl.constexpr, LANES: tl.constexpr,
@@ -109,16 +111,20 @@ def inject_reads_kernel(
     layer = (first_layer + local).to(tl.uint32)
     plane = capacity.to(tl.int64) * layers
     shift = undo.to(tl.int64) * behind
-    column = tl.where(undo == 1, TALLY_RESTORED, TALLY_READ)
+    column = tl.where(undo == 1, TALLY_RESTORED, TALLY_EXPOSED)
     for i in range(tl.program_id(0), count, tl.num_programs(0)):
         entry_ptr = cells_ptr + local.to(tl.int64) * capacity + i
         index = tl.load(entry_ptr + plane)
         token = load_u32(entry_ptr + 2 * plane)
         nth = token.to(tl.int64) // block_tokens
         block = tl.load(block_table_ptr + index.to(tl.int64) * table_stride + nth).to(tl.int64)
-        inject_cell(
+        slot = tl.load(entry_ptr)
+        event_ptr = event_keys_ptr + 3 * index
+        landed = inject_cell(
             words_ptr, block, token.to(tl.int64) - nth * block_tokens, shift, block_stride, kv_stride, token_stride,
-            head_stride, elem_stride, first_head, local_heads, tl.load(entry_ptr), token, layer,
-            load_u32(read_keys_ptr + 2 * index), load_u32(read_keys_ptr + 2 * index + 1), slots_ptr, models_ptr,
+            head_stride, elem_stride, first_head, local_heads, slot, token, layer,
+            load_u32(event_ptr), load_u32(event_ptr + 1), slots_ptr, models_ptr,
             thresholds_ptr, selectors_ptr, layer_words, selector_width, tally_ptr, column, BITS, LANES,
         )  # fmt: skip
+        if (undo == 0) & (landed > 0) & (token >= load_u32(event_ptr + 2)):
+            tl.atomic_add(tally_ptr + slot * TALLY_WIDTH + TALLY_READ, landed.to(tl.int64), sem="relaxed")

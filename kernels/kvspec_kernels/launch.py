@@ -40,6 +40,9 @@ LANES = 128
 _EXPONENT = {torch.bfloat16: (torch.int16, 0x7F80), torch.float16: (torch.int16, 0x7C00),
              torch.float32: (torch.int32, 0x7F800000)}  # fmt: skip
 
+_SAFE = {torch.bfloat16: 0x7149, torch.float32: 0x7149F2CA}
+"""1e30 as bits."""
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -89,7 +92,7 @@ class Injector:
         self._write_counts, self._read_counts = self.counts
         self.write_cells = zeros(3, self.layers, max_rows)
         self.read_cells = zeros(3, self.layers, read_tokens)
-        self.read_keys = zeros(max_requests, 2)
+        self.event_keys = zeros(max_requests, 3)
         self.events = zeros(2, EVENT_WIDTH.value, max_events)
         """Explicit events of writes and of reads."""
         self.event_starts = zeros(2, self.layers + 1)
@@ -143,7 +146,7 @@ class Injector:
         list_cells_kernel[grid](
             query_start, slots, seq_lens, *self._tables, table.ranges,
             self.read_cells if read else self.write_cells, self._read_counts if read else self._write_counts,
-            self.read_keys, table.tally, self._read_tokens if read else self._max_rows, self.first_layer,
+            self.event_keys, table.tally, self._read_tokens if read else self._max_rows, self.first_layer,
             table.selector_width, READ=read, LAYERS=self.layers, BLOCK=128, num_warps=4,
         )  # fmt: skip
 
@@ -197,9 +200,9 @@ class Injector:
         """
         cache, behind = self._at(layer)
         inject_reads_kernel[(self.tuning.inject_programs, 2)](
-            self.read_cells, self._read_counts, self._read_tokens, self.layers, layer, self.first_layer, self.read_keys,
-            block_table, block_table.stride(0), cache.words, behind, *_layout(cache)[1:], *self._tables, *self._widths,
-            self.table.tally, BITS=cache.bits, LANES=LANES, num_warps=1,
+            self.read_cells, self._read_counts, self._read_tokens, self.layers, layer, self.first_layer,
+            self.event_keys, block_table, block_table.stride(0), cache.words, behind, *_layout(cache)[1:],
+            *self._tables, *self._widths, self.table.tally, BITS=cache.bits, LANES=LANES, num_warps=1,
         )  # fmt: skip
 
     def write_events(self, layer: int, slot_mapping: torch.Tensor) -> None:
@@ -232,8 +235,14 @@ class Injector:
         self.events[int(reads), :, :count].copy_(data[0], non_blocking=True)
         self.event_starts[int(reads)].copy_(data[1], non_blocking=True)
 
-    def find_nonfinite(self, logits: torch.Tensor, batch_slot: torch.Tensor, seq_lens: torch.Tensor) -> None:
-        """Note in `table.nonfinite` which watched requests have NaN or infinity among their logits `[rows, vocab]`."""
+    def find_nonfinite(
+        self, logits: torch.Tensor, batch_slot: torch.Tensor, seq_lens: torch.Tensor, hidden: torch.Tensor | None = None
+    ) -> None:
+        """Note in `table.nonfinite` which watched requests have NaN or infinity among their logits `[rows, vocab]`.
+
+        With the hidden states `[rows, width]` that the logits are products of, logits are read only where those are
+        suspicious. (Not where logits are fp16, which overflow easily.)
+        """
         integer, exponent = _EXPONENT[logits.dtype]
         if logits.stride(1) != 1:
             raise ValueError(f"logits with strides {logits.stride()}")
@@ -241,9 +250,15 @@ class Injector:
         if rows == 0:
             return
         programs = _between(1, triton.cdiv(vocab, 2048), self.tuning.vocab_programs)
+        safe = 0
+        if hidden is None or logits.dtype == torch.float16 or hidden.dtype not in _SAFE or hidden.stride(1) != 1:
+            hidden = logits
+        else:
+            safe = _SAFE[hidden.dtype]
         find_nonfinite_kernel[(rows, programs)](
-            logits.view(integer), logits.stride(0), vocab, batch_slot, seq_lens, self.table.slot_table,
-            self.table.nonfinite, EXPONENT=exponent, BLOCK=2048, num_warps=4,
+            logits.view(integer), logits.stride(0), vocab, hidden.view(_EXPONENT[hidden.dtype][0]), hidden.stride(0),
+            hidden.shape[1], batch_slot, seq_lens, self.table.slot_table, self.table.nonfinite, EXPONENT=exponent,
+            SAFE=safe, BLOCK=2048, num_warps=4,
         )  # fmt: skip
 
     def _at(self, layer: int) -> tuple[CacheView, int]:

@@ -13,7 +13,8 @@
     seq_lens      int32 [requests]       tokens of each request in the cache after this forward
     cells         int32 [3, layers, capacity]   request slot; batch row (write) or batch index (read); token
     counts        int32 [layers]         cells listed; may exceed capacity (what did not fit is counted in the tally)
-    read_keys     int32 [requests, 2]    key of the read event of this forward
+    event_keys    int32 [requests, 3]    key of the read event of this forward (two words), and its first token that no
+                                         earlier forward has shown: chunks of a prefill are one event
 
 The order inside a list varies from run to run; the flips do not depend on it. Tokens times layers of a request < 2^31.
 
@@ -40,8 +41,8 @@ from kvspec_kernels.table import (
     MODEL_LEVEL,
     MODEL_TABLE,
     MODEL_WIDTH,
-    SELECTOR_EVENT_FIRST,
-    SELECTOR_EVENT_LAST,
+    SELECTOR_EVENTS,
+    SELECTOR_EVENTS_LEN,
     SITE_READ,
     SITE_WRITE,
     SLOT_MODEL,
@@ -60,7 +61,7 @@ from kvspec_kernels.table import (
 @triton.jit(do_not_specialize=["capacity", "first_layer", "selector_width"])
 def list_cells_kernel(
     query_start_ptr, batch_slot_ptr, seq_lens_ptr, slots_ptr, models_ptr, thresholds_ptr, selectors_ptr, ranges_ptr,
-    cells_ptr, counts_ptr, read_keys_ptr, tally_ptr, capacity, first_layer, selector_width,
+    cells_ptr, counts_ptr, event_keys_ptr, tally_ptr, capacity, first_layer, selector_width,
     READ: tl.constexpr, LAYERS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Grid (requests, any): the programs of a request share its cells. `first_layer` is the global index of layer 0."""
@@ -79,18 +80,29 @@ def list_cells_kernel(
     request = load_u32(slot_ptr + SLOT_REQUEST)
     prompt_len = load_u32(slot_ptr + SLOT_PROMPT_LEN)
     seq_len = load_u32(seq_lens_ptr + index)
+    place = tl.load(query_start_ptr + index)
+    tokens = tl.load(query_start_ptr + index + 1) - place
+    start = seq_len - tokens.to(tl.uint32, bitcast=True)
     if READ:
         step = tl.maximum(seq_len, prompt_len)
+        if (seq_len > prompt_len) & (tokens > 1):
+            # queries of several events (the recompute of a preempted request) cannot be served by one forward
+            return
         master0 = load_u32(slot_ptr + SLOT_READ_MASTER)
         master1 = load_u32(slot_ptr + SLOT_READ_MASTER + 1)
         key0, key1 = read_key(master0, master1, request, step)
         if tl.program_id(1) == 0:
-            tl.store(read_keys_ptr + 2 * index, key0.to(tl.int32, bitcast=True))
-            tl.store(read_keys_ptr + 2 * index + 1, key1.to(tl.int32, bitcast=True))
+            fresh = tl.where(seq_len > prompt_len, 0, start)
+            tl.store(event_keys_ptr + 3 * index, key0.to(tl.int32, bitcast=True))
+            tl.store(event_keys_ptr + 3 * index + 1, key1.to(tl.int32, bitcast=True))
+            tl.store(event_keys_ptr + 3 * index + 2, fresh.to(tl.int32, bitcast=True))
         event = step - prompt_len
-        if event < load_u32(selector_ptr + SELECTOR_EVENT_FIRST):
-            return
-        if event > load_u32(selector_ptr + SELECTOR_EVENT_LAST):
+        first_range = tl.load(selector_ptr + SELECTOR_EVENTS)
+        shown = 0
+        for i in range(first_range, first_range + tl.load(selector_ptr + SELECTOR_EVENTS_LEN)):
+            in_range = (event >= load_u32(ranges_ptr + 2 * i)) & (event <= load_u32(ranges_ptr + 2 * i + 1))
+            shown += in_range.to(tl.int32)
+        if shown == 0:
             return
         place = index
         tokens = seq_len.to(tl.int32, bitcast=True)
@@ -98,9 +110,6 @@ def list_cells_kernel(
     else:
         key0 = load_u32(slot_ptr + SLOT_WRITE_KEY)
         key1 = load_u32(slot_ptr + SLOT_WRITE_KEY + 1)
-        place = tl.load(query_start_ptr + index)
-        tokens = tl.load(query_start_ptr + index + 1) - place
-        start = seq_len - tokens.to(tl.uint32, bitcast=True)
     every = tl.load(model_ptr + MODEL_LEVEL) != LEVEL_TOKEN
     first_plane = load_u32(model_ptr + MODEL_FIRST_PLANE)
     # the threshold of one hit, behind that of the page

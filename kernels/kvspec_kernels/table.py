@@ -65,8 +65,8 @@ SELECTOR_PLANES = tl.constexpr(0)
 SELECTOR_PHASE = tl.constexpr(1)
 SELECTOR_RANGES = tl.constexpr(2)
 SELECTOR_RANGES_LEN = tl.constexpr(3)
-SELECTOR_EVENT_FIRST = tl.constexpr(4)
-SELECTOR_EVENT_LAST = tl.constexpr(5)
+SELECTOR_EVENTS = tl.constexpr(4)
+SELECTOR_EVENTS_LEN = tl.constexpr(5)
 SELECTOR_BITS = tl.constexpr(6)
 
 PHASE_ALL = tl.constexpr(0)
@@ -78,7 +78,8 @@ TALLY_WRITE = tl.constexpr(0)
 TALLY_READ = tl.constexpr(1)
 TALLY_RESTORED = tl.constexpr(2)
 TALLY_DROPPED = tl.constexpr(3)
-TALLY_WIDTH = tl.constexpr(4)
+TALLY_EXPOSED = tl.constexpr(4)
+TALLY_WIDTH = tl.constexpr(5)
 
 NEVER = 2**31 - 1
 """Value of `FaultTable.nonfinite` for a request whose logits were finite so far."""
@@ -162,7 +163,7 @@ class Selector:
     phase: Literal["all", "prompt", "decode"] = "all"
     """Tokens below, or from, the length of the prompt."""
     tokens: Ranges | None = None
-    events: tuple[int, int] = (0, END)
+    events: Ranges | None = None
     """Read events shown: 0 is the prefill, i the i-th decode forward."""
 
 
@@ -213,8 +214,9 @@ class FaultTable:
     ranges: torch.Tensor = field(init=False)
     """int32 `[max_ranges, 2]`: first and last token of a range, both inclusive, so that 2^32 - 1 fits."""
     tally: torch.Tensor = field(init=False)
-    """int64 `[slots, TALLY_WIDTH]`: bits that writes changed, that reads changed, that undoing the reads changed back,
-    and cells dropped because a list was full."""
+    """int64 `[slots, TALLY_WIDTH]`: bits that writes changed; that reads changed, each site once per read event (chunks
+    of a prefill share one); that undoing the reads changed back; cells dropped because a list was full; and bits that
+    reads changed in all forwards."""
     nonfinite: torch.Tensor = field(init=False)
     """int32 `[slots]`: first generated token with NaN or infinity among its logits, `NEVER` if none."""
 
@@ -258,17 +260,16 @@ class FaultTable:
         rows: list[list[int]] = []
         ranges: list[tuple[int, int]] = []
         for selector in selectors:
-            tokens = _inclusive([(0, END)] if selector.tokens is None else selector.tokens)
-            first, stop = selector.events
+            tokens, events = _inclusive(selector.tokens), _inclusive(selector.events)
             row = [0] * SELECTOR_BITS.value
             row[SELECTOR_PLANES.value] = selector.planes[0] | selector.planes[1] << 1
             row[SELECTOR_PHASE.value] = PHASES[selector.phase]
             row[SELECTOR_RANGES.value] = len(ranges)
             row[SELECTOR_RANGES_LEN.value] = len(tokens)
-            row[SELECTOR_EVENT_FIRST.value] = first if first < stop else 1
-            row[SELECTOR_EVENT_LAST.value] = min(stop, END) - 1 if first < stop else 0
+            row[SELECTOR_EVENTS.value] = len(ranges) + len(tokens)
+            row[SELECTOR_EVENTS_LEN.value] = len(events)
             rows.append(row + _bits(selector.layers, self.layers) + _bits(selector.heads, self.heads))
-            ranges += tokens
+            ranges += tokens + events
         for buffer, what, values in (
             (self.models, "models", records),
             (self.thresholds, "thresholds", thresholds),
@@ -340,9 +341,10 @@ def _lowest_bits(mask: int) -> list[int]:
     return lowest
 
 
-def _inclusive(ranges: Ranges) -> list[tuple[int, int]]:
+def _inclusive(ranges: Ranges | None) -> list[tuple[int, int]]:
     """Ranges by first and last member, empty ones left out."""
-    return [(start, min(stop, END) - 1) for start, stop in ranges if start < min(stop, END)]
+    every = [(0, END)] if ranges is None else ranges
+    return [(start, min(stop, END) - 1) for start, stop in every if start < min(stop, END)]
 
 
 def _bits(ranges: Ranges | None, count: int) -> list[int]:

@@ -112,7 +112,8 @@ def _start(plan: Plan, inputs: Inputs) -> Session:
     longest = max(CANARY_LENGTH, max(len(ids) for ids in inputs.prompts) + spec.generation.max_tokens)
     longest = min(longest, inputs.info.max_model_len or longest)
     shape = Shape(longest, len(plan), inputs.info.geometry)
-    return Session(spec.model, inputs.source, spec.engine, spec.model.storage_format, shape)
+    reads = any(fault.site != "KV_WRITE" for fault in spec.faults)
+    return Session(spec.model, inputs.source, spec.engine, spec.model.storage_format, shape, reads=reads)
 
 
 def _todo(plan: Plan, done: set[str]) -> list[Trial]:
@@ -250,10 +251,8 @@ class _Campaign:
             self._session.submit(entry, self._prompts[trial.request], spec.generation, (seed + trial.request) % SEEDS)
 
     def _records(self, ended: list[Finished], work: _Work) -> Iterator[Record]:
-        tally = self._session.rpc("kvspec_tally", [f.entry for f in ended])
-        # An injector that has neither reads nor stuck-ats counts what landed and nothing else.
-        nothing = [0] * len(ended)
-        tally = {"changed": tally["landed"], "exposed": nothing, "restored": nothing} | tally
+        tally = self._session.tally([f.entry for f in ended])
+        counted = work.planned.count_all([f.entry for f in ended], tally["written"])
         for i, finished in enumerate(ended):
             entry, preemptions = finished.entry, tally["preemptions"][i]
             trial, rerun = work.trials[entry], entry in self._preempted
@@ -267,7 +266,7 @@ class _Campaign:
                 continue
             written, landed = tally["written"][i], tally["landed"][i]
             exposed, restored = tally["exposed"][i], tally["restored"][i]
-            planned = work.planned.count(entry, written)
+            planned = counted[i]
             error = None
             if planned != landed:
                 error = f"{landed} flips landed, {planned} were planned"

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from kvspec import _native
 from kvspec.engine.session import Session
-from kvspec.engine.supported import SITES_ON
 from kvspec.engine.table import TableData
 from kvspec.engine.vllm.canary import CanaryWatch
 from kvspec.errors import EngineError
@@ -57,7 +56,7 @@ def run_canary(session: Session, prompt: list[int], storage_format: str, seed: i
         np.bitwise_xor.at(masks, where, np.uint32(1) << found["bit"].astype(np.uint32))
         return masks
 
-    site = SITES_ON[session.device][-1]
+    site = "BOTH" if session.reads else "KV_WRITE"
     masks = flips(keys[0], length)
     events = read_events(len(ids), length) if site == "BOTH" else ()
     reads = {step: flips(_native.read_key(keys[1], 0, step), step) for step in events}
@@ -78,8 +77,7 @@ def run_canary(session: Session, prompt: list[int], storage_format: str, seed: i
     session.rpc("kvspec_load", table)
     session.rpc("kvspec_watch", CanaryWatch(0, storage_format, masks, reads))
     session.generate([ids], GenerationSpec(max_tokens=NEW_TOKENS), seed)
-    tally = session.rpc("kvspec_tally", [0])
-    result: dict[str, Any] = session.rpc("kvspec_canary")
+    tally, result = session.tally([0]), session.canary()
     session.rpc("kvspec_watch", None)
     written, landed = tally["written"][0], tally["landed"][0]
     shown = [masks[:, :, :written], *(mask for step, mask in reads.items() if step <= written)]

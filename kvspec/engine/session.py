@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from kvspec.engine.requirements import require_vllm
 from kvspec.engine.supported import device
+from kvspec.engine.vllm.tally import FLIPS
 from kvspec.errors import EngineError, KvspecError
 from kvspec.models import Geometry
 from kvspec.spec.model import EngineSpec, GenerationSpec, ModelSpec
@@ -25,6 +26,9 @@ waste, and scrubbing clears, as little as possible."""
 DEFAULT_CACHE_GIB = 2.0
 STORAGE_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 """vLLM's names of the compute types whose caches store these formats natively."""
+QUANTIZED = ("fp8_e4m3", "int8_per_token_head", "int4_per_token_head")
+"""Formats that a GPU's cache stores natively under any compute type. (vLLM 0.25.1 takes `fp8_e5m2`, and reads it as
+e4m3.)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,7 @@ def prepare_environment() -> None:
         os.environ.setdefault(bars, "1")  # the campaign shows a progress bar of its own
     # One process: Ctrl-C stops between two steps, and nothing has to be sent through pipes.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1" if device() == "cuda" else "0"
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "1" if device() == "cuda" else "0")
 
 
 def default_sampling_params() -> Any:
@@ -111,21 +115,25 @@ class Session:
         storage_format: str,
         shape: Shape,
         *,
+        reads: bool = False,
         hooked: bool = True,
         eager: bool = False,
     ) -> None:
-        """Start vLLM. `hooked=False` gives stock vLLM with the same settings, to compare with; `eager` means no graphs
-        and no compilation, as always on a CPU."""
+        """Start vLLM. `reads`: whether reads of the cache will have faults; a GPU pays for them in every step.
+        `hooked=False` gives stock vLLM with the same settings, to compare with; `eager` means no graphs and no
+        compilation, as always on a CPU."""
         require_vllm()
         prepare_environment()
         self.device = device()
+        self.reads = reads or self.device == "cpu"
+        """Whether reads can have faults."""
         self._logprobs = 0
         """Likeliest tokens that the requests ask for, the same for all of them."""
         self.settings = _settings(model, source, engine, storage_format, shape, self.device)
         self.settings["enforce_eager"] |= eager
         if hooked:
             self.settings["worker_cls"] = WORKER
-            self.settings["additional_config"] = {"kvspec": {"storage_format": storage_format}}
+            self.settings["additional_config"] = {"kvspec": {"storage_format": storage_format, "reads": reads}}
         try:
             with quiet():
                 from vllm import EngineArgs
@@ -151,7 +159,24 @@ class Session:
 
     def rpc(self, method: str, *args: Any) -> Any:
         """Call a method of every worker; the answer of the first one."""
-        return self._engine.collective_rpc(method, args=args)[0]
+        return self.rpc_all(method, *args)[0]
+
+    def rpc_all(self, method: str, *args: Any) -> list[Any]:
+        """Call a method of every worker; one answer per tensor-parallel rank."""
+        answers: list[Any] = self._engine.collective_rpc(method, args=args)
+        return answers
+
+    def tally(self, entries: list[int]) -> dict[str, list[int]]:
+        """Counts of finished entries. Each rank counts the flips of its own heads; the first one alone sees logits."""
+        parts: list[dict[str, list[int]]] = self.rpc_all("kvspec_tally", entries)
+        sums = {name: [sum(counts) for counts in zip(*(part[name] for part in parts), strict=True)] for name in FLIPS}
+        return parts[0] | sums
+
+    def canary(self) -> dict[str, Any]:
+        """What the canary saw, on all ranks together."""
+        found: list[dict[str, Any]] = self.rpc_all("kvspec_canary")
+        together = {name: sum(part[name] for part in found) for name in ("checked", "checked_reads", "mismatches")}
+        return {**together, "first_mismatch": next((x for part in found if (x := part["first_mismatch"])), None)}
 
     @property
     def max_model_len(self) -> int:
@@ -233,14 +258,14 @@ def _settings(
     model: ModelSpec, source: str, engine: EngineSpec, storage_format: str, shape: Shape, device: str
 ) -> dict[str, Any]:
     """Arguments of vLLM's engine. Raises `EngineError` (KVS408) for a compute type that the device cannot have."""
-    if device == "cuda" and storage_format not in STORAGE_DTYPES:
+    if device == "cuda" and storage_format not in (*STORAGE_DTYPES, *QUANTIZED):
         raise EngineError.one(
             "KVS401",
-            f"a {storage_format} cache is not injected on a GPU yet",
+            f"a {storage_format} cache is not injected on a GPU: vLLM's attention there does not read it",
             path="$.model.kv_cache_dtype",
-            expected=" or ".join(STORAGE_DTYPES),
+            expected=" or ".join((*STORAGE_DTYPES, *QUANTIZED)),
         )
-    dtype = STORAGE_DTYPES[storage_format] if device == "cuda" else "float32"
+    dtype = STORAGE_DTYPES.get(storage_format, "bfloat16") if device == "cuda" else "float32"
     if model.dtype not in ("auto", dtype):
         raise EngineError.one(
             "KVS408",
@@ -263,12 +288,22 @@ def _settings(
         "disable_log_stats": True,
     }
     if device == "cpu":
+        if engine.tensor_parallel > 1:
+            raise EngineError.one(
+                "KVS401",
+                "tensor parallelism is not supported on a CPU",
+                path="$.engine.tensor_parallel",
+                expected="1",
+            )
         block = engine.block_size or BLOCK_TOKENS
         return {
             **settings,
             "block_size": block,
             "kv_cache_memory_bytes": _cache_bytes(engine, shape, sequences, block),
         }
+    settings["tensor_parallel_size"] = engine.tensor_parallel
+    if storage_format in QUANTIZED:
+        settings["kv_cache_dtype"] = storage_format
     if engine.kv_cache_gib is not None:
         settings["kv_cache_memory_bytes"] = int(engine.kv_cache_gib * 2**30)
     return settings if engine.block_size is None else {**settings, "block_size": engine.block_size}

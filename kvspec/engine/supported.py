@@ -5,7 +5,7 @@ from __future__ import annotations
 from kvspec.errors import Diagnostic, EngineError
 from kvspec.spec.model import OPS, SITES, Spec
 
-SITES_ON = {"cpu": SITES, "cuda": ("KV_WRITE",)}
+SITES_ON = {"cpu": SITES, "cuda": SITES}
 OPS_ON = {"cpu": OPS, "cuda": ("flip",)}
 
 

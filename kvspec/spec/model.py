@@ -206,6 +206,8 @@ class EngineSpec:
     """Memory of the cache in GiB; `None` sizes it so that no request is preempted, up to 2."""
     submission_seed: int | None = None
     """Shuffles the order in which requests are submitted; `None` keeps the order of the plan."""
+    tensor_parallel: int = 1
+    """GPUs among which the heads of every layer are dealt out."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,4 +54,4 @@ def check_case(case: dict[str, Any]) -> None:
     if read:
         rig.injector.reads(1, rig.block_table)
         assert all((a == b).all() for a, b in zip(whole, rig.snapshot(), strict=True))
-        assert rig.tallies(2) == landed
+        assert rig.tallies(2) == rig.tallies(4) == landed

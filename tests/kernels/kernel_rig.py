@@ -28,6 +28,10 @@ MASKS = {
 SMALL = Tuning(write_programs=2, read_programs=2, inject_programs=3, event_programs=2, vocab_programs=2)
 """Few programs: each takes several turns, and the interpreter stays fast."""
 
+Events = tuple[tuple[int, int], ...]
+"""Half-open ranges of read events: 0 is the prefill, i the i-th decode step."""
+EVERY_EVENT: Events = ((0, 2**32),)
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -70,7 +74,7 @@ class Fault:
             burst_len=self.burst_len, page_tokens=self.page_tokens, op=self.op,
         )  # fmt: skip
 
-    def selector(self, events: tuple[int, int] = (0, 2**32)) -> Selector:
+    def selector(self, events: Events = EVERY_EVENT) -> Selector:
         return Selector(**self.where, events=events)
 
     def masks(
@@ -105,7 +109,7 @@ class Request:
     prompt_len: int = 0
     write_key: tuple[int, int] | None = None
     read_master: tuple[int, int] | None = None
-    events: tuple[int, int] = (0, 2**32)
+    events: Events = EVERY_EVENT
 
     @property
     def end(self) -> int:
@@ -269,7 +273,10 @@ class Rig:
         start = 0 if read else r.start
         local = self.heads[1] - self.heads[0]
         key = (r.read_key() if read else r.write_key) if r.fault is not None else None
-        hidden = read and not r.events[0] <= max(r.end, r.prompt_len) - r.prompt_len < r.events[1]
+        several_events = r.count > 1 and r.end > r.prompt_len
+        event = max(r.end, r.prompt_len) - r.prompt_len
+        shown = any(first <= event < stop for first, stop in r.events)
+        hidden = read and (several_events or not shown)
         if r.fault is None or key is None or hidden:
             return np.zeros((r.end - start, 2, local, self.geometry.head_size), np.uint32)
         masks = r.fault.masks(key, r.request, self.first_layer + layer, start, r.end - start, r.prompt_len)

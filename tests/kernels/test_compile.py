@@ -45,7 +45,8 @@ EVENTS = [
     for bits in (4, 8, 16, 32)
 ]
 NONFINITE = [
-    (find_nonfinite_kernel, {"EXPONENT": exponent, "BLOCK": 2048}, 4) for exponent in (0x7F80, 0x7C00, 0x7F800000)
+    (find_nonfinite_kernel, {"EXPONENT": exponent, "SAFE": safe, "BLOCK": 2048}, 4)
+    for exponent, safe in ((0x7F80, 0x7149), (0x7C00, 0), (0x7F800000, 0x7149F2CA))
 ]
 
 

@@ -62,17 +62,18 @@ def test_selectors():
             Selector(),
             Selector(
                 layers=[(38, 99), (1, 3)], heads=[(32, 33)], planes=(False, True), phase="decode",
-                tokens=[(5, 5), (7, 2**32), (0, 1)], events=(1, 4),
+                tokens=[(5, 5), (7, 2**32), (0, 1)], events=[(1, 4)],
             ),
-            Selector(tokens=[], events=(3, 3)),
+            Selector(tokens=[], events=[(3, 3)]),
         ],
     )  # fmt: skip
     whole, part, nothing = (row(table.selectors, i) for i in range(3))
     assert table.selector_width == 6 + 2 + 2
-    assert whole == [3, 0, 0, 1, 0, 2**32 - 1, 2**32 - 1, 0xFF, 2**32 - 1, 1]
-    assert part == [2, 2, 1, 2, 1, 3, 0b110, 0b11000000, 0, 1]
-    assert nothing[3:6] == [0, 1, 0]
-    assert [row(table.ranges, i) for i in range(3)] == [[0, 2**32 - 1], [7, 2**32 - 1], [0, 0]]
+    assert whole == [3, 0, 0, 1, 1, 1, 2**32 - 1, 0xFF, 2**32 - 1, 1]
+    assert part == [2, 2, 2, 2, 4, 1, 0b110, 0b11000000, 0, 1]
+    assert nothing[2:6] == [5, 0, 5, 0]
+    every = [0, 2**32 - 1]
+    assert [row(table.ranges, i) for i in range(5)] == [every, every, [7, 2**32 - 1], [0, 0], [1, 3]]
 
 
 def test_slots():
@@ -102,7 +103,7 @@ def test_counts_start_anew_with_each_request():
     table.nonfinite.zero_()
     tally, nonfinite = table.take([2, 0])
     table.assign([2], [None])
-    assert tally.tolist() == [[5] * 4] * 2
+    assert tally.tolist() == [[5] * 5] * 2
     assert nonfinite.tolist() == [0, 0]
     assert table.tally[:, 0].tolist() == [5, 5, 0, 5]
     assert table.nonfinite.tolist() == [0, 0, NEVER, 0]

@@ -9,7 +9,7 @@ Neither uses the injector's own address arithmetic or its step sampler.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -88,6 +88,11 @@ class CanaryWatch:
             self._scales[layer] = scales
         self.checked += self._compare(layer, int(step.row[i]), expected, read, "written")
 
+    def of_heads(self, heads: slice) -> CanaryWatch:
+        """The watch of a tensor-parallel rank that holds these KV heads."""
+        reads = {step: masks[:, :, :, heads] for step, masks in self.read_masks.items()}
+        return replace(self, masks=self.masks[:, :, :, heads], read_masks=reads)
+
     def check_read(self, layer: int, step: Step, read: Read, *, exposed: bool) -> None:
         """Compare the same cache right before the attention of a step, or right after it (`exposed` false).
 
@@ -124,8 +129,11 @@ class CanaryWatch:
         return int(wrong.size)
 
     def _codes(self, values: torch.Tensor, scales: NDArray[np.float32] | None) -> NDArray[np.uint32]:
-        """Values `[..., D]` as codes of the storage format. A value that the format cannot hold is a mismatch: it
-        would be rounded here and hide a difference."""
+        """Values `[..., D]`, or codes as they are, as codes of the storage format. A value that the format cannot hold
+        is a mismatch: it would be rounded here and hide a difference."""
+        if not values.is_floating_point():
+            codes: NDArray[np.uint32] = values.cpu().numpy().astype(np.uint32)
+            return codes
         held = values.detach().to("cpu", torch.float32).contiguous().numpy()
         codes = _native.encode(self.storage_format, held, scales)
         decoded = _native.decode(self.storage_format, codes, scales)

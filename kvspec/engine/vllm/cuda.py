@@ -1,4 +1,5 @@
-"""Injection on a GPU: Triton kernels read the faults of each request slot from device tables.
+"""Injection by Triton kernels, which read the faults of each request slot from device tables: on a GPU, and in Triton's
+interpreter.
 
 Everything inside a forward is launched unconditionally with fixed pointers, so that captured CUDA graphs replay it with
 whatever the tables hold. The host only fills tables when requests enter the batch, and lists the cells of a step.
@@ -6,7 +7,8 @@ whatever the tables hold. The host only fills tables when requests enter the bat
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,32 +18,51 @@ from kvspec_kernels import Selector as KernelSelector
 from kvspec_kernels.cache import CacheView
 from numpy.typing import NDArray
 
-from kvspec.engine.table import TableData, open_ranges
-from kvspec.engine.vllm.canary import Watch
-from kvspec.engine.vllm.layers import AttentionLayer, Unwrapped, geometry
-from kvspec.engine.vllm.runner import RunnerV2
+from kvspec.engine.table import STEPS, TableData, open_ranges
+from kvspec.engine.vllm.canary import CanaryWatch, Watch
+from kvspec.engine.vllm.layers import AttentionLayer, Shard, Unwrapped, geometry
+from kvspec.engine.vllm.runner import Batch, DeviceRunner
 from kvspec.engine.vllm.step import FOREIGN, Requests, Step
 from kvspec.engine.vllm.storage import Written
 from kvspec.engine.vllm.taint import Taint
-from kvspec.engine.vllm.views import Views, find_views
+from kvspec.engine.vllm.tally import FLIPS
+from kvspec.engine.vllm.views import PLAIN, Views, find_views
+from kvspec.errors import EngineError
+from kvspec.spec.model import Selector
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+if TYPE_CHECKING:
+    from kvspec.engine.events import EventData
+
+READ_LIST_BYTES = 2**30
+"""Most memory for the lists of read cells. What does not fit is counted, and its trials are marked as not landed."""
 
 
 class CudaInjector:
-    """Hooks vLLM's V2 model runner and its attention layers. Counts live on the device until they are asked for."""
+    """Hooks a model runner and its attention layers. Counts live on the device until they are asked for."""
 
-    def __init__(self, runner: RunnerV2, layers: list[AttentionLayer], storage_format: str) -> None:
+    def __init__(
+        self,
+        runner: DeviceRunner,
+        layers: list[AttentionLayer],
+        storage_format: str,
+        *,
+        shard: Shard,
+        reads: bool = False,
+    ) -> None:
+        """`reads`: whether attention is wrapped, so that tables with faults of reads can be loaded; without it a
+        forward has no launch more than stock vLLM."""
         self.runner = runner
         self.layers = layers
-        self.geometry = geometry(layers)
+        self.geometry = geometry(layers, shard.total_heads)
+        self._format = storage_format
+        self._shard = shard
+        self._wraps_reads = reads
         self.canary: Watch | None = None
-        self._dtype = DTYPES[storage_format]
         self._device = runner.device
         self._table = FaultTable(
             slots=runner.max_requests, layers=self.geometry.layers, heads=self.geometry.kv_heads, device=self._device
         )
-        self._kernels = Kernels(self._table, max_rows=runner.max_tokens, max_requests=runner.max_requests)
+        self._kernels: Kernels | None = None
         self._requests = Requests()
         self._taint = Taint()
         self._views: list[Views] = []
@@ -49,21 +70,46 @@ class CudaInjector:
         self._data: TableData | None = None
         self._entry_of_slot = np.full(runner.max_requests, FOREIGN, dtype=np.int64)
         self._slot_of_entry: dict[int, int] = {}
-        self._batch: Any = None
+        self._batch: Batch | None = None
         self._step: Step | None = None
+        self._reads = False
         runner.hook(self._enter, self._begin_step, self._end_step, self._observe_logits)
         for attention in layers:
             self._wrap_write(attention)
+            if reads:
+                self._wrap_attention(attention)
 
     def bind(self) -> None:
         """Find the way in the cache, which has just been allocated; graphs are captured after this."""
         self.runner.check_cache()
-        self._views = [find_views(Unwrapped(a.layer.impl), a.layer, a.kv_cache) for a in self.layers]
-        self._kernels.bind([CacheView.of(v.key, v.value) for v in self._views])
+        self._views = [find_views(Unwrapped(a.layer.impl), a.layer, a.kv_cache, self._format) for a in self.layers]
+        if (found := self._views[0].key.shape[0]) != self.runner.blocks:
+            raise EngineError.one(
+                "KVS402",
+                f"the cache has {found} blocks, the scheduler hands out {self.runner.blocks}",
+                path="$.engine.block_size",
+                expected="a block size that the attention backend takes as it is",
+            )
+        self._kernels = Kernels(
+            self._table,
+            max_rows=self.runner.max_tokens,
+            max_requests=self.runner.max_requests,
+            read_tokens=self._read_tokens() if self._wraps_reads else 0,
+        )
+        first = self._shard.first_head
+        self._kernels.bind([CacheView.of(v.key, v.value, bits=v.bits, first_head=first) for v in self._views])
         self._pointers = [a.kv_cache.data_ptr() for a in self.layers]
 
-    def load(self, data: TableData) -> None:
+    def _read_tokens(self) -> int:
+        """Cells per layer of a list of reads: all tokens that a batch can hold, if they fit."""
+        cache = self._views[0].key.shape[0] * self._views[0].block_tokens
+        batch = self.runner.max_requests * self.runner.max_model_len
+        return min(int(cache), batch, READ_LIST_BYTES // (12 * len(self.layers)))
+
+    def load(self, data: TableData | EventData) -> None:
         """Take a trial table; its entries are what requests carry from now on."""
+        if not isinstance(data, TableData):
+            raise EngineError.one("KVS401", "listed faults are not injected on a GPU yet", expected="a spec")
         self._end_step()
         shape = self.geometry
         models = []
@@ -82,17 +128,10 @@ class CudaInjector:
                     page_tokens=parameters.page_tokens,
                 )
             )
-        selectors = [
-            KernelSelector(
-                layers=open_ranges(where.layers),
-                heads=open_ranges(where.heads),
-                planes=("K" in where.cache, "V" in where.cache),
-                phase=where.tokens if isinstance(where.tokens, str) else "all",
-                tokens=None if isinstance(where.tokens, str) else open_ranges(where.tokens),
-            )
-            for where in data.selectors
-        ]
-        self._table.load(models, selectors)
+        sites = {site for site, model in zip(data.sites, models, strict=True) if not model.never_hits}
+        self._writes, self._reads = sites != {"KV_READ"}, bool(sites - {"KV_WRITE"})
+        assert self._wraps_reads or not self._reads, "the engine was started without reads"
+        self._table.load(models, [_selector(where) for where in data.selectors])
         self._data = data
         self._faulty = np.append(data.faulty, False)
         n = len(data)
@@ -104,16 +143,28 @@ class CudaInjector:
         self._slot_of_entry.clear()
 
     def watch(self, watch: Watch | None) -> None:
-        """Compare cache writes of one entry with an independent expectation (the canary), or stop doing so."""
-        self.canary = watch
+        """Compare the cache of one entry with an independent expectation (the canary), or stop doing so."""
+        heads = slice(self._shard.first_head, self._shard.first_head + self.layers[0].layer.num_kv_heads)
+        self.canary = watch.of_heads(heads) if isinstance(watch, CanaryWatch) else watch
 
     def counts(self, entries: list[int]) -> dict[str, list[int]]:
         """What happened to finished entries. Waits for the device once."""
         self._release([s for e in entries if (s := self._slot_of_entry.get(e)) is not None])
         at = torch.tensor(entries, dtype=torch.int64).to(self._device)
         nonfinite = self._nonfinite[at].cpu().numpy().astype(np.int64)
+        written, read, restored, dropped, exposed = self._tally[at].cpu().numpy().T
+        if dropped.any():
+            entry = entries[int(np.argmax(dropped))]
+            raise EngineError.one(
+                "KVS406",
+                f"reads of trial {entry} had more faults than the list of {self._read_tokens()} cells per layer holds",
+                hint="lower engine.max_num_seqs or the length of requests",
+            )
+        # a flip that landed has changed its bit
+        counts = (written + read, written + read, exposed, restored)
+        mine = 1 if self._shard.counts else 0
         return {
-            "landed": self._tally[at, 0].cpu().tolist(),
+            **{name: (mine * count).tolist() for name, count in zip(FLIPS, counts, strict=True)},
             "written": self._written[entries].tolist(),
             "preemptions": self._preemptions[entries].tolist(),
             "nonfinite_at": np.where(nonfinite == NEVER, -1, nonfinite).tolist(),
@@ -135,16 +186,62 @@ class CudaInjector:
         def do_kv_cache_update(
             layer: Any, key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor, slots: torch.Tensor
         ) -> None:
-            if not self._pointers or kv_cache.data_ptr() != self._pointers[index]:
+            if self._kernels is None or kv_cache.data_ptr() != self._pointers[index]:
                 write(layer, key, value, kv_cache, slots)  # profiling: not the cache that requests live in
                 return
             views = self._views[index]
-            self._kernels.store(index, key, value, views.key, views.value, slots)
-            if self.canary is not None and self._step is not None and not torch.cuda.is_current_stream_capturing():
-                written = Written(key, value, None, slots)
-                self.canary.check(index, self._step, written, lambda rows, tokens: self._stored(index, rows, tokens))
+            if self._format in PLAIN:
+                self._kernels.store(index, key, value, views.key, views.value, slots)
+            else:
+                write(layer, key, value, kv_cache, slots)
+                if self._watching:
+                    # what the format makes of K and V is the backend's affair; the faults are ours
+                    at = slots.clamp(min=0)
+                    key, value = views.at(at // views.block_tokens, at % views.block_tokens)
+                self._kernels.writes(index, slots)
+            if self._watching:
+                assert self.canary is not None
+                assert self._step is not None
+                self.canary.check(index, self._step, Written(key, value, None, slots), partial(self._stored, index))
 
         impl.do_kv_cache_update = do_kv_cache_update
+
+    def _wrap_attention(self, attention: AttentionLayer) -> None:
+        """Faults of reads are in a layer's cache while its attention runs. The launch for the next layer takes them
+        back, and for the last layer one more launch does."""
+        impl, index = attention.layer.impl, attention.index
+        forward, last = impl.forward, index == len(self.layers) - 1
+
+        def attend(
+            layer: Any, query: Any, key: Any, value: Any, kv_cache: torch.Tensor, *args: Any, **kwargs: Any
+        ) -> Any:
+            if self._kernels is None or kv_cache.data_ptr() != self._pointers[index]:
+                return forward(layer, query, key, value, kv_cache, *args, **kwargs)
+            self._read(index)
+            result = forward(layer, query, key, value, kv_cache, *args, **kwargs)
+            if last:
+                self._read(index + 1)
+            return result
+
+        impl.forward = attend
+
+    def _read(self, layer: int) -> None:
+        """Apply the faults of reads in a layer, if there is such a layer, and take back those of the layer before."""
+        assert self._kernels is not None
+        self._kernels.reads(layer, self.runner.block_table)
+        if self._watching:
+            assert self.canary is not None
+            assert self._step is not None
+            for index, exposed in ((layer, True), (layer - 1, False)):
+                if 0 <= index < len(self.layers):
+                    self.canary.check_read(index, self._step, partial(self._stored, index), exposed=exposed)
+
+    @property
+    def _watching(self) -> bool:
+        """Whether the canary looks at this forward. What a captured graph does cannot be seen from here."""
+        if self.canary is None or self._step is None:
+            return False
+        return self._device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
 
     def _stored(self, layer: int, rows: NDArray[Any], tokens: NDArray[Any]) -> torch.Tensor:
         """Positions of rows as they lie in the cache, `[2, n, H, D]`: plain indexing, for the canary."""
@@ -152,16 +249,15 @@ class CudaInjector:
         row, at = (torch.from_numpy(x.astype(np.int64)).to(self._device) for x in (rows, tokens))
         blocks = self.runner.block_table[row, at // views.block_tokens].long()
         inside = at % views.block_tokens
-        return torch.stack([views.key[blocks, inside], views.value[blocks, inside]])
+        return views.at(blocks, inside)
 
     def _enter(self, scheduled: Any) -> None:
         """Requests have entered the batch: scrub their blocks, give their slots their faults."""
         grants = self._requests.observe(scheduled)
-        data = self._data
-        if data is None:
+        new = [(slot, self._requests.entry(request)) for request, slot in self.runner.entering(scheduled)]
+        if self._data is None:
             return
         self._taint.hand_out(grants, self._faulty, [a.kv_cache for a in self.layers])
-        new = [(self.runner.slot(n.req_id), self._requests.entry(n.req_id)) for n in scheduled.scheduled_new_reqs]
         if not new:
             return
         slots = [slot for slot, _ in new]
@@ -179,13 +275,14 @@ class CudaInjector:
         if entry == FOREIGN or data is None:
             return None
         fault = int(data.fault[entry])
-        low, high = data.write_key[entry].tolist()
+        armed, site = bool(data.armed[entry]), data.sites[fault]
         return SlotFault(
             model=fault,
             selector=fault,
             request=int(data.request[entry]),
             prompt_len=int(data.prompt_len[entry]),
-            write_key=(low, high) if data.armed[entry] else None,
+            write_key=_key(data.write_key[entry]) if armed and site != "KV_READ" else None,
+            read_master=_key(data.read_master[entry]) if armed and site != "KV_WRITE" else None,
         )
 
     def _restart(self, entry: int) -> None:
@@ -202,37 +299,59 @@ class CudaInjector:
         if not pairs:
             return
         tally, nonfinite = self._table.take([slot for slot, _ in pairs])
-        at = torch.tensor([entry for _, entry in pairs], dtype=torch.int64).pin_memory()
-        at = at.to(self._device, non_blocking=True)
+        at = torch.tensor([entry for _, entry in pairs], dtype=torch.int64)
+        if self._device.type == "cuda":
+            at = at.pin_memory().to(self._device, non_blocking=True)
         self._tally.index_add_(0, at, tally)
         self._nonfinite.scatter_reduce_(0, at, nonfinite, "amin")
         for slot, entry in pairs:
             self._entry_of_slot[slot] = FOREIGN
             self._slot_of_entry.pop(entry, None)
 
-    def _begin_step(self, scheduled: Any, batch: Any) -> None:
-        if self._data is None:
+    def _begin_step(self, scheduled: Any, batch: Batch) -> None:
+        if self._data is None or self._kernels is None:
             return
         self._batch = batch
-        entries: NDArray[np.int64] = self._entry_of_slot[batch.idx_mapping_np]
+        entries: NDArray[np.int64] = self._entry_of_slot[batch.slot]
         known = entries != FOREIGN
-        self._written[entries[known]] = (batch.num_computed_tokens_np + batch.num_scheduled_tokens)[known]
+        ends = batch.start + batch.count
+        self._written[entries[known]] = ends[known]
         self._kernels.begin_step(
-            batch.query_start_loc,
-            batch.idx_mapping,
+            batch.query_start,
+            batch.slots,
             batch.seq_lens,
-            batch.num_reqs,
-            max_query=int(batch.num_scheduled_tokens.max()),
+            len(batch.req_ids),
+            max_query=int(batch.count.max()),
+            writes=self._writes,
+            reads=self._reads,
+            max_seq=int(ends.max()),
         )
         if self.canary is not None:
             self._step = self._requests.step(scheduled, batch.req_ids)
 
-    def _observe_logits(self, _: torch.Tensor, logits: torch.Tensor) -> None:
+    def _observe_logits(self, hidden: torch.Tensor, logits: torch.Tensor) -> None:
         batch = self._batch
-        if batch is not None and logits.shape[0] == batch.num_reqs:
-            self._kernels.find_nonfinite(logits, batch.idx_mapping, batch.seq_lens)
+        if batch is not None and self._kernels is not None and logits.shape[0] == len(batch.req_ids):
+            self._kernels.find_nonfinite(logits, batch.slots, batch.seq_lens, hidden)
 
     def _end_step(self) -> None:
         """Dummy runs must not inject."""
-        self._kernels.end_step()
+        if self._kernels is not None:
+            self._kernels.end_step()
         self._batch = self._step = None
+
+
+def _selector(where: Selector) -> KernelSelector:
+    """A spec's selector in the words of the kernels."""
+    return KernelSelector(
+        layers=open_ranges(where.layers),
+        heads=open_ranges(where.heads),
+        planes=("K" in where.cache, "V" in where.cache),
+        phase=where.tokens if isinstance(where.tokens, str) else "all",
+        tokens=None if isinstance(where.tokens, str) else open_ranges(where.tokens),
+        events=STEPS[where.steps] if isinstance(where.steps, str) else open_ranges(where.steps),
+    )
+
+
+def _key(words: NDArray[np.uint32]) -> tuple[int, int]:
+    return int(words[0]), int(words[1])

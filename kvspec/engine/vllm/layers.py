@@ -84,15 +84,35 @@ def _check(name: str, layer: Any) -> None:
             raise EngineError.one("KVS402", f"layer `{name}` {what}", expected="plain full attention")
 
 
-def geometry(layers: list[AttentionLayer]) -> Geometry:
-    """The geometry that all layers share. Raises `EngineError` (KVS402) if they differ."""
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The KV heads of one tensor-parallel rank among those of the whole model."""
+
+    total_heads: int
+    first_head: int
+    """Global index of the rank's first head."""
+    counts: bool = True
+    """Whether this rank reports what landed. Where several ranks hold a copy of the same head only one of them does."""
+
+    @classmethod
+    def of(cls, total_heads: int, rank: int, ranks: int) -> Shard:
+        """As vLLM deals heads out: in order, or each to several ranks if there are fewer heads than ranks."""
+        if total_heads >= ranks:
+            return cls(total_heads, rank * (total_heads // ranks))
+        copies = ranks // total_heads
+        return cls(total_heads, rank // copies, counts=rank % copies == 0)
+
+
+def geometry(layers: list[AttentionLayer], total_heads: int | None = None) -> Geometry:
+    """The geometry that all layers share, with the KV heads of all tensor-parallel ranks (default: there is one rank).
+    Raises `EngineError` (KVS402) if layers differ."""
     shapes = {(a.layer.num_kv_heads, a.layer.head_size) for a in layers}
     if len(shapes) != 1:
         raise EngineError.one(
             "KVS402", f"layers differ in (KV heads, head size): {sorted(shapes)}", expected="one shape for all layers"
         )
     ((heads, dim),) = shapes
-    return Geometry(len(layers), heads, dim)
+    return Geometry(len(layers), heads if total_heads is None else total_heads, dim)
 
 
 def wrap_read(attention: AttentionLayer, before: Callable[[int], None], after: Callable[[int], None]) -> None:

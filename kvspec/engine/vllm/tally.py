@@ -9,6 +9,7 @@ from kvspec.engine.vllm.step import U32, Step
 
 COUNTS = ("landed", "changed", "exposed", "restored", "written", "preemptions", "nonfinite_at")
 FLIPS = COUNTS[:4]
+"""Counts of bits."""
 
 
 class Tally:

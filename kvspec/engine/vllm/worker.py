@@ -7,27 +7,28 @@ does not yet.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from vllm.distributed.parallel_state import get_tp_group
 from vllm.platforms import current_platform
 
 from kvspec.engine.events import EventData
 from kvspec.engine.table import TableData
 from kvspec.engine.vllm.canary import Watch
-from kvspec.engine.vllm.layers import attention_layers
-from kvspec.engine.vllm.runner import adapter
+from kvspec.engine.vllm.layers import Shard, attention_layers
+from kvspec.engine.vllm.runner import RunnerV1, adapter
 
+if TYPE_CHECKING:
+    from kvspec.engine.vllm.cpu import CpuInjector
+    from kvspec.engine.vllm.cuda import CudaInjector
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as Base
-
-    from kvspec.engine.vllm.cpu import CpuInjector as Injector
 else:
     from vllm.v1.worker.gpu_worker import Worker as Base
 
-    from kvspec.engine.vllm.cuda import CudaInjector as Injector  # type: ignore[assignment]
-
 CONFIG_KEY = "kvspec"
-"""Key in vLLM's `additional_config` under which the engine tells its workers what the cache stores."""
+"""Key in vLLM's `additional_config` under which the engine tells its workers what the cache stores, and whether reads
+have faults."""
 
 
 class KvspecWorker(Base):  # type: ignore[misc]
@@ -36,14 +37,25 @@ class KvspecWorker(Base):  # type: ignore[misc]
     Methods are called by `collective_rpc`.
     """
 
-    injector: Injector
+    injector: CpuInjector | CudaInjector
 
     def load_model(self, *args: Any, **kwargs: Any) -> Any:
         """Load the model, then hook its runner and attention layers."""
         result = super().load_model(*args, **kwargs)
         layers = attention_layers(self.vllm_config.compilation_config.static_forward_context)
-        storage_format = self.vllm_config.additional_config[CONFIG_KEY]["storage_format"]
-        self.injector = Injector(adapter(self.model_runner), layers, storage_format)  # type: ignore[arg-type]
+        runner, options = adapter(self.model_runner), self.vllm_config.additional_config[CONFIG_KEY]
+        if isinstance(runner, RunnerV1):
+            from kvspec.engine.vllm.cpu import CpuInjector
+
+            self.injector = CpuInjector(runner, layers, options["storage_format"])
+        else:
+            from kvspec.engine.vllm.cuda import CudaInjector
+
+            group = get_tp_group()
+            shard = Shard.of(
+                self.vllm_config.model_config.get_total_num_kv_heads(), group.rank_in_group, group.world_size
+            )
+            self.injector = CudaInjector(runner, layers, options["storage_format"], shard=shard, reads=options["reads"])
         return result
 
     def initialize_from_config(self, *args: Any, **kwargs: Any) -> Any:

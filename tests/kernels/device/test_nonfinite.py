@@ -57,3 +57,21 @@ def test_every_nonfinite_code_counts_and_no_other():
             rig.table.assign([0], [fault])
             rig.injector.find_nonfinite(value.view(1, 1), slot, length)
             assert rig.table.nonfinite.tolist() == [0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_logits_are_read_only_where_hidden_states_are_suspicious(dtype):
+    geometry = Geometry(16, 1, 16)
+    rig = Rig(geometry, slots=8)
+    rig.table.load([Fault(geometry, 0.1, 1).model()], [Fault(geometry, 0.1, 1).selector()])
+    rig.table.assign(list(range(8)), [SlotFault(model=0, selector=0, request=0, prompt_len=0)] * 8)
+    logits = torch.full((8, 3000), float("nan"), dtype=dtype, device=DEVICE)
+    hidden = torch.zeros(8, 100, dtype=dtype, device=DEVICE)
+    hidden[:, 5] = torch.tensor([1.0, -9e29, 9e29, 1.1e30, -1.1e30, float("inf"), float("nan"), -0.0])
+    slots = torch.arange(8, dtype=torch.int32, device=DEVICE)
+    rig.injector.find_nonfinite(logits, slots, slots * 0 + 2, hidden)
+    assert [n != NEVER for n in rig.table.nonfinite.tolist()] == [False] * 3 + [True] * 4 + [False]
+    # suspicious, but finite
+    rig.table.assign(list(range(8)), [SlotFault(model=0, selector=0, request=0, prompt_len=0)] * 8)
+    rig.injector.find_nonfinite(torch.zeros_like(logits), slots, slots * 0 + 2, hidden)
+    assert rig.table.nonfinite.tolist() == [NEVER] * 8

@@ -31,10 +31,11 @@ def test_mixed_batches(seed):
         fault = with_op(replace(random_fault(rng, geometry), where=random_where(rng, 2, geometry.heads)), "flip")
         count = int(rng.integers(1, 4))
         start = int(rng.integers(0, 4)) if slot else 0
-        requests.append(Request(slot, start, count, fault, slot, int(rng.integers(0, 8)), None, random_key(rng)))
+        prompt_len = start + (count if count > 1 else 0) + int(rng.integers(0, 3))
+        requests.append(Request(slot, start, count, fault, slot, prompt_len, None, random_key(rng)))
     rig.enter([*requests, Request(5, 0, 3)])
     total = walk(rig)
-    assert sum(rig.tallies(1)) == sum(rig.tallies(2)) == total
+    assert sum(rig.tallies(4)) == sum(rig.tallies(2)) == total
     assert sum(rig.tallies(0)) == 0
 
 
@@ -44,7 +45,7 @@ def test_chunks_of_a_prefill_are_one_event_and_each_decode_step_its_own():
     request = Request(3, 0, 6, fault, 4, 6, None, (21, 22))
     rig = Rig(geometry, layers=1, block_tokens=4, fill="zeros")
     rig.enter([replace(request, count=8)])
-    seen = []
+    seen, exposed = [], 0
     for start, count in ((0, 2), (2, 3), (5, 1), (6, 1), (7, 1)):
         rig.step([replace(request, start=start, count=count)])
         rig.begin(writes=False, reads=True)
@@ -52,23 +53,40 @@ def test_chunks_of_a_prefill_are_one_event_and_each_decode_step_its_own():
         seen.append(rig.codes(0, 0, 0, start + count))
         np.testing.assert_array_equal(seen[-1], rig.masks(rig.requests[0], 0, read=True))
         rig.injector.reads(1, rig.block_table)
+        exposed += int(np.bitwise_count(seen[-1]).sum())
     for chunk in seen[:2]:
         np.testing.assert_array_equal(chunk, seen[2][: len(chunk)])
     assert seen[2].any()
     assert (seen[3][:6] != seen[2]).any()
     assert (seen[4][:7] != seen[3]).any()
+    # every site counts once per event, however often its chunks show it
+    once = sum(int(np.bitwise_count(codes).sum()) for codes in seen[2:])
+    assert [rig.tallies(c) for c in (1, 2, 4)] == [[once], [exposed], [exposed]]
+    assert once < exposed
+
+
+def test_a_forward_of_several_events_is_left_alone():
+    """The recompute of a preempted request: generated tokens come back as one prefill."""
+    geometry = Geometry(16, 1, 16)
+    rig = Rig(geometry, layers=1, block_tokens=4)
+    rig.enter([Request(3, 0, 6, Fault(geometry, 1.0, 0xFFFF, "row"), 4, 4, None, (1, 2))])
+    before = rig.snapshot()
+    rig.begin(writes=False, reads=True)
+    rig.injector.reads(0, rig.block_table)
+    assert all((a == b).all() for a, b in zip(before, rig.snapshot(), strict=True))
+    assert rig.tallies(4) == [0]
 
 
 def test_event_windows():
     geometry = Geometry(16, 1, 16)
-    request = Request(3, 0, 4, Fault(geometry, 1.0, 0xFFFF, "row"), 4, 4, None, (1, 2), events=(1, 2))
+    request = Request(3, 0, 4, Fault(geometry, 1.0, 0xFFFF, "row"), 4, 4, None, (1, 2), events=((1, 2), (4, 4), (3, 9)))
     rig = Rig(geometry, layers=1, block_tokens=4)
-    rig.enter([replace(request, count=6)])
+    rig.enter([replace(request, count=7)])
     landed = []
-    for start, count in ((0, 4), (4, 1), (5, 1)):
+    for start, count in ((0, 4), (4, 1), (5, 1), (6, 1)):
         rig.step([replace(request, start=start, count=count)])
         landed.append(walk(rig))
-    assert landed == [0, 5 * 2, 0]
+    assert landed == [0, 5 * 2, 0, 7 * 2]
 
 
 def test_write_and_read_of_one_trial_are_independent():

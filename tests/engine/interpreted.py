@@ -1,0 +1,107 @@
+"""Run as a program: campaigns on vLLM's V2 model runner, with the GPU's injector, on a CPU in Triton's interpreter.
+
+    python interpreted.py MODEL SPECS OUT        SPECS: JSON, name -> spec;  OUT: JSON, name -> records by trial id
+
+The runner, the scheduler and the model are vLLM's. The attention backend of the CPU keeps K transposed, as no GPU does,
+so its write and its attention are replaced by a few lines of torch on the cache layout of vLLM 0.32's GPU backends,
+`[blocks, heads, tokens, K | V]`. Environment variables must be set before Triton and vLLM are imported, hence a process
+of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "1"
+os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
+
+import triton.backends
+
+# vLLM refuses the V2 runner without a Triton backend; the interpreter needs none.
+always = types.SimpleNamespace(is_active=lambda: True)
+triton.backends.backends["cpu"] = types.SimpleNamespace(driver=always, compiler=None)  # type: ignore[assignment]
+
+import torch
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
+
+from kvspec.engine import session
+
+
+def write(
+    self: Any, layer: Any, key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor, slots: torch.Tensor
+) -> None:
+    """`do_kv_cache_update` on `[blocks, heads, tokens, 2 D]`."""
+    real = slots >= 0
+    at = slots[real]
+    rows = torch.cat([key, value], dim=-1)[: len(slots)][real]
+    tokens = kv_cache.shape[2]
+    kv_cache[at // tokens, :, at % tokens] = rows
+
+
+def attend(
+    self: Any, layer: Any, query: torch.Tensor, key: Any, value: Any, kv_cache: torch.Tensor, metadata: Any,
+    output: torch.Tensor, *_: Any, **__: Any,
+) -> torch.Tensor:  # fmt: skip
+    """`forward` on the same layout, one request after the other, in float32."""
+    if metadata is None:
+        return output.zero_()
+    tokens, dim = kv_cache.shape[2], query.shape[-1]
+    for i, length in enumerate(metadata.seq_lens.tolist()):
+        first, stop = metadata.query_start_loc[i : i + 2].tolist()
+        if stop == first:
+            continue
+        at = torch.arange(length)
+        rows = kv_cache[metadata.block_table[i, at // tokens].long(), :, at % tokens].float()
+        group = query.shape[1] // rows.shape[1]
+        keys, values = (x.repeat_interleave(group, dim=1).transpose(0, 1) for x in rows.split(dim, dim=-1))
+        seen = torch.ones(stop - first, length, dtype=torch.bool).tril(length - (stop - first))
+        found = torch.nn.functional.scaled_dot_product_attention(
+            query[first:stop].float().transpose(0, 1), keys, values, attn_mask=seen, scale=self.scale
+        )
+        output.view(-1, *query.shape[1:])[first:stop] = found.transpose(0, 1).to(output.dtype)
+    return output
+
+
+CPUAttentionBackendImpl.do_kv_cache_update = write  # type: ignore[method-assign]
+CPUAttentionBackendImpl.forward = attend  # type: ignore[method-assign, assignment]
+settings = session._settings
+# the cache holds the storage format itself, as on a GPU
+session._settings = lambda *args: {**settings(*args), "dtype": "bfloat16"}
+
+
+class Silent:
+    """An observer."""
+
+    def phase(self, text: str) -> None: ...
+    def warn(self, warning: Any) -> None: ...
+    def start(self, total: int, done: int) -> None: ...
+    def shrink(self, total: int) -> None: ...
+    def trial(self, record: Any, identical: bool | None) -> None: ...
+
+
+def main(model: str, specs: str, out: str) -> None:
+    """Run every spec in an engine of its own."""
+    from kvspec.engine.campaign import run_campaign
+    from kvspec.plan import compile_plan
+    from kvspec.records import RunStore
+    from kvspec.spec import load_spec
+
+    results = {}
+    for name, spec in json.loads(Path(specs).read_text()).items():
+        path = Path(out).parent / f"{name}.yaml"
+        path.write_text(json.dumps({"kvspec": 1, "name": name, "model": {"id": model}, **spec}))
+        folder = path.with_suffix("")
+        run_campaign(compile_plan(load_spec(path)), folder, Silent())
+        store = RunStore.open(folder)
+        rows = {row["trial_id"]: row for row in store.table().to_pylist()}
+        results[name] = {"environment": store.read_json("environment.json"), "records": rows}
+    Path(out).write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,192 @@
+"""SmolLM2 campaigns in one engine: speed against the same requests on stock vLLM, golden floor, order, isolation."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from tools.gpu.quiet import wait
+from tools.gpu.worker import WORKER
+
+PROMPTS = [
+    "Explain quantum entanglement in one sentence.",
+    "Write a Python function to reverse a list.",
+    "Who was the first US president?",
+    "What is 25 * 4?",
+    "The capital of France is",
+]
+WRITES: dict[str, Any] = {
+    "prompts": {"inline": PROMPTS, "repeat": 2},
+    "generation": {"max_tokens": 50},
+    "faults": [
+        {
+            "name": "BitRot",
+            "model": "random",
+            "site": "KV_WRITE",
+            "rate": {"per_bit": [1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]},
+        }
+    ],
+    "controls": {"null_trials": 1, "golden_repeats": 1},
+    "trials": 40,
+    "seed": 42,
+}
+ARMED = {**WRITES, "faults": [{**WRITES["faults"][0], "rate": {"per_bit": 1e-15}}], "trials": 320}
+"""As many requests, whose faults never hit."""
+READS = {
+    **WRITES,
+    "faults": [
+        {"name": "Transient", "model": "random", "site": "KV_READ", "rate": {"per_bit": [1e-9, 1e-8, 1e-7, 1e-6]}},
+        {
+            "name": "Both", "model": "burst", "burst_len": 4, "site": "BOTH", "rate": {"per_bit": 1e-7},
+            "where": {"steps": "decode"},
+        },
+    ],
+    "controls": {"null_trials": 10, "golden_repeats": 10},
+    "trials": 20,
+}  # fmt: skip
+NAN = {
+    **WRITES,
+    "faults": [
+        {
+            "name": "NaN", "model": "msb_biased", "msb_policy": "FP16_EXPONENT", "site": "KV_WRITE",
+            "rate": {"per_bit": 0.5}, "where": {"cache": ["V"]},
+        }
+    ],
+    "controls": {"null_trials": 20, "golden_repeats": 20},
+    "trials": 20,
+}  # fmt: skip
+ROUNDS = 3
+
+
+class Silent:
+    """An observer that only warns."""
+
+    def phase(self, text: str) -> None:
+        """Nothing."""
+
+    def warn(self, warning: Any) -> None:
+        """Print a warning."""
+        print(warning, flush=True)
+
+    def start(self, *_: object) -> None:
+        """Nothing."""
+
+    def shrink(self, *_: object) -> None:
+        """Nothing."""
+
+    def trial(self, *_: object) -> None:
+        """Nothing."""
+
+
+def plan_of(out: Path, name: str, model: Path, spec: dict[str, Any]) -> Any:
+    """The plan of a spec given as data."""
+    from kvspec.plan import compile_plan
+    from kvspec.spec import load_spec
+
+    path = out / f"{name}.yaml"
+    path.write_text(json.dumps({"kvspec": 1, "name": name, "model": {"id": str(model)}, **spec}), encoding="utf-8")
+    return compile_plan(load_spec(path))
+
+
+def run(out: Path, name: str, plan: Any, session: Any = None) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Run a plan, in `session` if given; figures and records by trial id."""
+    from kvspec.engine import campaign
+    from kvspec.records import RunStore
+
+    if session is not None:
+        campaign._start = lambda *_: nullcontext(session)  # type: ignore[assignment]
+    began = time.monotonic()
+    outcome = campaign.run_campaign(plan, out / name, Silent())
+    whole = time.monotonic() - began
+    store = RunStore.open(out / name)
+    rows = {row["trial_id"]: row for row in store.table().to_pylist()}
+    golden = {row["request"]: row["token_ids"] for row in rows.values() if row["kind"] == "golden"}
+    cells: dict[int, list[bool]] = {}
+    for row in rows.values():
+        cells.setdefault(row["cell"], []).append(row["token_ids"] == golden[row["request"]])
+    controls = cells.pop(-1)
+    figures = {
+        "trials": len(rows),
+        "seconds": outcome.seconds,
+        "whole_seconds": whole,
+        "planned_is_landed": sum(r["flips_planned"] == r["flips_landed"] and r["error"] is None for r in rows.values()),
+        "flips": sum(r["flips_landed"] for r in rows.values()),
+        "exposed": sum(r["flips_exposed"] for r in rows.values()),
+        "restored": sum(r["flips_restored"] for r in rows.values()),
+        "controls_identical": [sum(controls), len(controls)],
+        "accuracy_by_cell": {plan.cells[c].name: sum(x) / len(x) for c, x in sorted(cells.items())},
+        "nonfinite_trials": sum(r["nonfinite_at"] is not None for r in rows.values()),
+        "environment": store.read_json("environment.json"),
+        "errors": sorted({r["error"] for r in rows.values() if r["error"]})[:5],
+    }
+    return figures, rows
+
+
+def same(a: dict[str, dict[str, Any]], b: dict[str, dict[str, Any]]) -> list[int]:
+    """[trials with equal token ids, trials]."""
+    return [sum(b[t]["token_ids"] == row["token_ids"] for t, row in a.items() if t in b), len(a)]
+
+
+def measure(results: dict[str, Any], out: Path, deadline: float, model: Path) -> None:
+    """Fill `results`."""
+    from kvspec.engine import session as sessions
+    from kvspec.engine.campaign import QUEUE_FACTOR, Inputs
+    from kvspec.engine.session import Session, Shape
+
+    sessions.WORKER = WORKER
+    plan = plan_of(out, "writes", model, WRITES)
+    inputs, spec = Inputs.of(plan), plan.spec
+    longest = max(map(len, inputs.prompts)) + 50
+    began = time.monotonic()
+    session = Session(spec.model, inputs.source, spec.engine, "bf16", Shape(longest, 10000, None), reads=True)
+    results["start_seconds"] = time.monotonic() - began
+    requests = [trial.request for trial in plan.trials()]
+
+    def stock() -> float:
+        session.rpc("kvspec_mode", "stock")
+        queue = enumerate(requests)
+        begun = time.monotonic()
+        room = QUEUE_FACTOR * spec.engine.max_num_seqs
+        while True:
+            for entry, request in itertools.islice(queue, max(0, room - session.pending)):
+                session.submit(entry, inputs.prompts[request], spec.generation, 0)
+            if not session.pending:
+                return time.monotonic() - begun
+            session.step()
+
+    def injecting(name: str, mode: str, plan: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        session.rpc("kvspec_mode", mode)
+        session.reads = mode == "reads"
+        return run(out, name, plan, session)
+
+    wait()
+    stock()
+    armed = plan_of(out, "armed", model, ARMED)
+    times: dict[str, list[float]] = {"stock": [], "armed": [], "campaign": []}
+    first: dict[str, dict[str, Any]] = {}
+    for number in range(ROUNDS):
+        if number and time.monotonic() > deadline - 25:
+            break
+        times["stock"].append(stock())
+        results["armed"], _ = injecting(f"armed{number}", "writes", armed)
+        times["armed"].append(results["armed"]["seconds"])
+        results["writes"], first = injecting(f"writes{number}", "writes", plan)
+        times["campaign"].append(results["writes"]["seconds"])
+        best = {side: min(values) for side, values in times.items()}
+        ratios = {f"{side}_ratio": best[side] / best["stock"] for side in ("armed", "campaign")}
+        results["speed"] = {**best, **ratios, "all": times}
+    print("campaign / stock", results["speed"], flush=True)
+    if time.monotonic() > deadline:
+        return
+    shuffled = plan_of(out, "shuffled", model, {**WRITES, "engine": {"submission_seed": 7}})
+    results["shuffled_identical"] = same(first, injecting("shuffled", "writes", shuffled)[1])
+    reads = plan_of(out, "reads", model, READS)
+    results["reads"], first = injecting("reads", "reads", reads)
+    shuffled = plan_of(out, "reads_shuffled", model, {**READS, "engine": {"submission_seed": 7}})
+    results["reads_shuffled_identical"] = same(first, injecting("reads_shuffled", "reads", shuffled)[1])
+    results["isolation"], _ = injecting("nan", "writes", plan_of(out, "nan", model, NAN))
+    session.close()

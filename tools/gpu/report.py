@@ -1,0 +1,96 @@
+"""Results of a GPU session as Markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """What was measured, one section per part; parts that failed say so."""
+    machine = results["machine"]
+    lines = [
+        "# GPU session",
+        "",
+        f"`{results['command']}` on {', '.join(machine['gpus']) or 'no GPU'}: "
+        + ", ".join(f"{name} {value}" for name, value in machine.items() if name != "gpus")
+        + ".",
+    ]
+    for name, write in (("cost", _cost), ("campaign", _campaign), ("guide", _guide)):
+        if name in results:
+            lines += ["", f"## {name}", "", *_failure(results[name]), *write(results[name])]
+    for name in ("checks", "parallel"):
+        if name in results:
+            lines += ["", f"## {name}", "", *_variants(results[name])]
+    return "\n".join(lines) + "\n"
+
+
+def _failure(part: dict[str, Any]) -> list[str]:
+    if part.get("process", {}).get("exit", 0) == 0 and "skipped" not in part:
+        return []
+    why = part.get("skipped") or part.get("failed") or part["process"]["output"]
+    return ["**Not complete:**", "", "```", str(why)[-1500:], "```", ""]
+
+
+def _cost(part: dict[str, Any]) -> list[str]:
+    if "cases" not in part:
+        return []
+    lines = [
+        "| case | rounds | stock s | writes / stock | reads / stock | step: writes / stock | step: reads / stock |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|")
+    for name, case in part["cases"].items():
+        figures = [
+            f"{case[kind][mode]:.4f}" if case[kind].get(mode, float("nan")) == case[kind].get(mode) else ""
+            for kind in ("ratio", "step_ratio")
+            for mode in ("writes", "reads")
+        ]
+        lines.append(f"| {name} | {case['rounds']} | {case['seconds']['stock']:.4f} | {' | '.join(figures)} |")
+    return lines
+
+
+def _campaign(part: dict[str, Any]) -> list[str]:
+    lines = []
+    if "speed" in part:
+        speed = part["speed"]
+        lines += [
+            f"- the requests of the campaign on stock vLLM: {speed['stock']:.3f} s",
+            f"- the same number of trials whose faults never hit: {speed['armed']:.3f} s, {speed['armed_ratio']:.4f}",
+            f"- the campaign: {speed['campaign']:.3f} s, {speed['campaign_ratio']:.4f}",
+        ]
+    for name in ("writes", "reads", "isolation"):
+        if name in part:
+            p = part[name]
+            lines.append(
+                f"- {name}: {p['trials']} trials, {p['planned_is_landed']} landed as planned ({p['flips']} flips), "
+                f"controls identical to golden {p['controls_identical'][0]} of {p['controls_identical'][1]}, "
+                f"accuracy {p['accuracy_by_cell']}, non-finite {p['nonfinite_trials']}"
+            )
+    both = [name for name in ("shuffled_identical", "reads_shuffled_identical") if name in part]
+    return lines + [f"- {name}: {part[name][0]} of {part[name][1]}" for name in both]
+
+
+def _guide(part: dict[str, Any]) -> list[str]:
+    if "ratio_7" not in part:
+        return []
+    measured = f"{sum(part['one_engine_each_seconds']):.1f} s for {part['measured_loads']} measured loads"
+    return [
+        f"- golden and 6 experiments: {part['kvspec_seconds']:.1f} s; an engine per experiment: {measured}",
+        f"- ratio with the missing loads at their mean: {part['ratio_7']:.2f}",
+    ]
+
+
+def _variants(part: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, found in part.items():
+        if name == "tests":
+            lines.append(f"- tests: exit {found['exit']}, {found['output'][-200:]}")
+        elif "figures" in found:
+            f = found["figures"]
+            lines.append(
+                f"- {name}: {f['planned_is_landed']} of {f['trials']} trials landed as planned ({f['flips']} flips), "
+                f"controls {f['controls_identical']}, flips as the first {found['flips_as_first']}, outputs "
+                f"{found['outputs_as_first']}"
+            )
+        else:
+            lines += [f"- {name}:", *_failure(found)]
+    return lines
