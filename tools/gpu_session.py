@@ -28,12 +28,14 @@ VARIANTS: list[dict[str, Any]] = [
     {"runner": "V1", "backend": "FLASH_ATTN"},
     {"runner": "V1", "backend": "TRITON_ATTN"},
     {"runner": "V2", "backend": "TRITON_ATTN"},
+]
+FORMATS: list[dict[str, Any]] = [
     {"format": "fp16"},
     {"format": "fp8_e4m3"},
     {"backend": "TRITON_ATTN", "format": "int8_per_token_head"},
     {"backend": "TRITON_ATTN", "format": "int4_per_token_head"},
 ]
-PARALLEL = [{"gpus": 1}, {"gpus": 2}, *VARIANTS[3:]]
+PARALLEL = [{"gpus": 1}, {"gpus": 2}]
 PARTS = {"cost": 230, "checks": 150, "campaign": 170, "guide": 120, "pair": 400}
 """Most seconds of each part."""
 TESTS = [
@@ -109,9 +111,9 @@ def inside(module: str, file: Path, seconds: float, out: Path, model: Path, argu
     return 0
 
 
-def variants(out: Path, model: Path, seconds: float, wanted: list[dict[str, Any]], *, at_once: int) -> dict[str, Any]:
-    """Small campaigns in engines of several kinds, compared with the first one."""
-    with ThreadPoolExecutor(at_once) as pool:
+def variants(out: Path, model: Path, seconds: float, wanted: list[dict[str, Any]]) -> dict[str, Any]:
+    """Small campaigns in engines of several kinds, side by side, compared with the first one."""
+    with ThreadPoolExecutor(len(wanted)) as pool:
         names = ["-".join(str(value) for value in variant.values()) for variant in wanted]
         jobs = [
             pool.submit(part, "variants", out, model, seconds, json.dumps(variant), name=f"variant-{name}")
@@ -138,10 +140,11 @@ def variants(out: Path, model: Path, seconds: float, wanted: list[dict[str, Any]
 
 def checks(out: Path, model: Path, seconds: float) -> dict[str, Any]:
     """Tests of the kernels and engines of every kind, side by side: nothing here is timed."""
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(2) as pool:
         tests = pool.submit(process, "tests", TESTS, seconds, out)
-        found = variants(out, model, seconds, VARIANTS, at_once=len(VARIANTS))
-        return {"tests": tests.result(), **found}
+        formats = pool.submit(variants, out, model, seconds, FORMATS)
+        found = variants(out, model, seconds, VARIANTS)
+        return {"tests": tests.result(), **found, **formats.result()}
 
 
 def pair(out: Path, model: Path, seconds: float) -> dict[str, Any]:
@@ -151,16 +154,19 @@ def pair(out: Path, model: Path, seconds: float) -> dict[str, Any]:
 
     quiet = out / "quiet"
     quiet.unlink(missing_ok=True)
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(3) as pool:
         jobs = {
             name: pool.submit(
                 part, name, out, model, seconds, extra={VARIABLE: str(quiet), "CUDA_VISIBLE_DEVICES": str(gpu)}
             )
             for gpu, name in enumerate(("cost", "campaign"))
         }
-        found = variants(out, model, min(150, seconds - 80), PARALLEL, at_once=len(PARALLEL))
+        limit = min(150, seconds - 80)
+        formats = pool.submit(variants, out, model, limit, FORMATS)
+        found = variants(out, model, limit, PARALLEL)
+        both = {**found, **formats.result()}
         quiet.touch()
-        return {"parallel": found, **{name: job.result() for name, job in jobs.items()}}
+        return {"parallel": both, **{name: job.result() for name, job in jobs.items()}}
 
 
 def machine() -> dict[str, Any]:

@@ -65,6 +65,8 @@ def prepare_environment() -> None:
         os.environ.setdefault(bars, "1")  # the campaign shows a progress bar of its own
     # One process: Ctrl-C stops between two steps, and nothing has to be sent through pipes.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    # tensor-parallel workers; a forked one cannot use CUDA if anything touched it before
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "1" if device() == "cuda" else "0")
 
 

@@ -24,8 +24,26 @@ SPEC: dict[str, Any] = {
 }
 
 
+def even_llama(folder: Path, tokenizer: Path) -> Path:
+    """A small Llama with random weights, whose 4 KV heads can be dealt out to two GPUs; SmolLM2 has 3."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(5)
+    words = AutoTokenizer.from_pretrained(tokenizer)
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=512, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=8,
+        num_key_value_heads=4, max_position_embeddings=2048, initializer_range=0.1, tie_word_embeddings=False,
+    )  # fmt: skip
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
 def measure(results: dict[str, Any], out: Path, _: float, model: Path, variant: str) -> None:
     """`variant`: JSON with `runner` (V1 or V2), `backend`, `format` and `gpus`, all optional."""
+    if "gpus" in json.loads(variant):
+        model = even_llama(out / f"even{json.loads(variant)['gpus']}", model)
     wanted = {"runner": "V2", "backend": "FLASH_ATTN", "format": "bf16", "gpus": 1, **json.loads(variant)}
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1" if wanted["runner"] == "V2" else "0"
     from kvspec.engine import session
