@@ -199,7 +199,9 @@ class LLM:
             )
         shape = Shape(longest, max_num_seqs, self._info.geometry)
         storage = self._model.storage_format
-        self._session: Session | None = Session(self._model, source, self._engine, storage, shape, eager=enforce_eager)
+        self._session: Session | None = Session(
+            self._model, source, self._engine, storage, shape, reads=True, eager=enforce_eager
+        )
         LLM._current = weakref.ref(self)
         prompt = list(self._tokenizer.encode("The start-up canary of kvspec reads back what was written."))
         self.canary = run_canary(self._session, prompt, storage, fault_injection_seed)

@@ -110,12 +110,12 @@ def test_counts_start_anew_with_each_request():
 
 
 def test_refusals_of_the_table():
-    table = make_table(max_models=1, max_thresholds=8, max_selectors=1, max_ranges=1)
+    table = make_table(max_models=1, max_thresholds=8, max_selectors=1, max_ranges=2)
     with pytest.raises(ValueError, match="2 models, the table was made for 1"):
         table.load([model(), model()], [])
     with pytest.raises(ValueError, match="9 thresholds, the table was made for 8"):
         table.load([model(thresholds=np.arange(8, dtype=np.uint64))], [])
-    with pytest.raises(ValueError, match="2 ranges, the table was made for 1"):
+    with pytest.raises(ValueError, match="3 ranges, the table was made for 2"):
         table.load([], [Selector(tokens=[(0, 1), (2, 3)])])
     with pytest.raises(ValueError, match="128 thresholds, the limit is 127"):
         table.load([model(thresholds=np.arange(128, dtype=np.uint64))], [])

@@ -33,6 +33,7 @@ WRITES: dict[str, Any] = {
     "controls": {"null_trials": 1, "golden_repeats": 1},
     "trials": 40,
     "seed": 42,
+    "engine": {"kv_cache_gib": 8},
 }
 ARMED = {**WRITES, "faults": [{**WRITES["faults"][0], "rate": {"per_bit": 1e-15}}], "trials": 320}
 """As many requests, whose faults never hit."""
@@ -182,11 +183,11 @@ def measure(results: dict[str, Any], out: Path, deadline: float, model: Path) ->
     print("campaign / stock", results["speed"], flush=True)
     if time.monotonic() > deadline:
         return
-    shuffled = plan_of(out, "shuffled", model, {**WRITES, "engine": {"submission_seed": 7}})
+    shuffled = plan_of(out, "shuffled", model, {**WRITES, "engine": {**WRITES["engine"], "submission_seed": 7}})
     results["shuffled_identical"] = same(first, injecting("shuffled", "writes", shuffled)[1])
     reads = plan_of(out, "reads", model, READS)
     results["reads"], first = injecting("reads", "reads", reads)
-    shuffled = plan_of(out, "reads_shuffled", model, {**READS, "engine": {"submission_seed": 7}})
+    shuffled = plan_of(out, "reads_shuffled", model, {**READS, "engine": {**WRITES["engine"], "submission_seed": 7}})
     results["reads_shuffled_identical"] = same(first, injecting("reads_shuffled", "reads", shuffled)[1])
     results["isolation"], _ = injecting("nan", "writes", plan_of(out, "nan", model, NAN))
     session.close()
