@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from kvspec.errors import Diagnostic, EngineError
-from kvspec.spec.model import OPS, SITES, Spec
+from kvspec.spec.model import OPS, Spec
 
-SITES_ON = {"cpu": SITES, "cuda": SITES}
 OPS_ON = {"cpu": OPS, "cuda": ("flip",)}
 
 
@@ -21,13 +20,12 @@ def refuse_unsupported(spec: Spec, device: str) -> None:
     wrong = [
         Diagnostic(
             "KVS401",
-            f"{key} `{value}` of `{fault.name}` is not injected on {device} yet",
-            path=f"$.faults[{fault.index}].{key}",
-            expected=" or ".join(supported[device]),
+            f"op `{fault.op}` of `{fault.name}` is not injected on {device} yet",
+            path=f"$.faults[{fault.index}].op",
+            expected=" or ".join(OPS_ON[device]),
         )
         for fault in spec.faults
-        for key, value, supported in (("site", fault.site, SITES_ON), ("op", fault.op, OPS_ON))
-        if value not in supported[device]
+        if fault.op not in OPS_ON[device]
     ]
     if wrong:
         raise EngineError(spec.placed(wrong))
