@@ -78,3 +78,45 @@ def test_runners_are_told_apart_and_others_refused_by_name():
     assert type(adapter(SimpleNamespace(**dict.fromkeys(names)))) is DeviceRunnerV2
     with pytest.raises(EngineError, match=r"builtins\.dict.*not supported"):
         adapter({})
+
+
+def test_v1_on_a_cpu_tells_the_row_order():
+    stand_in = v1()
+    seen = []
+    RunnerV1(stand_in).hook(
+        lambda s, order: seen.append(list(order)),
+        lambda: seen.append("dummy"),
+        lambda hidden, logits: seen.append("logits"),
+    )
+    assert stand_in._prepare_inputs(scheduled(), None) == "inputs"
+    stand_in._dummy_run(1)
+    stand_in.model.compute_logits(torch.ones(1))
+    assert seen == [["b", "a"], "dummy", "logits"]
+
+
+def test_counts_of_ranks_are_added_and_logits_are_those_of_the_first(monkeypatch):
+    from kvspec.engine.session import Session
+
+    ranks = [
+        {
+            **{name: [1, 2] for name in ("landed", "changed", "exposed", "restored")},
+            "written": [5, 6],
+            "nonfinite_at": [3, -1],
+        },
+        {
+            **{name: [10, 0] for name in ("landed", "changed", "exposed", "restored")},
+            "written": [5, 6],
+            "nonfinite_at": [-1, -1],
+        },
+    ]
+    canaries = [
+        {"checked": 4, "checked_reads": 8, "mismatches": 0, "first_mismatch": None},
+        {"checked": 4, "checked_reads": 8, "mismatches": 1, "first_mismatch": "layer 2"},
+    ]
+    session = object.__new__(Session)
+    monkeypatch.setattr(Session, "rpc_all", lambda self, method, *_: canaries if method == "kvspec_canary" else ranks)
+    assert session.tally([0, 1]) == {
+        "landed": [11, 2], "changed": [11, 2], "exposed": [11, 2], "restored": [11, 2], "written": [5, 6],
+        "nonfinite_at": [3, -1],
+    }  # fmt: skip
+    assert session.canary() == {"checked": 8, "checked_reads": 16, "mismatches": 1, "first_mismatch": "layer 2"}
