@@ -76,6 +76,9 @@ class Silent:
     def start(self, *_: object) -> None:
         """Nothing."""
 
+    def step(self) -> None:
+        """Nothing."""
+
     def shrink(self, *_: object) -> None:
         """Nothing."""
 
