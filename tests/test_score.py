@@ -105,7 +105,7 @@ def test_a_run_without_effect(tmp_path: Path) -> None:
         assert cell.flips.expected is None
         assert cell.flips.planned == cell.flips.landed == 10 * (cell.plan.index + 1)
     assert scores.samples == ()
-    assert any("same at all rates" in sentence for sentence in scores.verdict)
+    assert any("no difference between the rates" in sentence for sentence in scores.verdict)
 
 
 def test_every_outcome_is_counted_once(tmp_path: Path) -> None:

@@ -68,14 +68,14 @@ def _print_text(plan: Plan, expected: Estimate) -> None:
     time = "" if expected.cpu_seconds is None else f"about {_duration(expected.cpu_seconds)} on 2 CPU cores, "
     memory = "" if expected.memory_gib is None else f"about {expected.memory_gib:.1f} GiB of memory, "
     controls = spec.controls
-    drop = "no effect" if not expected.controls else f"a fall of accuracy by {expected.smallest_drop:.1%} or more"
+    drop = "show no effect" if not expected.controls else f"show no fall of accuracy below {expected.smallest_drop:.1%}"
     kinds = f"{controls.golden_repeats} golden repeats and {controls.null_trials} null trials a prompt"
     lines = [
         f"{spec.name}: {len(plan.cells)} cells, {expected.requests} requests",
         f"digest    {plan.digest}",
         f"model     {spec.model.id}, cache format {spec.model.storage_format}",
         f"n         {_trials(plan)}",
-        f"floor     {expected.controls} controls ({kinds}), which can show {drop}",
+        f"floor     {expected.controls} controls ({kinds}), which can {drop}",
         f"cost      {cost}; {time}{memory}{expected.cache_gib:.3g} GiB of it cache contents",
     ]
     for line in lines:

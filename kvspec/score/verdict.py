@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from kvspec.score.model import CellScore, DoseResponse, Floor, PairTest, Scores, Trend, Vulnerability
 from kvspec.score.tasks import sentences
+from kvspec.score.trend import series_label
 from kvspec.stats.exact import ALPHA
 
 FEW_PROMPTS = 10
@@ -124,10 +125,12 @@ def _dose(trend: Trend, cells: Sequence[CellScore]) -> str:
         pairs = _list(f"{cells[a].plan.name} to {cells[b].plan.name} ({_p(p)})" for a, b, p in trend.rises)
         return f"{trend.label}: accuracy RISES with the rate from {pairs} (Fisher, Holm): suspect the injection."
     if trend.z is None or trend.p_falls is None:
-        return f"{trend.label}: accuracy is the same at all rates ({span})."
-    test = f"Cochran-Armitage z = {trend.z:.1f}, {_p(trend.p_falls)}"
+        return f"{trend.label}: no difference between the rates is seen ({span})."
+    test = f"Cochran-Armitage, Holm, z = {trend.z:.1f}, {_p(trend.p_falls)}"
     if trend.p_falls < 0.05:
-        return f"{trend.label}: accuracy falls with the rate, {span} ({test}); no step rises (Fisher, Holm)."
+        return (
+            f"{trend.label}: accuracy falls with the rate, {span} ({test}); no step rises significantly (Fisher, Holm)."
+        )
     return f"{trend.label}: no fall with the rate is shown, {span} ({test})."
 
 
@@ -179,7 +182,7 @@ def _vulnerable(found: Vulnerability, cells: Sequence[CellScore]) -> str:
     avf = found.avf
     assert avf.low is not None
     assert avf.high is not None
-    name = cells[found.cells[0]].plan.fault["name"]
+    name = series_label([cells[found.cells[0]]])
     text = (
         f"{name}: of {_count(avf.n, 'trial')} with a single flip, {avf.rate or 0:.2%} show it "
         f"(AVF, {avf.low:.2%} to {avf.high:.2%})"

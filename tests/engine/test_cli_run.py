@@ -96,7 +96,12 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
         "--set", "trials=4", "--set", "generation.max_tokens=12", "--set", "engine.max_num_seqs=4",
         "--set", "controls.null_trials=1", "--set", "controls.golden_repeats=1",
     ]  # fmt: skip
-    process = subprocess.Popen([*COMMAND, *args], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    # A shell starts its background jobs with SIGINT ignored, and a child would inherit that from these tests.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen([*COMMAND, *args], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert process.stderr is not None
     deadline = time.monotonic() + 300
     while not list(out.glob("parts/*.parquet")) and time.monotonic() < deadline:

@@ -20,6 +20,8 @@ def headline(scores: Scores) -> dict[str, str]:
         return {"word": "Invalid", "tone": "bad"}
     if scores.floor.clean is False:
         return {"word": "Floor not clean", "tone": "warn"}
+    if any(trend.rises for trend in scores.trends):
+        return {"word": "Accuracy rises", "tone": "warn"}
     if scores.run.recorded < scores.run.planned or scores.run.error:
         return {"word": "Partial", "tone": "warn"}
     if scores.floor.clean is None:
