@@ -59,9 +59,16 @@ class Answers:
             self._table: TableData = data
             self._planned = PlannedFlips(data, SMALL)
             return None
-        flips = [self._planned.count(entry, WRITTEN) for entry in data]
-        n = len(data)
-        return {"written": [WRITTEN] * n, "landed": flips, "nonfinite_at": [-1] * n, "preemptions": [0] * n}
+        raise AssertionError(method)
+
+    def tally(self, entries: list[int]) -> dict[str, list[int]]:
+        """Every planned flip landed, and changed its bit."""
+        flips = [self._planned.count(entry, WRITTEN) for entry in entries]
+        none = [0] * len(entries)
+        return {
+            "written": [WRITTEN] * len(entries), "nonfinite_at": [-1] * len(entries), "preemptions": none,
+            "landed": flips, "changed": flips, "exposed": none, "restored": none,
+        }  # fmt: skip
 
     def step(self) -> list[Finished]:
         """End some of the running requests, whichever."""
