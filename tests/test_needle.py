@@ -82,13 +82,12 @@ def test_facts_stand_where_they_were_put(tmp_path: Path) -> None:
     assert abs(context.index("var_b is") / len(context) - 0.6) < 0.03
 
 
+@pytest.mark.vllm  # the conversion of the bundled model needs its extra
 def test_the_length_is_in_tokens(tmp_path: Path) -> None:
-    from kvspec.bundled import converted_folder
+    from kvspec.bundled import convert
     from kvspec.models import load_tokenizer
 
-    if not converted_folder().is_dir():
-        pytest.skip("the bundled model is not converted on this machine yet")
-    tokenizer = load_tokenizer(converted_folder())
+    tokenizer = load_tokenizer(convert())
     for word in {*ADJECTIVES, *NOUNS, *" ".join(VERBS).split()}:
         assert len(tokenizer.encode(f" {word}").ids) == 1, word
     for tokens in (100, 2000):

@@ -10,7 +10,15 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from kvspec.errors import Diagnostic
 from kvspec.records import Record
@@ -26,31 +34,28 @@ def _has_descriptor(stream: TextIO) -> bool:
         return False
 
 
-class CampaignProgress:
-    """Shows phases, trials done, time left, and how the trials turned out so far. Writes to stderr only."""
+class _Display:
+    """A live bar on a terminal, plain lines elsewhere, nothing if quiet. Writes to stderr only."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *columns: ProgressColumn, quiet: bool) -> None:
         # A descriptor of its own: the engine silences the usual ones while it loads a model.
         self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w") if _has_descriptor(sys.stderr) else sys.stderr
-        self._console = Console(file=self._stream)
-        self._live = self._console.is_terminal and not quiet
+        console = Console(file=self._stream)
+        self._live = console.is_terminal and not quiet
         self._quiet = quiet
         self._progress = Progress(
             TextColumn("[progress.description]{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[counts]}"),
-            console=self._console,
+            *columns,
+            console=console,
             disable=not self._live,
             transient=True,
         )
         self._task = self._progress.add_task("starting", total=None, counts="")
-        self._total = self._done = self._before = self._steps = 0
-        self._began = self._shown = time.monotonic()
-        self._counts = {"masked": 0, "sdc": 0, "due": 0, "control differs": 0}
+        self._total = self._done = 0
+        self._shown = time.monotonic()
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -62,9 +67,24 @@ class CampaignProgress:
         self._progress.stop()
 
     def phase(self, text: str) -> None:
-        """Show what is going on before the first trial."""
+        """Show what is going on."""
         self._progress.update(self._task, description=text)
         self._line(f"{text} ...")
+
+    def _line(self, text: str) -> None:
+        if not self._live and not self._quiet:
+            print(f"kvspec: {text}", file=self._stream, flush=True)
+
+
+class CampaignProgress(_Display):
+    """Shows phases, trials done, time left, and how the trials turned out so far."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        counts = TextColumn("{task.fields[counts]}")
+        super().__init__(TextColumn("left"), TimeRemainingColumn(), counts, quiet=quiet)
+        self._before = self._steps = 0
+        self._began = self._shown
+        self._counts = {"masked": 0, "sdc": 0, "due": 0, "control differs": 0}
 
     def warn(self, warning: Diagnostic) -> None:
         """Print a warning above the bar."""
@@ -116,45 +136,12 @@ class CampaignProgress:
         shown = [f"{name} {n}" for name, n in self._counts.items() if n or name != "control differs"]
         return "  ".join(shown) if self._live else ", ".join(shown)
 
-    def _line(self, text: str) -> None:
-        if not self._live and not self._quiet:
-            print(f"kvspec: {text}", file=self._stream, flush=True)
 
-
-class RequestProgress:
-    """Shows phases and how many requests have ended. Writes to stderr only."""
+class RequestProgress(_Display):
+    """Shows phases and how many requests have ended."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w") if _has_descriptor(sys.stderr) else sys.stderr
-        console = Console(file=self._stream)
-        self._live = console.is_terminal and not quiet
-        self._quiet = quiet
-        self._progress = Progress(
-            TextColumn("[progress.description]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not self._live,
-            transient=True,
-        )
-        self._task = self._progress.add_task("starting", total=None)
-        self._total = self._done = 0
-        self._shown = time.monotonic()
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def phase(self, text: str) -> None:
-        """Show what is going on."""
-        self._progress.update(self._task, description=text)
-        self._line(f"{text} ...")
+        super().__init__(quiet=quiet)
 
     def start(self, total: int) -> None:
         """That many requests begin."""
@@ -169,7 +156,3 @@ class RequestProgress:
         if now - self._shown >= PLAIN_SECONDS or self._done == self._total:
             self._shown = now
             self._line(f"{self._done}/{self._total} requests")
-
-    def _line(self, text: str) -> None:
-        if not self._live and not self._quiet:
-            print(f"kvspec: {text}", file=self._stream, flush=True)

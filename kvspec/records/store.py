@@ -238,6 +238,14 @@ class RunStore:
             )
         return spec
 
+    def certificate(self) -> dict[str, Any] | None:
+        """What `kvspec verify --out RUN` left in the folder, `None` if nothing, empty if it cannot be read: no figure
+        of the run depends on it."""
+        try:
+            return self.read_json("certificate.json")
+        except RecordsError:
+            return {}
+
     def _required(self, name: str) -> dict[str, Any]:
         data = self.read_json(name)
         if data is None:

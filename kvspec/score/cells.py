@@ -140,10 +140,7 @@ def _campaign(store: RunStore, plan: Mapping[str, Any], recorded: int) -> Campai
 
 def _certificate(store: RunStore, model: Mapping[str, Any], environment: Mapping[str, Any]) -> str | None:
     """The certificate in a few words; one for another model, format or engine certifies nothing here, and says so."""
-    try:
-        found = store.read_json("certificate.json")
-    except RecordsError:  # no figure of the run depends on it
-        found = {}
+    found = store.certificate()
     try:
         return None if found is None else _told(found, model, environment)
     except (KeyError, TypeError, AttributeError):

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvspec import _native
-from kvspec.errors import RecordsError
 from kvspec.plan.dose import sampler_parameters
 from kvspec.records import RunStore
 from kvspec.score.golden import Golden
@@ -23,8 +22,6 @@ from kvspec.score.scores import open_campaign
 from kvspec.score.trials import ABSENT, FAULT, TrialScores, iter_trials
 from kvspec.spec.model import Fault, Range, Rate, Selector
 
-CERTIFICATE = "certificate.json"
-"""Where `kvspec verify` leaves its certificate in a run folder."""
 CURVE_POINTS = 64
 """Points of a survival curve: more cannot be told apart in print."""
 POSITIONS = 4096
@@ -115,16 +112,12 @@ class FlipList:
 def read_files(path: Path | str) -> RunFiles:
     """Read the JSON files of a run, also of one that has no trial yet. Raises KVS502, KVS505."""
     store = RunStore.open(path)
-    try:
-        certificate = store.read_json(CERTIFICATE)
-    except RecordsError:
-        certificate = {}  # no figure of the run depends on it
     return RunFiles(
         manifest=store.manifest,
         spec=store.spec(),
         plan=store.plan(),
         environment=store.read_json("environment.json") or {},
-        certificate=certificate,
+        certificate=store.certificate(),
     )
 
 

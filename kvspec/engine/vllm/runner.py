@@ -134,13 +134,10 @@ class DeviceRunner(Protocol):
         `on_logits` with the final hidden states and logits of a step."""
 
 
-class DeviceRunnerV1(_V1):
-    """vLLM's V1 model runner on a GPU. It has no slots that a request keeps, so they are kept here."""
+class _Sizes:
+    """What both model runners call alike."""
 
-    def __init__(self, runner: Any) -> None:
-        super().__init__(runner)
-        self._free = list(range(self.max_requests))
-        self._slot: dict[str, int] = {}
+    _runner: Any
 
     @property
     def device(self) -> torch.device:
@@ -161,6 +158,15 @@ class DeviceRunnerV1(_V1):
     def max_model_len(self) -> int:
         """Tokens of the longest request."""
         return int(self._runner.max_model_len)
+
+
+class DeviceRunnerV1(_Sizes, _V1):
+    """vLLM's V1 model runner on a GPU. It has no slots that a request keeps, so they are kept here."""
+
+    def __init__(self, runner: Any) -> None:
+        super().__init__(runner)
+        self._free = list(range(self.max_requests))
+        self._slot: dict[str, int] = {}
 
     @property
     def block_table(self) -> torch.Tensor:
@@ -228,7 +234,7 @@ class DeviceRunnerV1(_V1):
         )
 
 
-class DeviceRunnerV2:
+class DeviceRunnerV2(_Sizes):
     """vLLM's V2 model runner (0.25.1 and later). A request keeps its slot in the device tables while it lives."""
 
     def __init__(self, runner: Any) -> None:
@@ -239,26 +245,6 @@ class DeviceRunnerV2:
     def name(self) -> str:
         """Class of the runner, for the fingerprint."""
         return f"{type(self._runner).__module__}.{type(self._runner).__name__}"
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model runs."""
-        return self._runner.device
-
-    @property
-    def max_requests(self) -> int:
-        """Request slots."""
-        return int(self._runner.max_num_reqs)
-
-    @property
-    def max_tokens(self) -> int:
-        """Rows of the largest batch."""
-        return int(self._runner.max_num_tokens)
-
-    @property
-    def max_model_len(self) -> int:
-        """Tokens of the longest request."""
-        return int(self._runner.max_model_len)
 
     @property
     def block_table(self) -> torch.Tensor:

@@ -2,13 +2,13 @@
 
 use std::sync::Mutex;
 
-use kvspec_core::{Op, StepRows};
+use kvspec_core::Op;
 use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::maps::{ColumnArrays, slice};
-use crate::trials::{StepFaults, column};
+use crate::trials::{OwnedRows, StepFaults};
 use crate::value_error;
 
 /// The listed write faults of all trials of a batch.
@@ -57,16 +57,8 @@ impl EventTable {
         start: PyReadonlyArray1<'_, u32>,
         count: PyReadonlyArray1<'_, u32>,
     ) -> PyResult<StepFaults> {
-        let (entry, row) = (column(&entry), column(&row));
-        let (start, count) = (column(&start), column(&count));
-        let faults = py.detach(|| {
-            self.0.write_step(&StepRows {
-                entry: &entry,
-                row: &row,
-                start: &start,
-                count: &count,
-            })
-        });
+        let rows = OwnedRows::new([&entry, &row, &start, &count]);
+        let faults = py.detach(|| self.0.write_step(&rows.borrow()));
         Ok(StepFaults(Mutex::new(faults.map_err(value_error)?)))
     }
 }

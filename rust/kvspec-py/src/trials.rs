@@ -94,14 +94,14 @@ impl TrialTable {
 }
 
 /// Entry, row, start and count of a step.
-struct OwnedRows([Vec<u32>; 4]);
+pub(crate) struct OwnedRows([Vec<u32>; 4]);
 
 impl OwnedRows {
-    fn new(columns: [&PyReadonlyArray1<'_, u32>; 4]) -> Self {
+    pub(crate) fn new(columns: [&PyReadonlyArray1<'_, u32>; 4]) -> Self {
         Self(columns.map(column))
     }
 
-    fn borrow(&self) -> StepRows<'_> {
+    pub(crate) fn borrow(&self) -> StepRows<'_> {
         let [entry, row, start, count] = &self.0;
         StepRows {
             entry,
