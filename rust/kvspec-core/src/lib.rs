@@ -26,6 +26,7 @@ mod sample;
 mod scatter;
 mod select;
 mod sites;
+mod span;
 mod step;
 mod thresholds;
 

@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::panic::resume_unwind;
-use std::sync::LazyLock;
 use std::thread;
 
 use crate::enumerate::{MAX_LAYERS, MAX_TOKENS, check_flips};
@@ -18,13 +17,7 @@ use crate::map::Op;
 use crate::philox::{Key, LANES, read_key};
 use crate::sample::{Place, Scratch};
 use crate::select::{Rows, Selector, check_range};
-
-/// Estimated work, in nanoseconds, below which a second thread costs more than it saves.
-const PARALLEL_NS: f64 = 300_000.0;
-
-/// Asking the system reads files, which is too slow for every step.
-static THREADS: LazyLock<NonZeroUsize> =
-    LazyLock::new(|| thread::available_parallelism().unwrap_or(NonZeroUsize::MIN));
+use crate::span::{Span, cell_cost, share, threads_for};
 
 /// Where the faults of an entry are injected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +96,7 @@ pub struct TrialTable {
 }
 
 #[derive(Clone, Debug)]
-struct Entry {
+pub(crate) struct Entry {
     sampler: usize,
     selector: usize,
     rows: usize,
@@ -113,20 +106,6 @@ struct Entry {
     read_master: Key,
     request: u32,
     prompt_len: u32,
-}
-
-/// Consecutive tokens of one entry of a step.
-#[derive(Clone, Debug)]
-struct Span<'a> {
-    /// Index into the step's columns.
-    index: u32,
-    row: u32,
-    entry: &'a Entry,
-    /// Of the write, or of the read event.
-    key: Key,
-    tokens: Range<u64>,
-    /// Estimated work per token in nanoseconds.
-    cost: f64,
 }
 
 /// Index of a row in the step's columns, its entry, and the tokens it writes.
@@ -416,12 +395,6 @@ impl TrialTable {
     }
 }
 
-impl Span<'_> {
-    fn work(&self) -> f64 {
-        (self.tokens.end - self.tokens.start) as f64 * self.cost
-    }
-}
-
 /// The read event that a forward belongs to (sampling.md, section 7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ReadEvent {
@@ -456,63 +429,6 @@ impl ReadEvent {
             number: step - prompt_len,
             first_shown: if prefill { tokens.start as u32 } else { 0 },
         }))
-    }
-}
-
-/// Threads that are worth their start.
-fn threads_for(spans: &[Span<'_>]) -> NonZeroUsize {
-    let work: f64 = spans.iter().map(Span::work).sum();
-    if work < PARALLEL_NS {
-        NonZeroUsize::MIN
-    } else {
-        *THREADS
-    }
-}
-
-/// Cuts spans into at most `parts` shares of about equal work, keeping their order.
-fn share(spans: Vec<Span<'_>>, parts: usize) -> Vec<Vec<Span<'_>>> {
-    let fair = spans.iter().map(Span::work).sum::<f64>() / parts as f64;
-    let mut shares = vec![Vec::new()];
-    let mut room = fair;
-    for mut span in spans {
-        while shares.len() < parts && span.work() > room {
-            #[expect(clippy::cast_sign_loss, reason = "work is never negative")]
-            let fitting = span.tokens.start + (room / span.cost) as u64;
-            let (head, rest) = (span.tokens.start..fitting, fitting..span.tokens.end);
-            if !head.is_empty() {
-                let tokens = head;
-                push_last(
-                    &mut shares,
-                    Span {
-                        tokens,
-                        ..span.clone()
-                    },
-                );
-            }
-            span.tokens = rest;
-            shares.push(Vec::new());
-            room = fair;
-        }
-        room -= span.work();
-        push_last(&mut shares, span);
-    }
-    shares
-}
-
-fn push_last<T>(shares: &mut [Vec<T>], value: T) {
-    if let Some(last) = shares.last_mut() {
-        last.push(value);
-    }
-}
-
-/// A rough price, in nanoseconds, of one (token, layer): only ever used to share out work.
-fn cell_cost(sampler: &Sampler, rows: &Rows) -> f64 {
-    let rows = rows.len() as f64;
-    let flips = rows * sampler.expected_flips_per_row();
-    match sampler.level() {
-        Level::Token => 4.0 + 40.0 * flips,
-        Level::Head => 10.0 * rows + 40.0 * flips,
-        Level::Dense => 2.0 * rows * f64::from(sampler.eligible_bits_per_row()),
     }
 }
 
