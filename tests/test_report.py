@@ -126,7 +126,7 @@ def test_no_color_is_obeyed(run: Path, monkeypatch: pytest.MonkeyPatch, quiet: d
     for name, value in quiet.items():
         monkeypatch.setenv(name, value)
     terminal = Terminal()
-    print_report(run, "text", terminal)
+    print_report(score_run(run), "text", terminal)
     assert ("\x1b[" in terminal.getvalue()) == (not quiet)
 
 
@@ -137,7 +137,7 @@ def test_a_terminal_without_the_characters_still_gets_the_report(tmp_path: Path)
     folder = write_run(tmp_path / "run", PLAN, in_cell(1, 1, chinese))
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")
-    print_report(folder, "text", stream)
+    print_report(score_run(folder), "text", stream)
     assert b"faulted  ??" in raw.getvalue()
 
 

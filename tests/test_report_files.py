@@ -16,7 +16,7 @@ from pyarrow.csv import read_csv
 from pyarrow.parquet import read_table
 
 from kvspec.cli import main
-from kvspec.cli.report import page_extras, write_html
+from kvspec.cli.report import page_extras
 from kvspec.cli.run import leave_page
 from kvspec.plan import compile_plan
 from kvspec.report import Result as RunResult
@@ -73,7 +73,8 @@ def test_html_and_plots_from_the_command_line(run: Path, tmp_path: Path) -> None
 
 
 def test_the_one_line_for_a_run(run: Path) -> None:
-    assert write_html(run) == (run / "report.html").stat().st_size
+    leave_page(run)
+    assert (run / "report.html").stat().st_size
     assert score_run(run).run.recorded == len(PLAN), "the page in the folder does not disturb the run"
     assert page_extras(run).geometry is not None
 
@@ -83,7 +84,7 @@ def test_a_page_that_cannot_be_made_does_not_spoil_a_run(
 ) -> None:
     leave_page(run)
     assert f"kvspec: wrote {run / 'report.html'} (" in capsys.readouterr().err
-    monkeypatch.setattr("kvspec.report.html.html_report", lambda *_: 1 / 0)
+    monkeypatch.setattr("kvspec.report.html.page_of", lambda *_: 1 / 0)
     leave_page(run)
     assert "no page was written (division by zero); later: kvspec report" in capsys.readouterr().err
 
@@ -129,14 +130,14 @@ def test_text_needs_neither_templates_nor_charts(run: Path) -> None:
 
 
 def test_no_two_charts_share_a_file(run: Path) -> None:
-    keys = [chart.key for chart in plot_charts(score_run(run), view_run(run))]
+    keys = [chart.key for chart in plot_charts(*view_run(run))]
     assert len(keys) == len(set(keys))
     assert all(re.fullmatch(r"[a-z0-9_-]+", key) for key in keys)
 
 
 def test_charts_are_vega_lite(run: Path) -> None:
     altair = pytest.importorskip("altair")
-    for chart in plot_charts(score_run(run), view_run(run)):
+    for chart in plot_charts(*view_run(run)):
         altair.Chart.from_dict(chart.spec)  # raises if the schema refuses it
 
 

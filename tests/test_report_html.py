@@ -21,7 +21,7 @@ from kvspec.report.html import TEMPLATES, html_report, page_of
 from kvspec.report.limits import MAX_BYTES
 from kvspec.report.page import Extras
 from kvspec.report.safe import clip, script_json, visible
-from kvspec.score import DoseResponse, score_run
+from kvspec.score import DoseResponse
 from kvspec.score.views import CellView, Views, read_files, view_run
 from kvspec.spec.model import Fault, Rate, Selector
 from kvspec.stats.design import Looks
@@ -229,7 +229,7 @@ def test_an_empty_run_has_a_page_that_says_so(tmp_path: Path) -> None:
 
 def many_cells(folder: Path, count: int, name: str) -> str:
     """The page of the run in `folder`, its second cell repeated."""
-    scores, views = score_run(folder), view_run(folder)
+    scores, views = view_run(folder)
     cells, seen = [], []
     for number in range(count):
         rate = {"unit": "per_bit", "value": 10.0 ** -(2 + number % 8), "residency_hours": None}
@@ -269,7 +269,7 @@ def test_a_thousand_cells_of_one_sweep(tmp_path: Path) -> None:
 
 
 def test_curves_bands_and_ec50_are_drawn_where_there_are_some(folder: Path) -> None:
-    scores, views, files = score_run(folder), view_run(folder), read_files(folder)
+    (scores, views), files = view_run(folder), read_files(folder)
     curve = tuple(CurvePoint(*point) for point in ((1e-7, 0.99, 0.9, 1.0), (1e-5, 0.5, 0.4, 0.6), (1e-3, 0.01, 0, 0.1)))
     fit = DoseFit(1.2e-5, 0.8e-5, 1.9e-5, 2.0, 1.0, 0.0, 0.1, 2, 0.9, curve)
     found = (
@@ -286,7 +286,7 @@ def test_curves_bands_and_ec50_are_drawn_where_there_are_some(folder: Path) -> N
 
 
 def test_the_page_names_the_interval_that_it_draws(folder: Path, html: str) -> None:
-    scores, views, files = score_run(folder), view_run(folder), read_files(folder)
+    (scores, views), files = view_run(folder), read_files(folder)
     assert "95 % Wilson interval" in Page(html).all("section", id="cells")[0][1]
     looks = replace(scores, run=replace(scores.run, looks=Looks(0.95, 0.1, (3, 5))))
     text = Page(page_of(looks, views, files, Extras())).all("section", id="cells")[0][1]

@@ -38,7 +38,7 @@ def test_survival_falls_where_answers_diverge(tmp_path: Path) -> None:
     def change(trial: Trial, record: Record) -> Record:
         return diverge(record, trial.trial * 2, 1) if trial.cell == 0 and trial.trial < 3 else record
 
-    view = view_run(write_run(tmp_path / "run", PLAN, change)).cells[0]
+    view = view_run(write_run(tmp_path / "run", PLAN, change))[1].cells[0]
     # Per prompt: two trials differ never, the others at tokens 0, 2 and 4; answers have 10 tokens.
     assert [t for t, _ in view.survival] == [0, 1, 3, 5, 10]
     assert [share for _, share in view.survival] == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.4])
@@ -69,7 +69,7 @@ def test_typical_and_worst_trials(tmp_path: Path) -> None:
             return crashed(record)
         return record
 
-    trials = view_run(write_run(tmp_path / "run", PLAN, change)).trials
+    trials = view_run(write_run(tmp_path / "run", PLAN, change))[1].trials
     roles = {(t.cell, t.role): t for t in trials}
     assert set(roles) == {(1, "typical"), (1, "worst"), (2, "crash")}
     assert roles[1, "typical"].token_drift == 5, "the median of 10, 5, 4, 3, 10"
@@ -83,9 +83,9 @@ def test_typical_and_worst_trials(tmp_path: Path) -> None:
 def test_trials_are_spread_over_the_cells(tmp_path: Path) -> None:
     plan = make_plan([10.0**-e for e in range(2, 12)], per_prompt=2)
     folder = write_run(tmp_path / "run", plan, lambda t, r: diverge(r, t.trial, 1) if t.kind == "fault" else r)
-    cells = [trial.cell for trial in view_run(folder, trials=6).trials]
+    cells = [trial.cell for trial in view_run(folder, trials=6)[1].trials]
     assert sorted(set(cells)) == [0, 5, 10]
-    assert view_run(folder, trials=0).trials == ()
+    assert view_run(folder, trials=0)[1].trials == ()
 
 
 def faulty(where: Selector, model: str = "random", **more: Any) -> tuple[Any, Fault]:
@@ -119,7 +119,7 @@ def test_flips_are_listed_from_the_plan(tmp_path: Path, where: Selector, model: 
         return replace(sdc(record), flips_planned=flips, flips_landed=flips)
 
     folder = write_run(tmp_path / "run", plan, change)
-    files, trials = read_files(folder), view_run(folder).trials
+    files, trials = read_files(folder), view_run(folder)[1].trials
     data = score_run(folder).cells[0].plan.fault
     listed = 0
     for trial in trials:
@@ -151,7 +151,7 @@ def test_items_mark_the_tokens_whose_rows_took_flips(tmp_path: Path) -> None:
     def tokenizer(ids: Sequence[int]) -> list[str]:
         return [f" w{i}" for i in ids]
 
-    items = trial_items(scores, view_run(folder), files, Extras(tokenizer, None), Limits())
+    items = trial_items(scores, view_run(folder)[1], files, Extras(tokenizer, None), Limits())
     assert items[0]["unit"] == "token"
     assert items[0]["golden"][0]["text"] == " w100 w101 w102"
     assert [run["first"] for run in items[0]["golden"]].index(True) == 1
@@ -191,7 +191,7 @@ def test_pieces_join_to_the_answer() -> None:
 
 def test_a_trial_view_of_an_empty_answer(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", PLAN, lambda t, r: replace(r, token_ids=[], text="") if t.cell == 0 else r)
-    views = view_run(folder)
+    _, views = view_run(folder)
     found = [trial for trial in views.trials if trial.cell == 0]
     assert found
     assert isinstance(found[0], TrialView)

@@ -9,6 +9,8 @@ import click
 
 if TYPE_CHECKING:
     from kvspec.report.page import Extras
+    from kvspec.score import Scores
+    from kvspec.score.views import Views
 
 PAGE = "report.html"
 """Name of the page inside a run folder."""
@@ -56,34 +58,43 @@ def command(folder: Path, output: str | None, out: Path | None, html: Path | Non
 
     if output == "parquet" and out is None:
         raise click.UsageError("--format parquet needs --out FILE")
-    if html is not None:
-        say_written(html, write_html(folder, html))
-    if plots is not None:
-        write_plots(folder, plots)
+    scores = score_run(folder) if html is None and plots is None else write_drawings(folder, html, plots)
     if out is not None:
         from kvspec.cli.files import write_output
 
-        scores = score_run(folder)
         content = render_bytes(scores, output or "text")
         write_output(out, lambda file: file.write(content))
-    elif output is None and (html or plots):
-        scores = score_run(folder)
-    else:
-        scores = print_report(folder, output or "text")
+    elif output is not None or (html is None and plots is None):
+        print_report(scores, output or "text")
     return 0 if scores.sound else 1
 
 
-def write_html(folder: Path, file: Path | None = None) -> int:
-    """Write the page of a run, by default into its folder. Returns its size in bytes."""
+def write_drawings(folder: Path, html: Path | None, plots: Path | None) -> Scores:
+    """Write the page and the plots that are wanted, from one pass over the records. Raises like `score_run`."""
     from kvspec.cli.files import write_output
-    from kvspec.report.html import html_report
+    from kvspec.errors import KvspecError
+    from kvspec.report.html import page_of, refusal_page
+    from kvspec.score.views import read_files, view_run
 
-    page = html_report(folder, page_extras(folder)).encode()
-    write_output(file or folder / PAGE, lambda stream: stream.write(page))
-    return len(page)
+    def write_page(file: Path, page: str) -> None:
+        content = page.encode()
+        write_output(file, lambda stream: stream.write(content))
+        say_written(file, len(content))
+
+    try:
+        scores, views = view_run(folder)
+    except KvspecError as error:
+        if html is not None:
+            write_page(html, refusal_page(folder, error))
+        raise
+    if html is not None:
+        write_page(html, page_of(scores, views, read_files(folder), page_extras(folder)))
+    if plots is not None:
+        write_plots(scores, views, plots)
+    return scores
 
 
-def write_plots(folder: Path, target: Path) -> None:
+def write_plots(scores: Scores, views: Views, target: Path) -> None:
     """Write every plot of a run as SVG and PNG into `target`, which is made if it is absent."""
     from kvspec.cli.files import write_output
     from kvspec.report.plots import plot_files
@@ -92,7 +103,7 @@ def write_plots(folder: Path, target: Path) -> None:
         write_output(target / name, lambda stream: stream.write(content))
 
     made = False
-    for name, content in plot_files(folder):
+    for name, content in plot_files(scores, views):
         if not made:
             _make(target)
             made = True

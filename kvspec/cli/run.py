@@ -44,11 +44,13 @@ def command(spec: Path, out: Path | None, overrides: tuple[str, ...], quiet: boo
     from kvspec.engine.campaign import run_campaign
     from kvspec.errors import Diagnostic
     from kvspec.report import print_report
+    from kvspec.score import score_run
 
     folder = out or default_folder(plan.spec.name, plan.digest)
     with CampaignProgress(quiet=quiet) as progress:
         outcome = run_campaign(plan, folder, progress)
-    scores = print_report(outcome.store_path, output)
+    scores = score_run(outcome.store_path)
+    print_report(scores, output)
     if html:
         leave_page(outcome.store_path)
     if not scores.sound:
@@ -64,16 +66,14 @@ def command(spec: Path, out: Path | None, overrides: tuple[str, ...], quiet: boo
 
 def leave_page(folder: Path) -> None:
     """Write the page of a run into its folder and say where it is. Whatever fails here must not spoil the run."""
-    from kvspec.cli.report import PAGE, say_written, write_html
+    from kvspec.cli.report import PAGE, write_drawings
 
     page = folder / PAGE
     try:
-        size = write_html(folder)
+        write_drawings(folder, page, None)
     except Exception as error:  # the run is done and reported; only the page is missing
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         click.echo(f"kvspec: no page was written ({reason}); later: kvspec report {folder} --html {page}", err=True)
-    else:
-        say_written(page, size)
 
 
 def default_folder(name: str, digest: str) -> Path:

@@ -11,7 +11,7 @@ from kvspec.errors import KvspecError
 from kvspec.report.limits import MAX_BYTES, TIERS, Limits
 from kvspec.report.page import Extras, page_context, refusal_context, summary_context
 from kvspec.report.safe import script_json
-from kvspec.score import Scores, score_run
+from kvspec.score import Scores
 from kvspec.score.views import RunFiles, Views, read_files, view_run
 
 if TYPE_CHECKING:
@@ -26,15 +26,19 @@ def html_report(path: Path | str, extras: Extras | None = None) -> str:
     Raises:
         RecordsError: KVS502 no run, KVS505 damaged.
     """
-    files = read_files(path)
     try:
-        scores = score_run(path)
+        scores, views = view_run(path)
     except KvspecError as error:
-        if {found.code for found in error.diagnostics} != {"KVS506"}:
-            raise
-        sentences = [text for found in error.diagnostics for text in (found.message, found.hint) if text]
-        return render_page(refusal_context(files, str(path), sentences, TIERS[0]))
-    return page_of(scores, view_run(path, trials=TIERS[0].trials), files, extras or Extras())
+        return refusal_page(path, error)
+    return page_of(scores, views, read_files(path), extras or Extras())
+
+
+def refusal_page(path: Path | str, error: KvspecError) -> str:
+    """The page of a run that holds nothing to score: it says why. Any other error is raised again."""
+    if {found.code for found in error.diagnostics} != {"KVS506"}:
+        raise error
+    sentences = [text for found in error.diagnostics for text in (found.message, found.hint) if text]
+    return render_page(refusal_context(read_files(path), str(path), sentences, TIERS[0]))
 
 
 def page_of(scores: Scores, views: Views, files: RunFiles, extras: Extras) -> str:

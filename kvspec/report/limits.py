@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvspec.score.views import TRIALS
+
 MAX_BYTES = 3_000_000
 """Size of the HTML file at most."""
 
@@ -22,7 +24,7 @@ class Limits:
     """Series in one panel: more colours cannot be told apart."""
     squares: int = 4_000
     """Cells of one heat map."""
-    trials: int = 24
+    trials: int = TRIALS
     tokens: int = 400
     """Tokens of an answer in the diff viewer."""
     flips: int = 40

@@ -6,12 +6,11 @@ import json
 import os
 import shutil
 import sys
-from pathlib import Path
 from typing import TextIO
 
 from kvspec.report.json_report import to_json
 from kvspec.report.text import render_text
-from kvspec.score import Scores, score_run
+from kvspec.score import Scores
 
 FORMATS = ("text", "json", "latex", "csv")
 """Forms that are text. Parquet is bytes, and a file of its own: `render_bytes`."""
@@ -41,10 +40,9 @@ def render_bytes(scores: Scores, output: str) -> bytes:
     return render(scores, output).encode()
 
 
-def print_report(path: Path | str, output: str = "text", stream: TextIO | None = None) -> Scores:
-    """Score the run in `path` and print it. Returns the scores. Raises like `score_run`."""
+def print_report(scores: Scores, output: str = "text", stream: TextIO | None = None) -> None:
+    """Print the report, as wide and as colourful as the stream allows."""
     stream = stream or sys.stdout
-    scores = score_run(path)
     terminal = stream.isatty()
     text = render(
         scores,
@@ -56,4 +54,3 @@ def print_report(path: Path | str, output: str = "text", stream: TextIO | None =
     encoding = stream.encoding or "utf-8"
     stream.write(text.encode(encoding, "replace").decode(encoding))
     stream.flush()
-    return scores

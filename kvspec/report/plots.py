@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator
-from pathlib import Path
 
 from kvspec.report.charts import Chart, as_file, dose_charts, outcome_chart, survival_chart
 from kvspec.report.heat import heat_charts
@@ -12,8 +11,8 @@ from kvspec.report.limits import Limits
 from kvspec.report.palette import PAPER
 from kvspec.report.series import DOSES, build_series
 from kvspec.report.vega import draw_png, draw_svg
-from kvspec.score import Scores, score_run
-from kvspec.score.views import Views, view_run
+from kvspec.score import Scores
+from kvspec.score.views import Views
 
 
 def plot_charts(scores: Scores, views: Views) -> list[Chart]:
@@ -26,9 +25,9 @@ def plot_charts(scores: Scores, views: Views) -> list[Chart]:
     return charts + [chart for chart in more if chart is not None]
 
 
-def plot_files(path: Path | str) -> Iterator[tuple[str, bytes]]:
-    """Name and content of every file: each chart as `.svg` and `.png`. Raises like `score_run`."""
-    for chart in plot_charts(score_run(path), view_run(path, trials=0)):
+def plot_files(scores: Scores, views: Views) -> Iterator[tuple[str, bytes]]:
+    """Name and content of every file: each chart as `.svg` and `.png`."""
+    for chart in plot_charts(scores, views):
         spec = as_file(chart)
         yield f"{chart.key}.svg", _with_words(draw_svg(spec), chart).encode()
         yield f"{chart.key}.png", draw_png(spec)

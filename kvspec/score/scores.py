@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,10 +49,18 @@ def score_run(path: Path | str) -> Scores:
 def score_whole(path: Path | str) -> Scored:
     """Score a run folder and keep what became of every trial. Raises like `score_run`."""
     store = RunStore.open(path)
-    campaign, golden = open_campaign(store)
+    return score_opened(store, *open_campaign(store))
+
+
+def score_opened(
+    store: RunStore, campaign: Campaign, golden: Golden, watch: Callable[[TrialScores], None] | None = None
+) -> Scored:
+    """Score what `open_campaign` opened; `watch` sees every batch, so that one pass serves those who need more."""
     totals = Totals(campaign)
     for batch in iter_trials(store, golden):
         totals.add(batch)
+        if watch is not None:
+            watch(batch)
     totals.require_unique()
     floor = totals.floor(golden)
     plain = tuple(totals.cell(cell) for cell in campaign.cells)

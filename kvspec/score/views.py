@@ -17,9 +17,10 @@ from kvspec import _native
 from kvspec.plan.dose import sampler_parameters
 from kvspec.records import RunStore
 from kvspec.score.golden import Golden
+from kvspec.score.model import Scores
 from kvspec.score.outcome import DUE, INVALID, OUTCOMES, REASONS, UNSCORED
-from kvspec.score.scores import open_campaign
-from kvspec.score.trials import ABSENT, FAULT, TrialScores, iter_trials
+from kvspec.score.scores import open_campaign, score_opened
+from kvspec.score.trials import ABSENT, FAULT, TrialScores
 from kvspec.spec.model import Fault, Range, Rate, Selector
 
 CURVE_POINTS = 64
@@ -28,6 +29,8 @@ POSITIONS = 4096
 """Later tokens share the last position of a survival curve."""
 CANDIDATES = 32
 """Mismatches per cell among which the typical one is looked for."""
+TRIALS = 24
+"""Trials that a page shows at most."""
 FLIPS_LISTED = 100_000
 """Flips of one trial that are enumerated at most."""
 END = 2**32
@@ -121,14 +124,13 @@ def read_files(path: Path | str) -> RunFiles:
     )
 
 
-def view_run(path: Path | str, *, trials: int = 24) -> Views:
-    """Collect the views of a run, with at most `trials` trials to look at. Raises like `score_run`."""
+def view_run(path: Path | str, *, trials: int = TRIALS) -> tuple[Scores, Views]:
+    """Score a run and collect its views, with at most `trials` trials to look at. Raises like `score_run`."""
     store = RunStore.open(path)
     campaign, golden = open_campaign(store)
     totals = ViewTotals(len(campaign.cells))
-    for batch in iter_trials(store, golden):
-        totals.add(batch)
-    return Views(totals.cells(), totals.trials(campaign.prompts, golden, trials))
+    scores = score_opened(store, campaign, golden, totals.add).scores
+    return scores, Views(totals.cells(), totals.trials(campaign.prompts, golden, trials))
 
 
 class ViewTotals:
@@ -144,7 +146,7 @@ class ViewTotals:
         self._crash: list[TrialView | None] = [None] * cells
 
     def add(self, batch: TrialScores) -> None:
-        """Take a batch in. Trials outside the plan are skipped: scoring has refused them."""
+        """Take a batch in. Scoring has refused trials outside the plan."""
         cells = len(self._events)
         fault = (batch.kind == FAULT) & (batch.cell >= 0) & (batch.cell < cells)
         scored = fault & (batch.outcome != INVALID) & (batch.outcome != UNSCORED)
