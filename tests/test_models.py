@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from kvspec.bundled import BUNDLED
 from kvspec.errors import PrerequisiteError
-from kvspec.models import BUNDLED, Geometry, describe, geometry_from_config, prompt_lengths
+from kvspec.models import Geometry, describe, geometry_from_config, prompt_lengths
 from kvspec.spec.model import ModelSpec
 
 

@@ -49,8 +49,8 @@ def command(spec: Path | None, overrides: tuple[str, ...], out: Path, quiet: boo
     \b
     Exit codes: 0 all passed, 1 a check failed, 2 bad spec or usage, 3 engine failed or something is missing.
     """
+    from kvspec.bundled import BUNDLED
     from kvspec.engine.requirements import require_vllm
-    from kvspec.models import BUNDLED
     from kvspec.spec import load_spec
     from kvspec.spec.model import ModelSpec
 
