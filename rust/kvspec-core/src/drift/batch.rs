@@ -1,12 +1,9 @@
 //! Scoring many trials at once.
 
-use std::sync::{LazyLock, Mutex, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
-
 use pulp::{Arch, NullaryFnOnce};
 
-use super::edits::{Job, Levenshtein, solve, trim};
+use super::edits::{Job, Levenshtein, Scratch, solve, trim};
+use super::parallel::Division;
 use super::prefix::{common_prefix, mismatches};
 use super::ragged::{Error, Ragged, check_index};
 use super::symbol::Symbol;
@@ -76,9 +73,6 @@ pub fn score_tokens(
     Ok(score_rows(trials.len(), pair, options))
 }
 
-/// Rows that one task takes: enough to fill lanes with pairs of like size, few enough to stay in the second-level cache.
-const TASK_ROWS: usize = 1024;
-
 /// Scores `rows` pairs given by a function.
 pub(super) fn score_rows<'a, T: Symbol>(
     rows: usize,
@@ -87,27 +81,16 @@ pub(super) fn score_rows<'a, T: Symbol>(
 ) -> Columns {
     let arch = Arch::new();
     let mut columns = Columns::new(rows, options);
-    let threads = threads(options.threads);
-    let (size, inner) = task_size(rows, threads);
-    let mut parts: Vec<Part<'_>> = split(&mut columns, size);
-    share(&mut parts, threads, |part, (): &mut ()| {
+    let division = Division::new(rows, &pair, options.threads);
+    let mut parts: Vec<Part<'_>> = split(&mut columns, division.rows);
+    division.share(&mut parts, |part, scratch: &mut Scratch<T>| {
         let mut jobs = compare(arch, part, &pair, options);
-        solve::<Levenshtein, T>(arch, &mut jobs, options.limit as usize, inner);
+        solve::<Levenshtein, T>(arch, &mut jobs, options.limit as usize, scratch);
         for job in jobs {
             part.edit_distance[job.row - part.first_row] = job.distance;
         }
     });
     columns
-}
-
-/// Rows of one task, and the threads that it may use. Of many rows each thread takes some through all steps. Of few, the
-/// threads share the edit distances, once it is known which pairs need one.
-pub(super) fn task_size(rows: usize, threads: usize) -> (usize, usize) {
-    if rows >= 2 * threads * TASK_ROWS {
-        (TASK_ROWS, 1)
-    } else {
-        (rows.max(1), threads)
-    }
 }
 
 /// A run of rows and where their results go.
@@ -203,58 +186,4 @@ impl<'a, T: Symbol, F: Fn(usize) -> (&'a [T], &'a [T])> NullaryFnOnce
         }
         jobs
     }
-}
-
-/// Asking the system costs as much as scoring a thousand short rows, so it is asked once.
-static AVAILABLE: LazyLock<usize> =
-    LazyLock::new(|| thread::available_parallelism().map_or(1, usize::from));
-
-/// More threads than any machine gains from: each takes memory.
-const MOST_THREADS: usize = 64;
-
-/// Threads to use where `wanted` are asked for; 0 stands for all.
-pub(super) fn threads(wanted: usize) -> usize {
-    let threads = if wanted > 0 { wanted } else { *AVAILABLE };
-    threads.min(MOST_THREADS)
-}
-
-/// How long the first thread works alone: several times what it takes to start another one.
-const HEAD_START: Duration = Duration::from_micros(100);
-
-/// Hands `tasks` out to threads, one at a time. Each task writes to memory of its own, so the order does not matter.
-pub(super) fn share<S: Send, W: Default>(
-    tasks: &mut [S],
-    threads: usize,
-    work: impl Fn(&mut S, &mut W) + Sync,
-) {
-    let mut queue = tasks.iter_mut();
-    let mut scratch = W::default();
-    let start = (threads > 1).then(Instant::now);
-    while queue.len() <= 1 || start.is_none_or(|start| start.elapsed() < HEAD_START) {
-        match queue.next() {
-            Some(task) => work(task, &mut scratch),
-            None => return,
-        }
-    }
-    let others = (threads - 1).min(queue.len() - 1);
-    let queue = Mutex::new(queue);
-    let run = |scratch: &mut W| {
-        loop {
-            let task = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-            match task {
-                Some(task) => work(task, scratch),
-                None => break,
-            }
-        }
-    };
-    thread::scope(|scope| {
-        for _ in 0..others {
-            // Where the system has no thread to give, those that run do the work.
-            let spawned = thread::Builder::new().spawn_scoped(scope, || run(&mut W::default()));
-            if spawned.is_err() {
-                break;
-            }
-        }
-        run(&mut scratch);
-    });
 }

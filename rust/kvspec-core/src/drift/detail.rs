@@ -2,8 +2,8 @@
 
 use pulp::Arch;
 
-use super::batch::{share, task_size, threads};
-use super::edits::{Indel, Job, solve, trim};
+use super::edits::{Indel, Job, Scratch, solve, trim};
+use super::parallel::Division;
 use super::prefix::{common_prefix, common_suffix, mismatches};
 use super::ragged::{Error, Ragged, check_index};
 use super::symbol::Symbol;
@@ -81,19 +81,20 @@ pub(super) fn detail_rows<'a, T: Symbol>(
     options: DetailOptions,
 ) -> Details {
     let mut details = Details::new(rows, options.lcs);
-    let threads = threads(options.threads);
-    let (size, inner) = task_size(rows, threads);
-    let mut columns = details.columns_mut().map(|column| column.chunks_mut(size));
-    let mut tasks: Vec<(usize, [&mut [u32]; 6])> = (0..rows)
-        .step_by(size)
+    let division = Division::new(rows, &pair, options.threads);
+    let mut columns = details
+        .columns_mut()
+        .map(|column| column.chunks_mut(division.rows));
+    let mut parts: Vec<(usize, [&mut [u32]; 6])> = (0..rows)
+        .step_by(division.rows)
         .map(|first| {
-            let parts = columns
+            let columns = columns
                 .each_mut()
                 .map(|column| column.next().unwrap_or_default());
-            (first, parts)
+            (first, columns)
         })
         .collect();
-    share(&mut tasks, threads, |(first, columns), (): &mut ()| {
+    division.share(&mut parts, |(first, columns), scratch: &mut Scratch<T>| {
         let mut jobs = Vec::new();
         for index in 0..columns[0].len() {
             let (golden, faulty) = pair(*first + index);
@@ -122,13 +123,13 @@ pub(super) fn detail_rows<'a, T: Symbol>(
                 }
             }
         }
-        solve::<Indel, T>(Arch::new(), &mut jobs, usize::MAX, inner);
+        solve::<Indel, T>(Arch::new(), &mut jobs, usize::MAX, scratch);
         for job in jobs {
             let total = columns[0][job.row] as usize + columns[1][job.row] as usize;
             columns[5][job.row] = lcs(total, job.distance);
         }
     });
-    drop(tasks);
+    drop(parts);
     details
 }
 

@@ -4,7 +4,6 @@ use std::marker::PhantomData;
 
 use pulp::{Arch, NullaryFnOnce};
 
-use super::batch::share;
 use super::prefix::{common_prefix, common_suffix};
 use super::simd::Lanes;
 use super::symbol::Symbol;
@@ -93,7 +92,7 @@ pub(super) fn trim<'a, T: Symbol>(a: &'a [T], b: &'a [T], prefix: usize) -> (&'a
 
 /// Buffers that live as long as a thread works on a batch.
 #[derive(Default)]
-struct Scratch<T> {
+pub(super) struct Scratch<T> {
     short: short::Scratch,
     lanes: lanes::Scratch<T>,
     frontier: frontier::Scratch,
@@ -129,25 +128,23 @@ enum Kernel {
     Wave,
 }
 
-/// Pairs handed out at a time: full vectors, worth some microseconds.
-const TASK_PAIRS: usize = 8 * LANES;
-
 /// Fills in `distance` of every job: the distance where it is at most `limit`, `limit + 1` otherwise.
 pub(super) fn solve<E: Edits, T: Symbol>(
     arch: Arch,
     jobs: &mut [Job<'_, T>],
     limit: usize,
-    threads: usize,
+    scratch: &mut Scratch<T>,
 ) {
     let over = u32::try_from(limit.saturating_add(1)).unwrap_or(u32::MAX);
-    let mut scratch = frontier::Scratch::default();
     let mut keys = Vec::with_capacity(jobs.len());
     for (index, job) in jobs.iter_mut().enumerate() {
         let key = Key::new(job, index);
         if job.long.len() - job.short.len() > limit {
             job.distance = over;
+        } else if key.kernel() == Kernel::Wave {
+            job.distance = long::<E, T>(arch, job, limit, &mut scratch.frontier).min(over);
         } else if key.kernel() == Kernel::Lanes
-            && let Some(distance) = near::<E, T>(arch, job, limit, &mut scratch)
+            && let Some(distance) = near::<E, T>(arch, job, limit, &mut scratch.frontier)
         {
             job.distance = distance;
         } else {
@@ -156,53 +153,19 @@ pub(super) fn solve<E: Edits, T: Symbol>(
     }
     // Lanes of one vector run as long as the longest text in them, so pairs of like size share a vector.
     keys.sort_unstable();
-    let mut found = vec![0; keys.len()];
-    let mut tasks = Vec::new();
-    let mut rest = &mut found[..];
     for keys in keys.chunk_by(|a, b| a.kernel() == b.kernel()) {
-        let size = if keys[0].kernel() == Kernel::Wave {
-            1
-        } else {
-            TASK_PAIRS
-        };
-        for keys in keys.chunks(size) {
-            let (found, behind) = rest.split_at_mut(keys.len());
-            tasks.push((keys, found));
-            rest = behind;
+        for keys in keys.chunks(LANES) {
+            together::<E, T>(arch, jobs, keys, over, scratch);
         }
-    }
-    // The longest first, so that the threads end together.
-    tasks.reverse();
-    let waiting = &*jobs;
-    share(
-        &mut tasks,
-        threads,
-        |(keys, found), scratch: &mut Scratch<T>| {
-            if keys[0].kernel() == Kernel::Wave {
-                found[0] = long::<E, T>(
-                    arch,
-                    &waiting[keys[0].index()],
-                    limit,
-                    &mut scratch.frontier,
-                );
-            } else {
-                for (keys, found) in keys.chunks(LANES).zip(found.chunks_mut(LANES)) {
-                    together::<E, T>(arch, waiting, keys, found, scratch);
-                }
-            }
-        },
-    );
-    for (key, distance) in keys.iter().zip(found) {
-        jobs[key.index()].distance = distance.min(over);
     }
 }
 
 /// The distances of up to eight pairs, one in each lane.
 fn together<E: Edits, T: Symbol>(
     arch: Arch,
-    jobs: &[Job<'_, T>],
+    jobs: &mut [Job<'_, T>],
     keys: &[Key],
-    found: &mut [u32],
+    over: u32,
     scratch: &mut Scratch<T>,
 ) {
     let mut order: [usize; LANES] = std::array::from_fn(|lane| lane);
@@ -219,7 +182,7 @@ fn together<E: Edits, T: Symbol>(
         _ => lanes::distances::<E, T>(arch, pairs, &mut scratch.lanes),
     };
     for (&at, distance) in order.iter().zip(distances) {
-        found[at] = distance;
+        jobs[keys[at].index()].distance = distance.min(over);
     }
 }
 
@@ -321,7 +284,12 @@ fn of_pair<E: Edits, T: Symbol>(a: &[T], b: &[T], limit: u32) -> u32 {
         row: 0,
         distance: 0,
     }];
-    solve::<E, T>(Arch::new(), &mut jobs, limit as usize, 1);
+    solve::<E, T>(
+        Arch::new(),
+        &mut jobs,
+        limit as usize,
+        &mut Scratch::default(),
+    );
     jobs[0].distance
 }
 
@@ -442,7 +410,7 @@ mod tests {
                     });
                 }
             }
-            solve::<E, T>(arch, &mut jobs, limit, 1);
+            solve::<E, T>(arch, &mut jobs, limit, &mut Scratch::default());
             for job in &jobs {
                 assert_eq!(
                     job.distance, want[job.row],

@@ -29,6 +29,7 @@ mod edits;
 mod frontier;
 mod lanes;
 mod logprobs;
+mod parallel;
 mod prefix;
 mod ragged;
 mod repetition;
