@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {"errors", "spec", "models", "bundled", "plan", "records", "_native"},
     "replay": {"errors", "spec", "models", "records", "maps", "engine"},
     "vllm": {"errors", "spec", "models", "plan", "engine"},
+    "search": {"errors", "spec", "plan", "records", "score", "engine"},
     "verify": {"errors", "spec", "models", "plan", "records", "maps", "engine", "_native"},
     "cli": {
         "errors",
@@ -37,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "report",
         "maps",
         "replay",
+        "search",
         "verify",
         "_native",
     },

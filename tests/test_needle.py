@@ -47,6 +47,21 @@ def test_all_questions_of_an_item_stand_below_one_text(tmp_path: Path) -> None:
         assert len({(task.item, task.context) for task in tasks}) == 1
 
 
+def test_examples_can_show_the_task_that_is_asked(tmp_path: Path) -> None:
+    tasks = f", tasks: [{', '.join(TASKS)}]"
+    own, shared = (needle(tmp_path, f"{tasks}, examples_of: {of}").prompts for of in ("task", "item"))
+    questions = {text.rsplit("\nQuestion:", 1)[1] for text in own.texts}
+    assert questions == {text.rsplit("\nQuestion:", 1)[1] for text in shared.texts}
+    for text, other, task in zip(own.texts, shared.texts, own.tasks, strict=True):
+        assert task is not None
+        *examples, asked = text.split("\n\n")
+        assert asked == other.split("\n\n")[-1]  # the context and its facts are the same
+        kinds = {re.sub(r"var_[a-z]|[A-Z][a-z]+\?", "X", e.split("Question: ")[1].split("\n")[0]) for e in examples}
+        kinds |= {re.sub(r"var_[a-z]|[A-Z][a-z]+\?", "X", asked.split("Question: ")[1].split("\n")[0])}
+        assert len(examples) == 4
+        assert len(kinds) == 1, kinds
+
+
 def test_answers_follow_from_the_text(tmp_path: Path) -> None:
     prompts = needle(tmp_path, ", a: [10, 99], b: 25").prompts
     for text, task in zip(prompts.texts, prompts.tasks, strict=True):

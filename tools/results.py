@@ -1,40 +1,93 @@
-"""Run folders -> a page of docs/results: `python3 tools/results.py OUT.md --command "kvspec run ..." RUN [RUN ...]`.
+"""Run folders -> a page of docs/results: `python3 tools/results.py --command "kvspec run ..." RUN [RUN ...]`.
 
-Everything on the page comes from the runs: plan digest, environment, verdict, table. With several runs of one spec in
-different storage formats, the formats are compared as well.
+Writes NAME.md, and NAME.json with every figure; NAME is that of the runs' spec. All of it comes from the runs, and what
+was asked from the spec's `x-` keys; nothing is written by hand. Several runs of one spec in different storage formats
+are compared as well.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from kvspec import _native
-from kvspec.models import describe
-from kvspec.records import RunStore
-from kvspec.report import render_text
-from kvspec.score import CellScore, Scores, score_run
-from kvspec.spec.model import ModelSpec
-from kvspec.stats.exact import ALPHA, fisher_greater, holm
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
+from kvspec import _native  # noqa: E402
+from kvspec.errors import KvspecError  # noqa: E402
+from kvspec.models import describe  # noqa: E402
+from kvspec.records import RunStore  # noqa: E402
+from kvspec.report import render_text, to_json  # noqa: E402
+from kvspec.score import CellScore, Proportion, Scores, score_run  # noqa: E402
+from kvspec.spec.model import ModelSpec  # noqa: E402
+from kvspec.stats.exact import ALPHA, fisher_greater, holm  # noqa: E402
+from tools.spec_index import SPECS, notes  # noqa: E402
+
+RESULTS = ROOT / "docs" / "results"
 GIB = 2**33
 """Bits."""
+REQUEST_TOKENS = 32
+"""Length of the requests that are counted per GiB."""
+WIDTH = 150
 
 
-def facts(run: Path) -> str:
-    """Where and how a run was made."""
-    store = RunStore.open(run)
-    environment: dict[str, Any] = store.read_json("environment.json") or {}
-    device, packages = environment.get("device", {}), environment.get("packages", {})
-    storage = environment.get("storage", {})
-    versions = ", ".join(f"{name} {version}" for name, version in packages.items())
-    return (
-        f"- plan {store.digest}\n- {device.get('name', 'device not recorded')}, {device.get('threads', '?')} threads; "
-        f"cache {storage.get('format')} ({storage.get('how')}, container {storage.get('container')})\n- {versions}"
-    )
+@dataclass(frozen=True)
+class Run:
+    """A run folder as its page needs it."""
+
+    scores: Scores
+    environment: dict[str, Any]
+    spec: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> Run:
+        """Score a run folder. Raises `KvspecError`."""
+        store = RunStore.open(folder)
+        spec = store.read_json("spec.json") or {}
+        del spec["prompts"]["texts"]  # the plan digest stands for them
+        spec["prompts"].pop("tasks", None)
+        spec["source"] = Path(spec["source"]).name
+        return cls(score_run(folder), store.read_json("environment.json") or {}, spec)
+
+    @property
+    def title(self) -> str:
+        """What tells it from the other runs of a page."""
+        run, device = self.scores.run, self.environment.get("device", {})
+        return f"{run.storage_format}, {run.storage} on {device.get('name', 'an unknown device')}"
+
+    def facts(self) -> str:
+        """Where and how it was made."""
+        device, engine = self.environment.get("device", {}), self.environment.get("engine", {})
+        versions = ", ".join(f"{name} {version}" for name, version in self.environment.get("packages", {}).items())
+        how = ", ".join(
+            f"{key} {value}" for key, value in (*device.items(), *engine.items()) if isinstance(value, str | int)
+        )
+        return f"- plan `{self.scores.run.plan_digest}`\n- {how}\n- {versions}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure, without a path of the machine that made it."""
+        report = to_json(self.scores)
+        report["run"]["path"] = Path(report["run"]["path"]).name
+        return {"environment": self.environment, "spec": self.spec, "report": report}
+
+
+def dose(scores: Scores) -> Iterator[str]:
+    """The dose of every cell as a rate and as flips per request, and what it did."""
+    yield "| cell | rate | expected flips a request | landed | equal to golden, 95 % Wilson interval, n |"
+    yield "|---|---|---|---|---|"
+    for cell in scores.cells:
+        rate, flips = cell.plan.fault["rate"], cell.flips
+        expected = "-" if cell.plan.expected_per_trial is None else f"{cell.plan.expected_per_trial:.3g}"
+        landed = f"{flips.landed / flips.trials:.3g}" if flips.trials else "-"
+        unit = str(rate["unit"]).removeprefix("per_")
+        yield f"| {cell.plan.name} | {rate['value']:g}/{unit} | {expected} | {landed} | {share(cell.exact_match)} |"
+    yield ""
 
 
 def compare(runs: Sequence[Scores]) -> Iterator[str]:
@@ -45,7 +98,7 @@ def compare(runs: Sequence[Scores]) -> Iterator[str]:
     yield "| cell | " + " | ".join(names) + " |"
     yield "|---" * (len(names) + 1) + "|"
     for cells in zip(*(scores.cells for scores in runs), strict=True):
-        yield f"| {cells[0].plan.name} | " + " | ".join(_accuracy(cell) for cell in cells) + " |"
+        yield f"| {cells[0].plan.name} | " + " | ".join(share(cell.exact_match) for cell in cells) + " |"
     tests = [
         (cells[i].plan.name, names[i], names[j], _fisher(cells[i], cells[j]))
         for cells in zip(*(scores.cells for scores in runs), strict=True)
@@ -64,9 +117,14 @@ def compare(runs: Sequence[Scores]) -> Iterator[str]:
 def _per_gib(runs: Sequence[Scores]) -> Iterator[str]:
     """A GiB of every format has the same bits, so the same faults; what differs is how many requests it holds."""
     geometry = describe(ModelSpec(runs[0].run.model)).geometry
-    assert geometry is not None
+    if geometry is None:
+        yield "Per GiB: not computed, since the shape of the model is not known on this machine.\n"
+        return
     yield "Per GiB: at one rate per bit a GiB gets the same faults in all formats, and a narrow one holds more tokens."
-    yield "Broken requests per GiB = share of broken requests x requests of 32 tokens that fit (scales included).\n"
+    yield (
+        f"Broken requests per GiB = share of broken requests x requests of {REQUEST_TOKENS} tokens that fit "
+        "(scales included).\n"
+    )
     yield "| cell | " + " | ".join(scores.run.storage_format for scores in runs) + " |"
     yield "|---" * (len(runs) + 1) + "|"
     for cells in zip(*(scores.cells for scores in runs), strict=True):
@@ -76,16 +134,20 @@ def _per_gib(runs: Sequence[Scores]) -> Iterator[str]:
         for scores, cell in zip(runs, cells, strict=True):
             name = scores.run.storage_format
             row = geometry.head_size * _native.format_bits(name) + 32 * _native.format_scaled(name)
-            requests = GIB / (row * geometry.rows_per_token * geometry.layers * 32)
-            low, high = (1 - (cell.exact_match.high or 0)) * requests, (1 - (cell.exact_match.low or 0)) * requests
-            broken.append(f"{(1 - (cell.exact_match.rate or 0)) * requests:,.0f} [{low:,.0f}, {high:,.0f}]")
+            requests = GIB / (row * geometry.rows_per_token * geometry.layers * REQUEST_TOKENS)
+            found = cell.exact_match
+            if found.rate is None or found.low is None or found.high is None:
+                broken.append("-")
+                continue
+            mean, low, high = ((1 - x) * requests for x in (found.rate, found.high, found.low))
+            broken.append(f"{mean:,.0f} [{low:,.0f}, {high:,.0f}]")
         yield f"| {cells[0].plan.name} | " + " | ".join(broken) + " |"
     yield ""
 
 
-def _accuracy(cell: CellScore) -> str:
-    found = cell.exact_match
-    return f"{found.rate:.0%} [{found.low:.0%}, {found.high:.0%}], n = {found.n}" if found.n else "-"
+def share(found: Proportion) -> str:
+    """A proportion with its interval and n."""
+    return f"{found.rate:.1%} [{found.low:.1%}, {found.high:.1%}], n = {found.n:,}" if found.n else "-"
 
 
 def _fisher(a: CellScore, b: CellScore) -> float:
@@ -95,25 +157,58 @@ def _fisher(a: CellScore, b: CellScore) -> float:
     return min(1.0, 2 * min(fisher_greater(*first, *second), fisher_greater(*second, *first)))
 
 
-def page(title: str, commands: Sequence[str], runs: Sequence[Path]) -> str:
+def page(runs: Sequence[Run], commands: Sequence[str]) -> str:
     """The whole page."""
-    scores = [score_run(run) for run in runs]
-    parts = [f"# {title}\n", "Made by `tools/results.py` from the run folders.\n", "```"]
-    parts += [*commands, "```\n"]
-    if len(scores) > 1:
-        parts += compare(scores)
-    for run, found in zip(runs, scores, strict=True):
-        report = render_text(found, width=150).partition("\nrun folder:")[0].rstrip()
-        parts.append(f"## {found.run.name}, {found.run.storage_format}\n\n{facts(run)}\n\n```text\n{report}\n```\n")
+    name = runs[0].scores.run.name
+    parts = [f"# {name}\n", f"Made by `tools/results.py` from the run folders; every figure: `{name}.json`.\n"]
+    file = SPECS / f"{name}.yaml"
+    if file.is_file():
+        said = notes(file)
+        parts += [f"- Spec: [specs/{file.name}](../../specs/{file.name})"]
+        titles = {
+            "question": "Question",
+            "hypothesis": "Hypothesis",
+            "decision": "Decision rule",
+            "guide": "In the guide",
+        }
+        parts += [f"- {title}: {said[key]}" for key, title in titles.items() if said[key]]
+    parts += ["\n```", *commands, "```\n"]
+    for run in runs:
+        parts += [f"## Found: {run.title}\n", run.facts(), ""]
+        parts += [f"- {sentence}" for sentence in run.scores.verdict]
+        parts += [f"- Warning: {warning}" for warning in run.scores.warnings]
+        parts += ["", *dose(run.scores)]
+    if len(runs) > 1:
+        parts += compare([run.scores for run in runs])
+    for run in runs:
+        report = "Floor (" + render_text(run.scores, width=WIDTH).partition("\nFloor (")[2]
+        report = report.partition("\nrun folder:")[0].rstrip()
+        parts.append(f"## Tables: {run.title}\n\n```text\n{report}\n```\n")
     return "\n".join(parts)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--title", required=True)
-    parser.add_argument("--command", action="append", required=True)
+def main() -> int:
+    """Write the page and its figures."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run folders of one spec")
+    parser.add_argument("--command", action="append", required=True, help="what made the runs; may be repeated")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the page, by default docs/results")
     given = parser.parse_args()
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(page(given.title, given.command, given.runs), encoding="utf-8")
+    try:
+        runs = [Run.read(folder) for folder in given.runs]
+    except KvspecError as error:
+        print(error, file=sys.stderr)
+        return 2
+    names = {run.scores.run.name for run in runs}
+    if len(names) > 1:
+        parser.error(f"the runs are of several specs: {', '.join(sorted(names))}")
+    (name,) = names
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / f"{name}.md").write_text(page(runs, given.command), encoding="utf-8")
+    figures = {"commands": given.command, "runs": [run.to_json() for run in runs]}
+    (given.out / f"{name}.json").write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

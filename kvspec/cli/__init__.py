@@ -16,6 +16,7 @@ COMMANDS = {
     "check": ("kvspec.cli.check:command", "Validate specs; show every error with its place."),
     "plan": ("kvspec.cli.plan:command", "Show cells, doses, expected flips and cost before anything runs."),
     "run": ("kvspec.cli.run:command", "Run a campaign, score it and print the report."),
+    "search": ("kvspec.cli.search:command", "Search a spec's rates and places for the zombie state."),
     "score": ("kvspec.cli.score:command", "Score the records of a run."),
     "report": ("kvspec.cli.report:command", "Print the report of a run."),
     "diff": ("kvspec.cli.diff:command", "Compare two runs: spec, environment, results."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -72,8 +73,17 @@ class Outcome:
     """Time spent on trials in this session, without start-up."""
 
 
-def run_campaign(plan: Plan, out: Path, observer: Observer) -> Outcome:
-    """Run every trial of the plan that the run folder does not hold yet.
+@contextmanager
+def open_session(plan: Plan, observer: Observer) -> Iterator[Session]:
+    """An engine for several campaigns with the model and prompts of `plan`, and no faults of reads if it has none."""
+    refuse_unsupported(plan.spec, device())
+    observer.phase("starting vLLM")
+    with _start(plan, Inputs.of(plan)) as session:
+        yield session
+
+
+def run_campaign(plan: Plan, out: Path, observer: Observer, session: Session | None = None) -> Outcome:
+    """Run every trial of the plan that the run folder does not hold yet, in `session` or in an engine of its own.
 
     Raises `KvspecError`s: the spec cannot be injected (KVS401), the folder is not ours (5xx), something is missing
     (9xx), the canary disagrees (KVS403), the engine fails (KVS406). Finished trials are on disk whatever happens,
@@ -93,9 +103,10 @@ def run_campaign(plan: Plan, out: Path, observer: Observer) -> Outcome:
             store.finish("complete")
             return Outcome(store.path, schedule.total, schedule.total, 0.0)
         started = time.monotonic()
-        observer.phase("starting vLLM")
-        with _start(plan, inputs) as session:
-            campaign = _Campaign(plan, inputs, session, store, observer, judge)
+        if session is None:
+            observer.phase("starting vLLM")
+        with nullcontext(session) if session is not None else _start(plan, inputs) as engine:
+            campaign = _Campaign(plan, inputs, engine, store, observer, judge)
             begun = time.monotonic()
             try:
                 campaign.run(todo, schedule)

@@ -24,6 +24,8 @@ BLOCK_TOKENS = 32
 """Default tokens per cache block on the CPU: the smallest that its attention supports, so that short requests
 waste, and scrubbing clears, as little as possible."""
 DEFAULT_CACHE_GIB = 2.0
+GUARD = 0.1
+"""Share of a GPU's memory that must be free at the start where the size of the cache is given."""
 STORAGE_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 """vLLM's names of the compute types whose caches store these formats natively."""
 QUANTIZED = ("fp8_e4m3", "int8_per_token_head", "int4_per_token_head")
@@ -308,6 +310,8 @@ def _settings(
         settings["kv_cache_dtype"] = storage_format
     if engine.kv_cache_gib is not None:
         settings["kv_cache_memory_bytes"] = int(engine.kv_cache_gib * 2**30)
+        # Memory that must be free before the model loads, no more than a guard here: so engines can share a GPU.
+        settings["gpu_memory_utilization"] = GUARD
     return settings if engine.block_size is None else {**settings, "block_size": engine.block_size}
 
 

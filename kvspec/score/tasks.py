@@ -28,6 +28,7 @@ SEEN = 4
 
 ZOMBIE_RETRIEVAL, ZOMBIE_REASONING = 0.95, 0.5
 """A zombie recalls at least, and reasons at most, these shares of what it does clean."""
+ZOMBIE_RULE = f"retrieval >= {ZOMBIE_RETRIEVAL:.0%} and reasoning <= {ZOMBIE_REASONING:.0%} of clean"
 
 Flags = NDArray[np.uint8]
 
@@ -103,6 +104,42 @@ class TaskScores:
     clean: tuple[CleanTask, ...] = ()
     faulted: tuple[FaultedTask, ...] = ()
     pairs: tuple[TaskPair, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ZombieState:
+    """What a retrieval and a reasoning task keep under one cell: a zombie recalls and does not reason."""
+
+    cell: int
+    context: int
+    retrieval: str
+    reasoning: str
+    recalled: Proportion
+    """Retrieval right, of the trials of items that the clean model solves."""
+    reasoned: Proportion
+    """The same of reasoning."""
+
+    @property
+    def distance(self) -> float:
+        """How far the shares are from the state; 0 or less: in it."""
+        return max(ZOMBIE_RETRIEVAL - (self.recalled.rate or 0.0), (self.reasoned.rate or 0.0) - ZOMBIE_REASONING)
+
+    @property
+    def shown(self) -> bool:
+        """Whether both 95 % intervals lie in the state."""
+        low, high = self.recalled.low, self.reasoned.high
+        return low is not None and high is not None and low >= ZOMBIE_RETRIEVAL and high <= ZOMBIE_REASONING
+
+    @property
+    def order(self) -> tuple[bool, float]:
+        """The state that is shown first, then the closest one."""
+        return not self.shown, self.distance
+
+    def __str__(self) -> str:
+        def share(found: Proportion) -> str:
+            return f"{found.rate or 0:.0%} [{found.low or 0:.0%}, {found.high or 0:.0%}]"
+
+        return f"{self.retrieval} {share(self.recalled)} and {self.reasoning} {share(self.reasoned)}"
 
 
 class Answers:
@@ -311,32 +348,35 @@ def _what_breaks_first(pairs: Sequence[TaskPair], names: Sequence[str]) -> str:
     return f"{said}: {_some(shown)}." if shown else f"{said}."
 
 
-def _zombie(tasks: TaskScores, names: Sequence[str]) -> str:
-    """Whether some cell recalls and does not reason. Shares are of the items that the clean model solves."""
+def zombie_states(tasks: TaskScores) -> list[ZombieState]:
+    """Every retrieval task against every reasoning task under every cell. Shares are of the items solved clean."""
     kept = {(found.cell, found.context, found.task): found.kept for found in tasks.faulted}
-    states = [
-        (pair, kept[pair.cell, pair.context, pair.retrieval], kept[pair.cell, pair.context, pair.reasoning])
+    return [
+        ZombieState(
+            cell=pair.cell,
+            context=pair.context,
+            retrieval=pair.retrieval,
+            reasoning=pair.reasoning,
+            recalled=kept[pair.cell, pair.context, pair.retrieval],
+            reasoned=kept[pair.cell, pair.context, pair.reasoning],
+        )
         for pair in tasks.pairs
         if pair.pairs
     ]
+
+
+def _zombie(tasks: TaskScores, names: Sequence[str]) -> str:
+    """Whether some cell recalls and does not reason."""
+    states = zombie_states(tasks)
     if not states:
         return "Whether the model has a zombie state was not measured."
-    rule = f"retrieval >= {ZOMBIE_RETRIEVAL:.0%} and reasoning <= {ZOMBIE_REASONING:.0%} of clean"
-
-    def distance(state: tuple[TaskPair, Proportion, Proportion]) -> float:
-        _, recall, reason = state
-        return max(ZOMBIE_RETRIEVAL - (recall.rate or 0.0), (reason.rate or 0.0) - ZOMBIE_REASONING)
-
-    pair, recall, reason = min(states, key=distance)
-    where = (
-        f"{pair.retrieval} {recall.rate or 0:.0%} [{recall.low or 0:.0%}, {recall.high or 0:.0%}] and {pair.reasoning} "
-        f"{reason.rate or 0:.0%} [{reason.low or 0:.0%}, {reason.high or 0:.0%}] under {names[pair.cell]}"
-    )
-    if distance((pair, recall, reason)) > 0:
-        return f"No cell is in the zombie state ({rule}); the closest: {where}."
-    if (recall.low or 0.0) >= ZOMBIE_RETRIEVAL and (reason.high or 1.0) <= ZOMBIE_REASONING:
-        return f"Zombie state ({rule}), shown by both intervals: {where}."
-    return f"A zombie state ({rule}) is possible, but the intervals do not show it: {where}."
+    closest = min(states, key=lambda state: state.order)
+    where = f"{closest} under {names[closest.cell]}"
+    if closest.distance > 0:
+        return f"No cell is in the zombie state ({ZOMBIE_RULE}); the closest: {where}."
+    if closest.shown:
+        return f"Zombie state ({ZOMBIE_RULE}), shown by both intervals: {where}."
+    return f"A zombie state ({ZOMBIE_RULE}) is possible, but the intervals do not show it: {where}."
 
 
 def _some(words: Iterator[str] | list[str], limit: int = 4) -> str:

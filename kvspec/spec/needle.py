@@ -6,10 +6,12 @@
     Question: What is var_a * var_b?
     Answer:
 
-All questions of an item stand below the same text, examples included: only the question line differs. So a fault in
-the text can reach every task, and tasks are compared on common items. Every word of the filler is one token for
-byte-pair tokenizers of English (after a space), so a context has its length in tokens of the model without a
-tokenizer at hand; `kvspec plan` counts with the real one where it is on this machine.
+All questions of an item stand below the same text, and only the question line differs. So a fault in the text can reach
+every task, and tasks are compared on common items. The worked examples are the same too, and take turns over the tasks;
+or, for small models that need it, they show the task that is asked (`examples_of: task`).
+
+Every word of the filler is one token for byte-pair tokenizers of English (after a space), so a context has its length
+in tokens of the model without a tokenizer at hand; `kvspec plan` counts with the real one where it is on this machine.
 
 Draws are Philox blocks: items are the same everywhere, and do not depend on how many there are.
 """
@@ -59,6 +61,8 @@ class Needles:
     """Where the facts of a and b stand, as fractions of the context."""
     examples: int
     """Worked examples before the context."""
+    examples_of: str
+    """`item`: all tasks have the same examples; `task`: all examples show the task that is asked."""
     fact: str
     """Wording of a fact, with `{name}` and `{value}`."""
     seed: int
@@ -174,15 +178,17 @@ def math_needle(needles: Needles) -> Iterator[tuple[str, Task]]:
         for number in range(needles.items):
             draw = _Draw(needles.seed, number, context)
             letters, people = draw.sample(LETTERS, 3 * needles.examples), draw.sample(NAMES, len(NAMES))
-            parts = [
-                _example(needles, draw, letters[3 * i : 3 * i + 3], people[2 + 2 * (i % 3) : 4 + 2 * (i % 3)], i)
+            examples = [
+                _Example.draw(needles, draw, letters[3 * i : 3 * i + 3], people[2 + 2 * (i % 3) : 4 + 2 * (i % 3)])
                 for i in range(needles.examples)
             ]
             scene = _Scene.draw(needles, draw, "abc", people[:2])
-            facts = scene.facts(needles, needles.tasks)
-            parts.append(_haystack(draw, facts, context))
-            text = "\n\n".join(parts)
+            haystack = _haystack(draw, scene.facts(needles, needles.tasks), context)
             for task in needles.tasks:
+                shown = [
+                    example.text(needles, task if needles.examples_of == "task" else _turn(needles, place))
+                    for place, example in enumerate(examples)
+                ]
                 worked = task in ("retrieve_both", "sum", "product")
                 asked = Task(
                     name=task,
@@ -193,16 +199,30 @@ def math_needle(needles: Needles) -> Iterator[tuple[str, Task]]:
                     operands=(scene.a, scene.b) if worked else (),
                     chance=chances[task],
                 )
+                text = "\n\n".join([*shown, haystack])
                 yield f"{text}\nQuestion: {scene.question(task)}\nAnswer:", asked
 
 
-def _example(needles: Needles, draw: _Draw, letters: Sequence[str], people: Sequence[str], number: int) -> str:
-    """A worked example. They take turns over the tasks, and the last example shows the last task."""
-    task = needles.tasks[(number - needles.examples) % len(needles.tasks)]
-    scene = _Scene.draw(needles, draw, letters, people)
-    sentences = [_sentence(draw) for _ in range(EXAMPLE_SENTENCES)]
-    lines = _lines(_insert(sentences, scene.facts(needles, [task])))
-    return f"{lines}\nQuestion: {scene.question(task)}\nAnswer: {scene.answer(task)}"
+@dataclass(frozen=True, slots=True)
+class _Example:
+    """What a worked example is made of, whatever task it shows."""
+
+    scene: _Scene
+    sentences: list[str]
+
+    @classmethod
+    def draw(cls, needles: Needles, draw: _Draw, letters: Sequence[str], people: Sequence[str]) -> _Example:
+        scene = _Scene.draw(needles, draw, letters, people)
+        return cls(scene, [_sentence(draw) for _ in range(EXAMPLE_SENTENCES)])
+
+    def text(self, needles: Needles, task: str) -> str:
+        lines = _lines(_insert(self.sentences, self.scene.facts(needles, [task])))
+        return f"{lines}\nQuestion: {self.scene.question(task)}\nAnswer: {self.scene.answer(task)}"
+
+
+def _turn(needles: Needles, place: int) -> str:
+    """Examples take turns over the tasks, and the last example shows the last task."""
+    return needles.tasks[(place - needles.examples) % len(needles.tasks)]
 
 
 def _haystack(draw: _Draw, facts: list[tuple[float, str]], tokens: int) -> str:

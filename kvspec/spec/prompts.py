@@ -24,7 +24,7 @@ MAX_LINE_ERRORS = 20
 """Bad lines of a prompt file that are told."""
 
 
-GENERATED = ("contexts", "items", "tasks", "a", "b", "positions", "examples", "fact", "item_seed")
+GENERATED = ("contexts", "items", "tasks", "a", "b", "positions", "examples", "examples_of", "fact", "item_seed")
 """Keys of the generator."""
 
 
@@ -95,6 +95,7 @@ def _needles(prompts: Node, findings: Findings) -> Needles | None:
         b=ends("b"),
         positions=(float(early), float(late)),
         examples=int(plain.get("examples", 4)),
+        examples_of=plain.get("examples_of", "item"),
         fact=plain.get("fact", "The value of {name} is {value}."),
         seed=int(plain.get("item_seed", 0)),
     )
