@@ -37,6 +37,7 @@ CODES: dict[str, str] = {
     "KVS305": "the plan is larger than the limit",
     "KVS306": "the geometry of the model is not known",
     "KVS307": "a cell cannot be told from the golden floor",
+    "KVS308": "a power design has no cells to compare",
     # 4xx: the engine
     "KVS401": "this is declared, but the engine does not inject it yet",
     "KVS402": "the attention backend or cache layout is not supported",

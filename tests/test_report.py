@@ -49,7 +49,8 @@ kvspec report: synthetic
 Verdict
   The floor is clean: 4 of 4 golden repeats and 2 of 2 null trials equal golden.
   Accuracy lies below the floor (exact test within prompts, Holm) in 1 of 3 cells: BitRot[0.001].
-  Not distinguishable from the floor: 2 of 3 cells: BitRot[1e-07], BitRot[1e-05].
+  Not distinguishable from the floor: 2 of 3 cells: BitRot[1e-07], BitRot[1e-05]; a fall of 76.1% or more would have shown with 80 % power.
+  7 of 30 trials with faults are detected errors (due): 7 with logits that were not finite.
   BitRot: accuracy falls with the rate, 100.0% to 30.0% over 3 rates (Cochran-Armitage, Holm, z = -3.2, p = 0.00058); no step rises significantly (Fisher, Holm).
   BitRot: half of the effect at 7.6e-05/bit (EC50, 95 % interval 8.5e-06 to 0.0018), 2.3 expected flips a request.
   BitRot: of 10 trials with a single flip, 0.00% show it (AVF, 0.00% to 27.75%).

@@ -11,9 +11,15 @@ import pytest
 from kvspec.errors import RecordsError
 from kvspec.plan import Plan, Trial, compile_plan
 from kvspec.records import Record
+from kvspec.report.charts import dose_charts
+from kvspec.report.limits import Limits
+from kvspec.report.palette import PAGE
+from kvspec.report.series import build_series
+from kvspec.report.words import against_controls
 from kvspec.score import Scores, score_run
 from kvspec.score.grid import EXACT, Grid, discordant
 from kvspec.spec.model import Fault, PromptSpec, Rate, Selector
+from kvspec.stats.design import detectable_drop
 from kvspec.stats.exact import holm, mcnemar
 from tests.run_folders import crashed, in_cell, make_plan, nonfinite, sdc, write_run
 
@@ -65,6 +71,43 @@ def test_holm_is_over_all_cells(tmp_path: Path) -> None:
     raw = [cell.effect.p for cell in scores.cells]
     assert all(p is not None for p in raw)
     assert [cell.effect.p_holm for cell in scores.cells] == pytest.approx(holm(raw))  # type: ignore[arg-type]
+
+
+def test_not_distinguishable_says_what_would_have_shown(tmp_path: Path) -> None:
+    """40 trials a cell against 12 clean controls: 4 tests, so Fisher's at 1.25 %."""
+    plan = make_plan(prompts=4, per_prompt=10)
+    scores = scored(tmp_path, plan, in_cell(0, 40, sdc))
+    drop = scores.cells[1].effect.detectable_drop
+    assert drop == detectable_drop(40, (12, 12), 0.05 / 4)
+    assert drop is not None
+    text = f"BitRot[1e-05], BitRot[0.001], Burst; a fall of {drop:.1%} or more would have shown with 80 % power."
+    assert any(sentence.endswith(text) for sentence in scores.verdict)
+    few = make_plan(prompts=1, per_prompt=1)
+    alone = score_run(write_run(tmp_path / "few", few, in_cell(1, 1, sdc)))
+    assert all(cell.effect.detectable_drop is None for cell in alone.cells)
+    assert any("could have shown no fall at all" in sentence for sentence in alone.verdict)
+
+
+def test_cells_above_a_floor_that_is_not_clean(tmp_path: Path) -> None:
+    def noisy(trial: Trial, record: Record) -> Record:
+        return sdc(record) if trial.kind == "null" else record
+
+    scores = scored(tmp_path, make_plan(prompts=4, per_prompt=10), noisy)
+    assert not any("Not distinguishable" in sentence for sentence in scores.verdict)
+    (said,) = [sentence for sentence in scores.verdict if "above the floor" in sentence]
+    assert said.startswith("Accuracy lies above the floor, not below it, in 4 of 4 cells: BitRot[1e-07] (+33.3%)")
+    assert against_controls(scores.cells[0]).startswith("above controls")
+
+
+def test_a_run_of_nonfinite_answers_has_its_sentence(tmp_path: Path) -> None:
+    def change(trial: Trial, record: Record) -> Record:
+        return nonfinite(record) if trial.kind == "fault" else record
+
+    scores = scored(tmp_path, make_plan(), change)
+    said = (
+        "40 of 40 trials with faults are detected errors (due): 40 with logits that were not finite; all trials of Bit"
+    )
+    assert any(sentence.startswith(said) for sentence in scores.verdict)
 
 
 def test_repeated_prompts_are_one_cluster(tmp_path: Path) -> None:
@@ -184,6 +227,19 @@ def test_no_fall_has_no_ec50(tmp_path: Path) -> None:
     scores = scored(tmp_path, plan, change)
     assert scores.dose_responses == ()
     assert not any("EC50" in text for text in scores.verdict)
+
+
+def test_a_step_has_two_ends_and_no_value(tmp_path: Path) -> None:
+    plan, change = falling((100, 100, 0, 0))
+    scores = scored(tmp_path, plan, change)
+    (rate,) = [response.fit for response in scores.dose_responses if response.dose == "rate"]
+    assert rate.step
+    assert any("half of the effect (EC50) lies between 1e-08 and 1e-07/bit" in text for text in scores.verdict)
+    (series, _) = build_series(scores)
+    page = dose_charts((series,), "rate", scores, PAGE, Limits())[0]
+    assert not [layer for layer in page.spec["layer"] if layer["mark"]["type"] == "area"]
+    (line,) = [layer for layer in page.spec["layer"] if layer["mark"]["type"] == "line"]
+    assert len(line["data"]["values"]) == 4  # the points, joined
 
 
 def test_an_effect_that_has_only_begun_has_a_bound(tmp_path: Path) -> None:

@@ -282,6 +282,15 @@ def test_negative_zero_is_zero(tmp_path: Path) -> None:
     assert math.copysign(1, spec.faults[0].rate.value) == 1
 
 
+@pytest.mark.parametrize("power", ["{from: 0.5, to: 0.5000001}", "{from: 0.5, to: 0.4995, power: 0.9999}"])
+def test_a_power_that_nobody_can_run_has_no_number(tmp_path: Path, power: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load_spec(write(tmp_path, MINIMAL), [f"trials={{power: {power}}}"])
+    (found,) = caught.value.diagnostics
+    assert (found.code, found.path) == ("KVS305", "$.trials.power")
+    assert "takes more pairs of trials per cell than anybody runs" in found.message
+
+
 @pytest.mark.parametrize(
     ("trials", "n"),
     [

@@ -26,7 +26,15 @@ def proof() -> Any:
 
 @pytest.mark.parametrize(
     ("part", "size"),
-    [("wilson", 4000), ("differences", 1500), ("type_one", 600), ("power", 1500), ("looks", 1500), ("clusters", 300)],
+    [
+        ("wilson", 4000),
+        ("differences", 1500),
+        ("type_one", 600),
+        ("trend", 600),
+        ("power", 1500),
+        ("looks", 1500),
+        ("clusters", 300),
+    ],
 )
 def test_figures_are_near_their_bounds(proof: Any, part: str, size: int) -> None:
     lines = getattr(proof, part)(size, np.random.default_rng(7))

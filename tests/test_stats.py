@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvspec.stats.bootstrap import MOST_CLUSTERS, cluster_bootstrap, design_effect
-from kvspec.stats.design import mcnemar_power, paired_sample_size, plan_looks, sample_size, smallest_drop
+from kvspec.stats.design import detectable_drop, mcnemar_power, paired_sample_size, plan_looks, sample_size
 from kvspec.stats.dose import fit_dose_response
 from kvspec.stats.exact import EXACT_UP_TO, Strata, cochran_armitage, fisher_greater, holm, mcnemar
 from kvspec.stats.intervals import (
@@ -262,8 +262,22 @@ def test_many_prompts_make_fewer_looks() -> None:
 
 
 def test_what_clean_controls_can_show() -> None:
-    assert smallest_drop(30) == pytest.approx(1 - 0.05 ** (1 / 30))
-    assert smallest_drop(0) == 1.0
+    # 1,000 trials against 30 clean controls, by simulation: the fall is seen four times in five.
+    drop = detectable_drop(1000, (30, 30))
+    assert drop is not None
+    assert drop > 1 - 0.05 ** (1 / 30)
+    k = np.random.default_rng(4).binomial(1000, 1 - drop, 4000)
+    assert np.mean([fisher_greater(30, 30, int(x), 1000) < 0.05 for x in k]) == pytest.approx(0.8, abs=0.03)
+    noisy = detectable_drop(1000, (27, 30))
+    assert noisy is not None
+    assert noisy > drop
+    split = detectable_drop(1000, (30, 30), 0.05 / 20)
+    assert split is not None
+    assert split > drop
+    assert detectable_drop(1000, (0, 0)) is None
+    assert detectable_drop(0, (30, 30)) is None
+    assert detectable_drop(2, (2, 2)) is None
+    assert detectable_drop(1000, (0, 30)) is None
 
 
 def test_stopping_early_keeps_the_coverage() -> None:
@@ -396,5 +410,40 @@ def test_a_step_between_two_doses_is_bounded_by_them() -> None:
     assert found is not None
     assert found.low is not None
     assert found.high is not None
-    assert 0.9e-7 < found.low < found.high < 1.1e-6
-    assert found.high / found.low > 5  # nothing is known between the two doses
+    assert found.step
+    assert (found.low, found.high) == pytest.approx((1e-7, 1e-6))  # nothing is known between the two doses
+    assert found.ec50 is None
+    assert found.curve == ()
+
+
+@pytest.mark.parametrize(
+    ("k", "step", "low", "high"),
+    [
+        ((100, 90, 10, 0), False, None, None),
+        ((100, 100, 50, 0), True, 1e-7, 1e-5),  # one dose in the middle of a fall tells no steepness
+        ((100, 100, 100, 80), True, 1e-5, None),
+        ((100, 0, 0, 0), True, 1e-8, 1e-7),
+    ],
+)
+def test_a_slope_takes_two_doses_on_it(k: tuple[int, ...], step: bool, low: float | None, high: float | None) -> None:
+    found = fit_dose_response([1e-8, 1e-7, 1e-6, 1e-5], k, [100] * 4, (100, 100))
+    assert found is not None
+    assert found.step == step
+    assert (found.ec50 is None) == step == (not found.curve)
+    if step:
+        assert (found.low, found.high) == pytest.approx((low, high))
+
+
+def test_bands_hold_where_doses_are_sparse() -> None:
+    """Where a step is ruled out, the band of five doses a decade apart covers the curve between them."""
+    rng = np.random.default_rng(8)
+    doses, shown, covered = np.logspace(-7, -3, 5), 0, []
+    for _ in range(60):
+        middle = 10 ** rng.uniform(-5.5, -4.5)
+        k = rng.binomial(100, response(doses, middle, 2.0))
+        found = fit_dose_response(doses.tolist(), k.tolist(), [100] * 5, (40, 40))
+        assert found is not None
+        shown += not found.step
+        covered += [p.low <= response(np.array(p.dose), middle, 2.0) <= p.high for p in found.curve]
+    assert 10 < shown < 60
+    assert np.mean(covered) >= 0.9

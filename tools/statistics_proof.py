@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
 
 import numpy as np
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from kvspec.stats.bootstrap import cluster_bootstrap
 from kvspec.stats.design import mcnemar_power, paired_sample_size, plan_looks
 from kvspec.stats.dose import fit_dose_response
-from kvspec.stats.exact import Strata, mcnemar
+from kvspec.stats.exact import Strata, cochran_armitage, fisher_greater, holm, mcnemar
 from kvspec.stats.intervals import difference_independent, difference_paired, ratio_paired, wilson_interval
 
 Floats = NDArray[np.float64]
@@ -95,11 +96,34 @@ def type_one(cells: int, rng: np.random.Generator) -> list[Line]:
     return lines
 
 
+def trend(cells: int, rng: np.random.Generator) -> list[Line]:
+    """How often a series of rates that all do nothing is called a fall, or a step of it a rise, at 5 %."""
+    lines = []
+    shape = "5 rates, 10 prompts x 4 trials each"
+    for name, share in (
+        ("alike prompts", np.repeat(rng.uniform(0.05, 1, (cells, 1)), 10, axis=1)),
+        ("near 1", np.full((cells, 10), 0.97)),
+        ("prompts unlike each other", rng.beta(1, 1, (cells, 10))),
+    ):
+        k = rng.binomial(4, share[:, None, :], (cells, 5, 10)).sum(axis=2)
+        falls, rises = [], []
+        for row in k.tolist():
+            found = cochran_armitage(row, [40] * 5)
+            falls.append(found is not None and found[1] < 0.05)
+            steps = holm([fisher_greater(b, 40, a, 40) for a, b in pairwise(row)])
+            rises.append(min(steps) < 0.05)
+        # Of the normal approximation, hence not exactly 5 %.
+        lines.append(Line(f"trend, {name}", float(np.mean(falls)), 0.0, 0.06, f"{shape}; asymptotic"))
+        lines.append(Line(f"rise, {name}", float(np.mean(rises)), 0.0, 0.05, shape))
+    return lines
+
+
 def power(cells: int, rng: np.random.Generator) -> list[Line]:
     """Power at the n that the plan gives, answers of a pair independent."""
     lines = []
     for first, second in ((1.0, 0.9), (0.9, 0.8)):
         n = paired_sample_size(first, second, 0.05, 0.8)
+        assert n is not None
         a, b = rng.random((cells, n)) < first, rng.random((cells, n)) < second
         only = zip((a & ~b).sum(axis=1), (b & ~a).sum(axis=1), strict=True)
         rate = float(np.mean([mcnemar(int(x), int(y)) <= 0.05 for x, y in only]))
@@ -149,13 +173,36 @@ def curves(fits: int, rng: np.random.Generator) -> list[Line]:
                 continue
             covered.append((found.low or 0.0) <= truth <= (found.high or np.inf))
             errors.append(np.log((found.ec50 or np.nan) / truth))
-            where = np.array([(q.dose, q.low, q.high) for q in found.curve])
+            where = np.array([(q.dose, q.low, q.high) for q in found.curve]).reshape(-1, 3)
             exact = floor + (1 - floor) / (1 + (where[:, 0] / truth) ** 1.5)
             inside.append(((where[:, 1] <= exact) & (exact <= where[:, 2])).mean())
         note = f"median EC50 {np.exp(np.nanmedian(errors)) * truth:.3g}, truth {truth:g}; {fits} fits of 9 doses x 100"
         lines.append(Line(f"EC50{name}", float(np.mean(covered)), 0.92, 0.99, note))
         if not spread:
             lines.append(Line(f"band{name}", float(np.mean(inside)), 0.90, 0.99, "pointwise"))
+    return lines + sparse(fits, rng)
+
+
+def sparse(fits: int, rng: np.random.Generator) -> list[Line]:
+    """The same where doses lie a decade apart, so that few or none of them is on the slope."""
+    dose = np.logspace(-7, -3, 5)
+    lines = []
+    for steepness in (1.0, 2.0, 4.0):
+        covered, inside = [], []
+        for _ in range(fits):
+            truth = 10 ** rng.uniform(-5.5, -4.5)
+            k = rng.binomial(100, 1 / (1 + (dose / truth) ** steepness))
+            found = fit_dose_response(dose.tolist(), k.tolist(), [100] * 5, (40, 40))
+            if found is None:
+                continue
+            covered.append((found.low or 0.0) <= truth <= (found.high or np.inf))
+            if not found.step:
+                exact = [1 / (1 + (q.dose / truth) ** steepness) for q in found.curve]
+                inside.append(np.mean([q.low <= p <= q.high for q, p in zip(found.curve, exact, strict=True)]))
+        name = f"steepness {steepness:g}, a dose a decade"
+        lines.append(Line(f"EC50, {name}", float(np.mean(covered)), 0.92, 1.0, f"{fits} fits of 5 doses x 100"))
+        note = f"shown in {len(inside)} fits; in the others a step fits as well"
+        lines.append(Line(f"band, {name}", float(np.mean(inside)), 0.90, 1.0, note))
     return lines
 
 
@@ -183,7 +230,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     parts: list[tuple[Callable[[int, np.random.Generator], list[Line]], int]] = [
-        (part, options.cells) for part in (wilson, differences, type_one, power, looks)
+        (part, options.cells) for part in (wilson, differences, type_one, trend, power, looks)
     ]
     parts += [(clusters, ceil(options.cells / 5)), (curves, ceil(options.cells / 20))]
     failed = 0

@@ -68,14 +68,13 @@ def _print_text(plan: Plan, expected: Estimate) -> None:
     time = "" if expected.cpu_seconds is None else f"about {_duration(expected.cpu_seconds)} on 2 CPU cores, "
     memory = "" if expected.memory_gib is None else f"about {expected.memory_gib:.1f} GiB of memory, "
     controls = spec.controls
-    drop = "show no effect" if not expected.controls else f"show no fall of accuracy below {expected.smallest_drop:.1%}"
     kinds = f"{controls.golden_repeats} golden repeats and {controls.null_trials} null trials a prompt"
     lines = [
         f"{spec.name}: {len(plan.cells)} cells, {expected.requests} requests",
         f"digest    {plan.digest}",
         f"model     {spec.model.id}, cache format {spec.model.storage_format}",
         f"n         {_trials(plan)}",
-        f"floor     {expected.controls} controls ({kinds}), which can {drop}",
+        f"floor     {expected.controls} controls ({kinds}): {_shown(plan, expected)}",
         f"cost      {cost}; {time}{memory}{expected.cache_gib:.3g} GiB of it cache contents",
     ]
     for line in lines:
@@ -92,6 +91,13 @@ def _print_text(plan: Plan, expected: Estimate) -> None:
     )
     for warning in expected.warnings:
         click.echo(f"\n{warning}", err=True)
+
+
+def _shown(plan: Plan, expected: Estimate) -> str:
+    cells = "a cell" if len(plan.cells) == 1 else f"one of {len(plan.cells)} cells"
+    if expected.detectable_drop is None:
+        return f"no effect of {cells} can be shown"
+    return f"a fall of accuracy by {expected.detectable_drop:.1%} in {cells} is shown with 80 % power (Fisher, Holm)"
 
 
 def _trials(plan: Plan) -> str:

@@ -16,7 +16,8 @@ from kvspec.plan.lengths import misfits
 from kvspec.plan.model import Cell, Plan
 from kvspec.spec.model import Fault, Range, Selector
 from kvspec.spec.ranges import canonical
-from kvspec.stats.design import smallest_drop
+from kvspec.stats.design import detectable_drop
+from kvspec.stats.exact import ALPHA, holm
 
 SECONDS_PER_TOKEN_AND_WEIGHT = 2.5e-11
 """Measured: SmolLM2-135M in float32 on 2 AVX2 cores, about 300 tokens/s in a full batch."""
@@ -60,8 +61,9 @@ class Estimate:
     """Rough peak on a CPU: weights and cache as float32, and the engine itself; `None` as for `cpu_seconds`."""
     controls: int
     """Golden repeats and null trials, over all prompts."""
-    smallest_drop: float
-    """The smallest fall of accuracy that these controls can show at 5 %, if all of them equal golden."""
+    detectable_drop: float | None
+    """The smallest fall of accuracy that one cell alone shows against these controls with 80 % power, if all of them
+    equal golden (Fisher, Holm over all cells); `None` if it shows none."""
     cpu_seconds: float | None
     """Rough run time on two CPU cores; `None` if the size of the model is not known."""
 
@@ -211,10 +213,11 @@ def estimate(plan: Plan, info: ModelInfo, prompts: list[int], exact: bool) -> Es
         mean = sum(per_trial) / len(per_trial)
         hit = sum(-expm1(-flips) for flips in per_trial) / len(per_trial)
         cells.append(CellEstimate(cell.name, plan.trials_per_cell, dose(parameters, geometry, bits), mean, total, hit))
-        if total >= 1.0 and (blind := _lost_in_floor(plan, cell, hit, controls)) is not None:
-            warnings.append(blind)
     if errors:
         raise PlanError(spec.placed(errors))
+    drop = detectable_drop(plan.trials_per_cell, (controls, controls), ALPHA / (len(cells) * _looks(plan)))
+    warnings += _lost_in_floor(plan, cells, controls, drop)
+    warnings += _nothing_to_compare(plan)
     repeats = len(plan) // len(prompts)
     prompt_tokens, generated = sum(prompts) * repeats, max_tokens * len(plan)
     seconds = memory = None
@@ -236,31 +239,63 @@ def estimate(plan: Plan, info: ModelInfo, prompts: list[int], exact: bool) -> Es
         cache_gib=resident,
         memory_gib=memory,
         controls=controls,
-        smallest_drop=smallest_drop(controls),
+        detectable_drop=drop,
         cpu_seconds=seconds,
     )
 
 
-def _lost_in_floor(plan: Plan, cell: Cell, hit: float, controls: int) -> Diagnostic | None:
-    """Warn of a cell whose largest possible effect the controls could not show (KVS307).
+def _looks(plan: Plan) -> int:
+    """How often a p-value is taken: once per look (Bonferroni)."""
+    return len(plan.spec.trials.looks.rounds) if plan.spec.trials.looks else 1
+
+
+def _lost_in_floor(plan: Plan, cells: list[CellEstimate], controls: int, drop: float | None) -> list[Diagnostic]:
+    """Warn of cells whose largest possible effect the controls could not show (KVS307).
 
     At best every control equals golden and every trial that a flip hits does not. Fisher's exact test over the cell is
-    then the most that the report's test can find.
+    then the most that the report's test can find, and Holm's adjustment of these p-values the least that it takes.
     """
     if not controls:
-        return None
+        return []
     n = plan.trials_per_cell
-    lost = round(hit * n)
-    # Of n + controls trials, `lost` differ, and by lot none of them is a control.
-    p = exp(lgamma(n + 1) - lgamma(n - lost + 1) + lgamma(n + controls - lost + 1) - lgamma(n + controls + 1))
-    if p < 0.05:
-        return None
-    drop = smallest_drop(controls)
-    return Diagnostic(
-        "KVS307",
-        f"no effect of cell `{cell.name}` can be told from the floor: a flip hits at most {hit:.2g} of its trials",
-        path=f"$.faults[{cell.fault.index}]",
-        expected=f"a cell that can lose more than {drop:.1%}: what {controls} controls can show at 5 %",
-        hint="raise the rate, `controls.golden_repeats` or `controls.null_trials`",
-        severity="warning",
-    )
+    best = []
+    for cell in cells:
+        lost = round(cell.hit * n)
+        # Of n + controls trials, `lost` differ, and by lot none of them is a control.
+        p = exp(lgamma(n + 1) - lgamma(n - lost + 1) + lgamma(n + controls - lost + 1) - lgamma(n + controls + 1))
+        best.append(min(1.0, _looks(plan) * p))
+    shown = "no fall" if drop is None else f"a fall of {drop:.1%}"
+    over = "one cell" if len(cells) == 1 else f"one of {len(cells)} cells"
+    return [
+        Diagnostic(
+            "KVS307",
+            f"no effect of cell `{cell.name}` can be told from the floor: "
+            f"a flip hits at most {cell.hit:.2g} of its trials",
+            path=f"$.faults[{plan.cells[index].fault.index}]",
+            expected=f"more: {controls} controls and {n} trials show {shown} of {over} (80 % power, Holm)",
+            hint="raise the rate, `controls.golden_repeats` or `controls.null_trials`",
+            severity="warning",
+        )
+        for index, (cell, p) in enumerate(zip(cells, holm(best), strict=True))
+        if p >= ALPHA and cell.expected_flips >= 1.0  # less than a flip is KVS302
+    ]
+
+
+def _nothing_to_compare(plan: Plan) -> list[Diagnostic]:
+    """Warn of a power design in which no two cells share their draws (KVS308)."""
+    # The design itself is resolved to a number of trials; that it was one is seen from what was written.
+    if "$.trials.power" not in plan.spec.marks:
+        return []
+    draws = {(cell.fault.index, cell.experiment) for cell in plan.cells}
+    if len(draws) < len(plan.cells):
+        return []
+    return [
+        Diagnostic(
+            "KVS308",
+            "`power` plans a paired comparison, but no two cells share their faults",
+            path="$.trials.power",
+            expected="an entry whose `where` lists selectors, such as `where: [{cache: [K]}, {cache: [V]}]`",
+            hint="`controls` and the rate decide what shows against the floor; for an interval, use `target`",
+            severity="warning",
+        )
+    ]

@@ -166,7 +166,7 @@ def _dose_chart(
         for kind, look, encoding in (("area", {"opacity": 0.16}, band), ("line", {"strokeWidth": 2}, line)):
             mark = {"type": kind, "interpolate": "monotone", **look}
             layers.append({"data": {"values": curves}, "mark": mark, "encoding": encoding})
-    fitted = {one.label for one in drawn if dose in one.fits}
+    fitted = {one.label for one in drawn if dose in one.fits and one.fits[dose].curve}
     loose = [p for p in points if p["s"] not in fitted]
     joined = {"x": x, "y": accuracy, "color": colour, "strokeDash": dash}
     layers.append(

@@ -122,7 +122,10 @@ def _dose_response(found: DoseResponse, scores: Scores) -> dict[str, Any]:
         "dose": found.dose,
         "unit": unit,
         "ec50": {key: fit[key] for key in ("low", "high")} | {"value": fit["ec50"]},
-        **{key: fit[key] for key in ("steepness", "ceiling", "floor", "deviance", "freedom", "p_fit", "inflation")},
+        **{
+            key: fit[key]
+            for key in ("steepness", "ceiling", "floor", "deviance", "freedom", "p_fit", "step", "inflation")
+        },
         "curve": fit["curve"],
     }
 

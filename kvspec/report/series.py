@@ -132,9 +132,11 @@ def _fits(scores: Scores) -> Mapping[int, Mapping[Dose, Fit]]:
 
 def _note(response: DoseResponse) -> str:
     fit, notes = response.fit, []
-    if fit.ec50 is None:
+    if fit.step:
+        notes.append("a step fits as well as any slope")
+    elif fit.ec50 is None:
         notes.append("outside the doses measured")
-    if fit.low is None or fit.high is None:
+    if (fit.low is None or fit.high is None) and not fit.step:
         notes.append("not bounded by these doses")
     if fit.floor > 0:
         notes.append(f"levels off at {fit.floor:.1%}")

@@ -49,7 +49,11 @@ def against_controls(cell: CellScore) -> str:
     """What the test against the controls says of a cell; empty where there was none."""
     if cell.below_floor is None or cell.effect.p_holm is None:
         return ""
-    return p_value(cell.effect.p_holm) if cell.below_floor else "as controls"
+    if cell.below_floor:
+        return p_value(cell.effect.p_holm)
+    drop = cell.effect.detectable_drop
+    shown = "no fall could show" if drop is None else f"a fall of {drop:.1%} would show"
+    return f"{'above' if cell.effect.above else 'as'} controls; {shown}"
 
 
 def chars(mean: float | None) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from kvspec.score.grid import EXACT, Grid, discordant
 from kvspec.score.model import CellScore, Dose, DoseResponse, Effect, Estimate, Floor, PairTest, Trend, Vulnerability
 from kvspec.stats.bootstrap import cluster_bootstrap, design_effect
+from kvspec.stats.design import detectable_drop
 from kvspec.stats.dose import fit_dose_response
 from kvspec.stats.exact import ALPHA, Strata, holm, mcnemar
 from kvspec.stats.intervals import Proportion, difference_independent, difference_paired, ratio_paired
@@ -52,6 +53,9 @@ def with_effects(
             p_holm=adjusted.get(c),
             clustered=clustered,
             prompts=int(np.count_nonzero(n[c])),
+            detectable_drop=detectable_drop(match.n, (known.k, known.n), ALPHA / (len(tested) * looks))
+            if c in raw
+            else None,
         )
         below = None if effect.p_holm is None else effect.p_holm < ALPHA
         found.append(replace(cell, effect=effect, below_floor=below))

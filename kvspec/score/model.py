@@ -61,6 +61,14 @@ class Effect:
     """95 % interval of the accuracy with prompts as clusters, never narrower than Wilson's; `None` below 2 prompts."""
     prompts: int = 0
     """Different prompts with a scored trial."""
+    detectable_drop: float | None = None
+    """The smallest fall of accuracy that this n, alone among the cells of the run, shows with 80 % power (Fisher,
+    Holm); `None` if so few trials or controls show none."""
+
+    @property
+    def above(self) -> bool:
+        """Whether accuracy lies above that of the controls, which no fault explains and the test does not ask."""
+        return self.difference is not None and self.difference.value > 0
 
 
 @dataclass(frozen=True, slots=True)

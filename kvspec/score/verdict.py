@@ -28,6 +28,7 @@ def verdict(scores: Scores) -> tuple[str, ...]:
         *_soundness(floor, cells),
         _floor(floor),
         *_effects(cells),
+        *_outcomes(cells),
         *sentences(scores.tasks, [cell.plan.name for cell in cells]),
         *doses,
         *_pairs(scores.pairs, cells),
@@ -109,13 +110,44 @@ def _effects(cells: Sequence[CellScore]) -> list[str]:
     if not measured:
         return ["No cell can be compared with the floor."] if cells else ["The plan has no fault."]
     below = [cell.plan.name for cell in measured if cell.below_floor]
-    within = [cell.plan.name for cell in measured if not cell.below_floor]
+    above = [cell for cell in measured if not cell.below_floor and cell.effect.above]
+    within = [cell for cell in measured if not cell.below_floor and not cell.effect.above]
     said = []
     if below:
         said.append(f"Accuracy lies below the floor (exact test within prompts, Holm) in {_of(below, measured)}.")
     if within:
-        said.append(f"Not distinguishable from the floor: {_of(within, measured)}.")
+        names = [cell.plan.name for cell in within]
+        said.append(f"Not distinguishable from the floor: {_of(names, measured)}; {_could_have_shown(within)}.")
+    if above:
+        names = [f"{cell.plan.name} ({cell.effect.difference.value:+.1%})" for cell in above if cell.effect.difference]
+        said.append(
+            f"Accuracy lies above the floor, not below it, in {_of(names, measured)}; {_could_have_shown(above)}."
+        )
     return said
+
+
+def _could_have_shown(cells: Sequence[CellScore]) -> str:
+    """What an effect would have had to be."""
+    drops = [cell.effect.detectable_drop for cell in cells]
+    known = sorted(drop for drop in drops if drop is not None)
+    if not known:
+        return "so few trials and controls could have shown no fall at all"
+    span = f"{known[0]:.1%}" if known[-1] - known[0] < 5e-4 else f"{known[0]:.1%} to {known[-1]:.1%}, by cell,"
+    blind = f", and none in {_count(len(drops) - len(known), 'cell')}" if len(known) < len(drops) else ""
+    return f"a fall of {span} or more would have shown with 80 % power{blind}"
+
+
+def _outcomes(cells: Sequence[CellScore]) -> list[str]:
+    """How many trials ended in a way that is seen, and why; nothing where all went on in silence."""
+    n, due = sum(cell.exact_match.n for cell in cells), sum(cell.outcome["due"] for cell in cells)
+    if not due:
+        return []
+    words = {"nonfinite": "with logits that were not finite", "error": "with an error", "unfinished": "unfinished"}
+    sums = {reason: sum(cell.due_reasons[reason] for cell in cells) for reason in words}
+    why = ", ".join(f"{count:,} {words[reason]}" for reason, count in sums.items() if count)
+    said = f"{due:,} of {n:,} trials with faults are detected errors (due): {why}"
+    whole = [cell.plan.name for cell in cells if cell.exact_match.n and cell.outcome["due"] == cell.exact_match.n]
+    return [f"{said}{f'; all trials of {_list(iter(whole))}' if whole else ''}."]
 
 
 def _dose(trend: Trend, cells: Sequence[CellScore]) -> str:
@@ -138,6 +170,17 @@ def _half(rate: DoseResponse, flips: DoseResponse | None, cells: Sequence[CellSc
     unit = str(cells[rate.cells[0]].plan.fault["rate"]["unit"]).removeprefix("per_")
     unit = " FIT/Mbit" if unit == "fit" else f"/{unit}"
     fit = rate.fit
+    if fit.step:
+        if fit.low is not None and fit.high is not None:
+            where = f"between {fit.low:.2g} and {fit.high:.2g}{unit}"
+        elif fit.low is not None:
+            where = f"above {fit.low:.2g}{unit}"
+        else:
+            where = "at an unknown rate" if fit.high is None else f"below {fit.high:.2g}{unit}"
+        return (
+            f"{rate.label}: half of the effect (EC50) lies {where}: a step fits these rates as well as any slope, so "
+            "there is no value and no curve."
+        )
     if fit.ec50 is None:
         ends = [f"above {fit.low:.2g}{unit}"] if fit.low is not None else []
         ends += [f"below {fit.high:.2g}{unit}"] if fit.high is not None else []

@@ -47,7 +47,7 @@ def build_spec(root: Node, prompts: PromptSpec, source: str) -> Spec:
     data: Data = root.plain()
     cells = sum(math.prod(map(len, _axes(entry))) for entry in data["faults"])
     _check_limit(root, "faults", "cells", cells, MAX_CELLS)
-    trials = _trials(data["trials"], len(prompts.texts))
+    trials = _trials(root, data["trials"], len(prompts.texts))
     controls = Controls(**_whole(data.get("controls", {})))
     per_prompt = cells * trials.per_prompt + 1 + controls.null_trials + controls.golden_repeats
     _check_limit(root, "trials", "trials", len(prompts.texts) * per_prompt, MAX_TRIALS)
@@ -137,7 +137,7 @@ def _engine(data: Data) -> EngineSpec:
     return EngineSpec(**whole, kv_cache_gib=None if gib is None else float(gib))
 
 
-def _trials(trials: int | float | Data, prompts: int) -> TrialSpec:
+def _trials(root: Node, trials: int | float | Data, prompts: int) -> TrialSpec:
     """Trials per prompt; what a target or a power asks for is rounded up to whole trials."""
     if not isinstance(trials, dict):
         return TrialSpec(int(trials))
@@ -148,7 +148,19 @@ def _trials(trials: int | float | Data, prompts: int) -> TrialSpec:
     if "power" in trials:
         power = trials["power"]
         alpha, wanted = power.get("alpha", DEFAULT_ALPHA), power.get("power", DEFAULT_POWER)
-        return TrialSpec(math.ceil(paired_sample_size(power["from"], power["to"], alpha, wanted) / prompts))
+        pairs = paired_sample_size(power["from"], power["to"], alpha, wanted)
+        if pairs is None:
+            raise SpecError(
+                Diagnostic(
+                    "KVS305",
+                    "`power` takes more pairs of trials per cell than anybody runs",
+                    (root.get("trials", "power") or root).mark,
+                    "$.trials.power",
+                    f"a design of at most {MAX_TRIALS} trials",
+                    "a larger difference between `from` and `to`, a smaller power or a larger alpha",
+                )
+            )
+        return TrialSpec(math.ceil(pairs / prompts))
     target = trials["target"]
     if (most := int(target.get("looks", 1))) > 1:
         looks = plan_looks(target["confidence"], target["margin"], most, prompts)

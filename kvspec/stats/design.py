@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, expm1, log, sqrt
+from math import ceil, sqrt
 from statistics import NormalDist
 
 from kvspec.stats.intervals import clopper_pearson, normal_quantile
 
 MOST_PAIRS = 10_000_000
+POWER = 0.8
+"""Of what a report or a plan says that so many trials can show."""
 
 
 def sample_size(confidence: float, margin: float) -> int:
@@ -19,8 +21,8 @@ def sample_size(confidence: float, margin: float) -> int:
     return ceil((normal_quantile(confidence) / (2 * margin)) ** 2)
 
 
-def paired_sample_size(first: float, second: float, alpha: float, power: float) -> int:
-    """Pairs with which McNemar's exact test tells two success rates apart.
+def paired_sample_size(first: float, second: float, alpha: float, power: float) -> int | None:
+    """Pairs with which McNemar's exact test tells two success rates apart; `None` beyond `MOST_PAIRS`.
 
     The least n that the asymptotic formula of Miettinen (1968) and Connor (1987) gives, then raised until the exact
     test, which is more careful, has the power too. Answers of a pair are taken as independent; those of one prompt and
@@ -32,14 +34,14 @@ def paired_sample_size(first: float, second: float, alpha: float, power: float) 
     root = z_alpha * sqrt(discordant) + z_power * sqrt(max(0.0, discordant - gap * gap))
     low = max(1, ceil((root / gap) ** 2) if gap * gap > root * root / MOST_PAIRS else MOST_PAIRS)
     if low >= MOST_PAIRS:
-        return MOST_PAIRS
+        return None
     high = low
     while mcnemar_power(first, second, alpha, high) < power and high < MOST_PAIRS:
         low, high = high, ceil(high * 1.1) + 1
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if mcnemar_power(first, second, alpha, middle) >= power else (middle, high)
-    return min(high, MOST_PAIRS)
+    return high if high < MOST_PAIRS else None
 
 
 def mcnemar_power(first: float, second: float, alpha: float, pairs: int) -> float:
@@ -64,12 +66,31 @@ def mcnemar_power(first: float, second: float, alpha: float, pairs: int) -> floa
     return float((np.exp(log_weight) * (low + high)).sum())
 
 
-def smallest_drop(controls: int, alpha: float = 0.05) -> float:
-    """The smallest fall of accuracy that so many clean controls can show: 1 - alpha^(1/controls).
+def detectable_drop(trials: int, controls: tuple[int, int], alpha: float = 0.05, power: float = POWER) -> float | None:
+    """The smallest fall of accuracy below that of the controls which so many trials show with `power`.
 
-    A smaller one leaves more than `alpha` of a chance that this many trials with it all equal golden as well.
+    Fisher's exact test at `alpha`, one-sided, rejects up to some number of successes; the fall is down to the accuracy
+    that gives no more of them with probability `power`. `None` where even a trial set without any success is no
+    proof, for want of controls or of trials.
+
+    Args:
+        trials: of the cell.
+        controls: (successes, trials) of the controls.
+        alpha: of one test; divide it by the number of tests for one effect alone among many cells (Holm).
+        power: probability of seeing the fall.
     """
-    return -expm1(log(alpha) / controls) if controls else 1.0
+    from scipy.special import bdtri
+
+    from kvspec.stats.exact import fisher_greater
+
+    k, n = controls
+    if not trials or not n or fisher_greater(k, n, 0, trials) >= alpha:
+        return None
+    low, high = 0, trials
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fisher_greater(k, n, middle, trials) < alpha else (low, middle)
+    return k / n - float(bdtri(low, trials, power))
 
 
 @dataclass(frozen=True, slots=True)

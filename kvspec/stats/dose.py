@@ -6,6 +6,9 @@
 the steepness. Fitted by maximum likelihood of the binomial counts. `c` is 0 unless a likelihood-ratio test shows that
 accuracy levels off above it: where it has only begun to fall, any level would fit, and half of the way to it would mean
 nothing. The interval of EC50 is that of its profile likelihood, which stays open where the doses do not bound it.
+
+Where a step describes the counts as well (likelihood-ratio test), no dose lies on the slope: EC50 is then anywhere
+between two doses, and neither a value, nor a curve, nor the normal approximation of its band means anything.
 """
 
 from __future__ import annotations
@@ -46,7 +49,8 @@ class CurvePoint:
 
 @dataclass(frozen=True, slots=True)
 class DoseFit:
-    """A fitted curve. Where EC50 lies outside the measured doses there is no value, only what bounds it."""
+    """A fitted curve. Where EC50 lies outside the measured doses, or between two of them with none on the slope, there
+    is no value, only what bounds it."""
 
     ec50: float | None
     low: float | None
@@ -62,6 +66,9 @@ class DoseFit:
     p_fit: float | None
     """p-value of the deviance: small where the curve does not describe the counts. `None` without freedom."""
     curve: tuple[CurvePoint, ...]
+    """Empty for a step."""
+    step: bool = False
+    """No dose is shown to lie on the slope: the ends of the interval are doses then."""
     inflation: float = 1.0
     """Variance of log EC50 over that of independent trials, at least 1; what prompts that differ cost."""
 
@@ -101,12 +108,14 @@ def fit_dose_response(
     if spread.inflation > 1.0:
         threshold = spread.inflation * float(stdtrit(spread.prompts - 1, (1 + confidence) / 2)) ** 2
     low, high = (model.bound(best, side, threshold, float(levels_off)) for side in (-1, 1))
+    if step := 2 * (model.steepest(best, float(levels_off)) - model.loss(best)[0]) <= threshold:
+        low, high = model.between(low, high)
     inside = model.first <= best[0] <= model.last
     deviance = 2 * (model.loss(best)[0] - model.saturated())
     freedom = len(model.n) - 3 - levels_off
     ceiling, floor = float(best[2]), float(best[2] * best[3])
     return DoseFit(
-        ec50=exp(best[0]) if inside else None,
+        ec50=exp(best[0]) if inside and not step else None,
         low=None if low is None else exp(low),
         high=None if high is None else exp(high),
         steepness=exp(best[1]),
@@ -115,8 +124,9 @@ def fit_dose_response(
         deviance=max(0.0, deviance),
         freedom=max(0, freedom),
         p_fit=float(chdtrc(freedom, max(0.0, deviance))) if freedom > 0 else None,
+        curve=() if step else model.curve(best, spread, normal_quantile(confidence)),
+        step=step,
         inflation=spread.inflation,
-        curve=model.curve(best, spread, normal_quantile(confidence)),
     )
 
 
@@ -175,8 +185,14 @@ class _Model:
         p = np.clip(self.k / self.n, EDGE, 1 - EDGE)
         return float(-(self.k * np.log(p) + (self.n - self.k) * np.log1p(-p)).sum())
 
-    def _minimum(self, starts: Sequence[Floats], middle: tuple[float, float], floor: float) -> tuple[float, Floats]:
-        bounds = [middle, (log(STEEPNESS[0]), log(STEEPNESS[1])), (EDGE, 1.0), (0.0, floor)]
+    def _minimum(
+        self,
+        starts: Sequence[Floats],
+        middle: tuple[float, float],
+        floor: float,
+        steep: tuple[float, float] = (log(STEEPNESS[0]), log(STEEPNESS[1])),
+    ) -> tuple[float, Floats]:
+        bounds = [middle, steep, (EDGE, 1.0), (0.0, floor)]
         found = [minimize(self.loss, start, jac=True, method="L-BFGS-B", bounds=bounds) for start in starts]
         best = min(found, key=lambda one: float(one.fun))
         return float(best.fun), np.asarray(best.x)
@@ -186,13 +202,32 @@ class _Model:
         share = self.k / self.n
         top = max(float(share.max()), 0.01)
         ratio = float(share.min()) / top
-        edges = np.unique(self.x[np.isfinite(self.x)])
-        middles = (edges[:-1] + edges[1:]) / 2
+        middles = self._middles()
         pick = np.unique(np.linspace(0, len(middles) - 1, 6).round().astype(int))
         starts = [np.array([m, s, top, ratio * 0.9 * floor]) for m in middles[pick] for s in (0.0, 1.0)]
         # Rough values first: only the most likely start deserves a long search.
         starts.sort(key=lambda start: self.loss(start)[0])
         return self._minimum(starts[:3], (self.first - BEYOND, self.last + BEYOND), floor)[1]
+
+    def _middles(self) -> Floats:
+        edges = np.unique(self.x[np.isfinite(self.x)])
+        middles: Floats = (edges[:-1] + edges[1:]) / 2
+        return middles
+
+    def steepest(self, best: Floats, floor: float) -> float:
+        """Negative log likelihood of the best curve of the greatest steepness: a step, for any spacing of doses."""
+        steep = log(STEEPNESS[1])
+        starts = [np.array([m, steep, *best[2:]]) for m in (best[0], *self._middles())]
+        # A step between the wrong doses stays there, so the search starts where it does best.
+        starts.sort(key=lambda start: self.loss(start)[0])
+        return self._minimum(starts[:3], (self.first - BEYOND, self.last + BEYOND), floor, (steep, steep))[0]
+
+    def between(self, low: float | None, high: float | None) -> tuple[float | None, float | None]:
+        """The interval, widened to the doses around it: only those were seen."""
+        doses = np.unique(self.x[np.isfinite(self.x)])
+        below = [] if low is None else doses[doses <= low].tolist()
+        above = [] if high is None else doses[doses >= high].tolist()
+        return max(below, default=None), min(above, default=None)
 
     def bound(self, best: Floats, side: int, threshold: float, floor: float) -> float | None:
         """Log dose at which the profile of log EC50 has fallen by `threshold` (twice the log likelihood)."""
