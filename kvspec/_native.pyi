@@ -256,6 +256,7 @@ def score_texts(
     *,
     edit_distance: bool = True,
     limit: int | None = None,
+    by_byte: bool = False,
     threads: int = 0,
 ) -> dict[str, NDArray[np.generic]]: ...
 def detail_tokens(
@@ -265,7 +266,8 @@ def detail_tokens(
     offsets: NDArray[np.int64],
     golden_index: NDArray[np.uint32],
     *,
-    lcs: bool = True,
+    indel_distance: bool = True,
+    limit: int | None = None,
     threads: int = 0,
 ) -> dict[str, NDArray[np.generic]]: ...
 def detail_texts(
@@ -273,7 +275,8 @@ def detail_texts(
     texts: list[str],
     golden_index: NDArray[np.uint32],
     *,
-    lcs: bool = True,
+    indel_distance: bool = True,
+    limit: int | None = None,
     threads: int = 0,
 ) -> dict[str, NDArray[np.generic]]: ...
 def position_counts(

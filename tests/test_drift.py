@@ -15,7 +15,9 @@ from rapidfuzz.distance import Hamming, Indel, LCSseq, Levenshtein, Postfix, Pre
 
 from kvspec import _native
 from kvspec.score import drift
-from kvspec.score.drift import METRICS, Ragged, score
+from kvspec.score.drift import METRICS, TEXT_ONLY, Ragged, score
+
+TOKEN_METRICS = tuple(name for name in METRICS if name not in TEXT_ONLY)
 
 # One alphabet per plane, so that texts of one plane, of two and of all seventeen come up.
 PLANES = [
@@ -62,12 +64,16 @@ def text_pairs() -> st.SearchStrategy[tuple[str, str]]:
 TOKEN_PAIRS = st.sampled_from([3, 200, 50_257, 2**20, 2**32]).flatmap(lambda vocab: pairs(st.integers(0, vocab - 1)))
 
 
+def naive_first(golden, faulty) -> int:
+    first = next((i for i, (a, b) in enumerate(zip(golden, faulty, strict=False)) if a != b), None)
+    if first is not None:
+        return first
+    return -1 if len(golden) == len(faulty) else min(len(golden), len(faulty))
+
+
 def naive(golden, faulty) -> dict[str, object]:
     """The definitions, written down."""
     mismatches = sum(a != b for a, b in zip(golden, faulty, strict=False))
-    first = next((i for i, (a, b) in enumerate(zip(golden, faulty, strict=False)) if a != b), None)
-    if first is None:
-        first = -1 if len(golden) == len(faulty) else min(len(golden), len(faulty))
     rows, lcs = list(range(len(faulty) + 1)), [0] * (len(faulty) + 1)
     for i, a in enumerate(golden):
         above, rows = rows, [i + 1]
@@ -78,7 +84,7 @@ def naive(golden, faulty) -> dict[str, object]:
     total = len(golden) + len(faulty)
     return {
         "exact": golden == faulty,
-        "first_divergence": first,
+        "first_divergence": naive_first(golden, faulty),
         "drift": mismatches + abs(len(golden) - len(faulty)),
         "edit_distance": rows[-1],
         "edit_rate": rows[-1] / max(len(golden), len(faulty), 1),
@@ -98,9 +104,11 @@ def naive(golden, faulty) -> dict[str, object]:
 
 def check(golden: list, faulty: list, columns: dict[str, np.ndarray]) -> None:
     """Compares columns with both other implementations. `golden` and `faulty` are the pairs row by row."""
-    assert set(columns) == set(METRICS)
+    assert set(columns) | set(TEXT_ONLY) == set(METRICS)
     for row, (g, f) in enumerate(zip(golden, faulty, strict=True)):
         got = {name: column[row].item() for name, column in columns.items()}
+        if isinstance(g, str):
+            assert got.pop("first_divergence_bytes") == naive_first(g.encode(), f.encode())
         assert got == naive(g, f)
         assert got["edit_distance"] == Levenshtein.distance(g, f)
         assert got["edit_rate"] == Levenshtein.normalized_distance(g, f)
@@ -121,7 +129,7 @@ def test_texts_agree_with_both_oracles(rows):
 @given(st.lists(TOKEN_PAIRS, max_size=12))
 def test_tokens_agree_with_both_oracles(rows):
     golden, faulty = [g for g, _ in rows], [f for _, f in rows]
-    check(golden, faulty, score(golden, faulty, np.arange(len(rows)), metrics=METRICS))
+    check(golden, faulty, score(golden, faulty, np.arange(len(rows)), metrics=TOKEN_METRICS))
 
 
 @settings(max_examples=40, deadline=None)
@@ -138,18 +146,20 @@ def test_long_texts_agree_with_rapidfuzz(rows, repeats):
 @given(st.lists(text_pairs(), min_size=1, max_size=12), st.integers(0, 100))
 def test_a_limit_caps_the_distance_and_changes_nothing_else(rows, limit):
     golden, faulty = [g for g, _ in rows], [f for _, f in rows]
-    capped = score(golden, faulty, np.arange(len(rows)), limit=limit)
+    metrics = ["edit_distance", "indel_distance", "drift"]
+    capped = score(golden, faulty, np.arange(len(rows)), metrics=metrics, limit=limit)
     want = [Levenshtein.distance(g, f, score_cutoff=limit) for g, f in rows]
     assert capped["edit_distance"].tolist() == want
+    assert capped["indel_distance"].tolist() == [Indel.distance(g, f, score_cutoff=limit) for g, f in rows]
     assert capped["drift"].tolist() == [Hamming.distance(g, f) for g, f in rows]
 
 
 @given(st.lists(TOKEN_PAIRS, min_size=1, max_size=20), st.integers(2, 5))
 def test_threads_do_not_change_the_result(rows, threads):
     golden, faulty = [g for g, _ in rows], [f for _, f in rows]
-    one = score(golden, faulty, np.arange(len(rows)), metrics=METRICS, threads=1)
-    many = score(golden, faulty, np.arange(len(rows)), metrics=METRICS, threads=threads)
-    assert all(np.array_equal(one[name], many[name]) for name in METRICS)
+    one = score(golden, faulty, np.arange(len(rows)), metrics=TOKEN_METRICS, threads=1)
+    many = score(golden, faulty, np.arange(len(rows)), metrics=TOKEN_METRICS, threads=threads)
+    assert all(np.array_equal(one[name], many[name]) for name in TOKEN_METRICS)
 
 
 def test_threads_do_not_change_the_result_of_a_large_batch():
@@ -158,12 +168,14 @@ def test_threads_do_not_change_the_result_of_a_large_batch():
     lengths = rng.integers(0, 90, 30_000)
     faulty = Ragged(rng.integers(0, 4, lengths.sum(), dtype=np.uint32), np.concatenate([[0], np.cumsum(lengths)]))
     index = rng.integers(0, 8000, 30_000)
-    one, two, seven = (score(golden, faulty, index, metrics=METRICS, threads=n) for n in (1, 2, 7))
-    assert all(np.array_equal(one[name], two[name]) and np.array_equal(one[name], seven[name]) for name in METRICS)
+    one, two, seven = (score(golden, faulty, index, metrics=TOKEN_METRICS, threads=n) for n in (1, 2, 7))
+    assert all(
+        np.array_equal(one[name], two[name]) and np.array_equal(one[name], seven[name]) for name in TOKEN_METRICS
+    )
     for row in rng.integers(0, 30_000, 50):
         start, stop = faulty.offsets[row : row + 2]
         g = golden.values[50 * index[row] : 50 * index[row] + 50].tolist()
-        check([g], [faulty.values[start:stop].tolist()], {name: one[name][row : row + 1] for name in METRICS})
+        check([g], [faulty.values[start:stop].tolist()], {name: one[name][row : row + 1] for name in TOKEN_METRICS})
 
 
 def test_a_million_symbols():
@@ -204,6 +216,12 @@ def test_a_single_golden_serves_all():
     columns = score("the cat sat", ["the cat sat", "the bat sat!", ""])
     assert columns["drift"].tolist() == [0, 2, 11]
     assert columns["exact"].tolist() == [True, False, False]
+
+
+def test_no_outputs_are_no_rows():
+    for golden in ("the cat sat", ["a"], [[1]], []):
+        columns = score(golden, [], metrics=METRICS if golden != [[1]] else TOKEN_METRICS)
+        assert all(len(column) == 0 for column in columns.values())
 
 
 def as_forms(rows: list[list[int]]) -> dict[str, object]:
@@ -260,6 +278,8 @@ def test_arrow_buffers_are_not_copied():
     [
         (lambda: score([[1]], [[1]], metrics=["nope"]), ValueError, "unknown metrics"),
         (lambda: score([[1]], [[1]], metrics=["edit_rate"], limit=3), ValueError, "leave `limit` out"),
+        (lambda: score([[1]], [[1]], metrics=["lcs"], limit=3), ValueError, "leave `limit` out"),
+        (lambda: score([[1]], [[1]], metrics=["first_divergence_bytes"]), TypeError, "need texts"),
         (lambda: score([[1]], [[1]], limit=2**32), ValueError, "limit"),
         (lambda: score([[1], [2]], [[1], [2], [3]]), ValueError, "need a `golden_index`"),
         (lambda: score([[1]], [[1]], [1]), ValueError, "trial 0 has golden index 1, but there are 1"),

@@ -24,7 +24,7 @@ from pathlib import Path
 import data
 import numpy as np
 from rapidfuzz import process
-from rapidfuzz.distance import Hamming, LCSseq, Levenshtein
+from rapidfuzz.distance import Hamming, Indel, Levenshtein
 
 from kvspec import _native
 from kvspec.score.drift import ragged, score
@@ -97,17 +97,17 @@ def text_positional(g: list[str], f: list[str]) -> dict[str, Call]:
     return calls
 
 
-def text_lcs(g: list[str], f: list[str]) -> dict[str, Call]:
-    """Longest common subsequence of text pairs, from `list[str]`. Ours returns common ends and mismatches besides."""
+def text_indel(g: list[str], f: list[str]) -> dict[str, Call]:
+    """Indel distance of text pairs, from `list[str]`. Ours returns common ends and mismatches besides."""
     index = np.arange(len(g), dtype=np.uint32)
     return {
-        OURS: lambda: _native.detail_texts(g, f, index)["lcs"],
-        OURS_ONE_THREAD: lambda: _native.detail_texts(g, f, index, threads=1)["lcs"],
-        "rapidfuzz LCSseq cpdist": lambda: process.cpdist(g, f, scorer=LCSseq.similarity, dtype=np.uint32),
-        "rapidfuzz LCSseq cpdist, 2 workers": lambda: process.cpdist(
-            g, f, scorer=LCSseq.similarity, dtype=np.uint32, workers=2
+        OURS: lambda: _native.detail_texts(g, f, index)["indel_distance"],
+        OURS_ONE_THREAD: lambda: _native.detail_texts(g, f, index, threads=1)["indel_distance"],
+        "rapidfuzz Indel cpdist": lambda: process.cpdist(g, f, scorer=Indel.distance, dtype=np.uint32),
+        "rapidfuzz Indel cpdist, 2 workers": lambda: process.cpdist(
+            g, f, scorer=Indel.distance, dtype=np.uint32, workers=2
         ),
-        "rapidfuzz LCSseq per pair": lambda: [LCSseq.similarity(a, b) for a, b in zip(g, f, strict=True)],
+        "rapidfuzz Indel per pair": lambda: [Indel.distance(a, b) for a, b in zip(g, f, strict=True)],
     }
 
 
@@ -201,11 +201,11 @@ CASES = {
     ),
     "tokens-drift": ("guide drift, 1,000 x 50 tokens, prebuilt", data.tokens, 1000, 50, token_positional_prebuilt),
     "texts": ("edit distance, 1,000 x 300 chars, list[str]", data.texts, 1000, 300, text_edits),
-    "texts-lcs": ("longest common subsequence, 1,000 x 300 chars, list[str]", data.texts, 1000, 300, text_lcs),
+    "texts-indel": ("Indel distance, 1,000 x 300 chars, list[str]", data.texts, 1000, 300, text_indel),
     "texts-drift": ("guide drift, 1,000 x 300 chars, list[str]", data.texts, 1000, 300, text_positional),
     "one-golden": ("edit distance, 1 golden x 1,000 texts of 300 chars", data.texts, 1000, 300, golden_against_many),
     "long": ("edit distance, 20 x 10,000 chars, list[str]", data.texts, 20, 10_000, text_edits),
-    "long-lcs": ("longest common subsequence, 20 x 10,000 chars, list[str]", data.texts, 20, 10_000, text_lcs),
+    "long-indel": ("Indel distance, 20 x 10,000 chars, list[str]", data.texts, 20, 10_000, text_indel),
     "long-drift": ("guide drift, 20 x 10,000 chars, list[str]", data.texts, 20, 10_000, text_positional),
 }
 

@@ -15,21 +15,22 @@ token. A str with a lone surrogate is not Unicode text and raises ValueError.
 
 With `g` the golden and `f` the faulty sequence, the metrics are:
 
-==================== ======= ===========================================================================================
-`exact`              bool    `g == f`
-`first_divergence`   int64   least `i` with `g[i] != f[i]`; `min(|g|, |f|)` if one begins the other; -1 if identical
-`drift`              uint32  `sum(a != b for a, b in zip(g, f)) + abs(|g| - |f|)`
-`edit_distance`      uint32  Levenshtein: least number of insertions, deletions and substitutions from `g` to `f`
-`edit_rate`          float64 `edit_distance / max(|g|, |f|)`; 0 for two empty sequences
-`mismatches`         uint32  `sum(a != b for a, b in zip(g, f))`: the Hamming distance where the lengths are equal
-`common_prefix`      uint32  greatest `p` with `g[:p] == f[:p]`
-`common_suffix`      uint32  greatest `s` with equal last `s` symbols; it may overlap the prefix
-`lcs`                uint32  length of the longest common subsequence
-`indel_distance`     uint32  `|g| + |f| - 2 lcs`: least number of insertions and deletions
-`indel_ratio`        float64 `2 lcs / (|g| + |f|)`; 1 for two empty sequences
-`golden_length`      uint32  `|g|`
-`length`             uint32  `|f|`
-==================== ======= ===========================================================================================
+======================== ======= =======================================================================================
+`exact`                  bool    `g == f`
+`first_divergence`       int64   least `i` with `g[i] != f[i]`; `min(|g|, |f|)` if one begins the other; -1 if identical
+`first_divergence_bytes` int64   the same of the UTF-8 bytes of two texts
+`drift`                  uint32  `sum(a != b for a, b in zip(g, f)) + abs(|g| - |f|)`
+`edit_distance`          uint32  Levenshtein: least number of insertions, deletions and substitutions from `g` to `f`
+`edit_rate`              float64 `edit_distance / max(|g|, |f|)`; 0 for two empty sequences
+`mismatches`             uint32  `sum(a != b for a, b in zip(g, f))`: the Hamming distance where the lengths are equal
+`common_prefix`          uint32  greatest `p` with `g[:p] == f[:p]`
+`common_suffix`          uint32  greatest `s` with equal last `s` symbols; it may overlap the prefix
+`lcs`                    uint32  length of the longest common subsequence
+`indel_distance`         uint32  `|g| + |f| - 2 lcs`: least number of insertions and deletions
+`indel_ratio`            float64 `2 lcs / (|g| + |f|)`; 1 for two empty sequences
+`golden_length`          uint32  `|g|`
+`length`                 uint32  `|f|`
+======================== ======= =======================================================================================
 """
 
 from __future__ import annotations
@@ -46,10 +47,13 @@ Column = NDArray[Any]
 
 CHEAP = ("exact", "first_divergence", "drift")
 EDIT = ("edit_distance", "edit_rate")
-LCS = ("lcs", "indel_distance", "indel_ratio")
+INDEL = ("indel_distance", "indel_ratio", "lcs")
 DETAIL = ("mismatches", "common_prefix", "common_suffix", "golden_length", "length")
-METRICS = CHEAP + EDIT + LCS + DETAIL
+TEXT_ONLY = ("first_divergence_bytes",)
+METRICS = CHEAP + EDIT + INDEL + DETAIL + TEXT_ONLY
 """Every metric that `score` knows."""
+UNLIMITED = ("edit_rate", "indel_ratio", "lcs")
+"""Metrics that need distances without a limit."""
 DEFAULT = (*CHEAP, "edit_distance")
 """What `score` computes unless told otherwise."""
 
@@ -78,43 +82,58 @@ def score(
         golden_index: `[n]`, the golden output of each faulty one. Left out, a single golden output serves all, and
             otherwise both sides are paired in order.
         metrics: names from the table above.
-        limit: edit distances above it are reported as `limit + 1`, which saves the time to find them out. Does not go
-            with `edit_rate`.
+        limit: edit and Indel distances above it are reported as `limit + 1`, which saves the time to find them out.
+            Does not go with `edit_rate`, `indel_ratio` and `lcs`.
         threads: at most so many; 0 takes all. The result does not depend on it.
 
     Raises:
         ValueError: an unknown metric, arrays that do not fit each other, token ids outside 0 .. 2^32 - 1, a lone
             surrogate, or a sequence of 2^31 symbols or more.
-        TypeError: outputs of a kind that is not listed above, or texts against token ids.
+        TypeError: outputs of a kind that is not listed above, texts against token ids, or token ids for a metric of
+            texts.
     """
     wanted = list(metrics)
     unknown = sorted(set(wanted) - set(METRICS))
     if unknown:
         raise ValueError(f"unknown metrics {unknown}; known are {list(METRICS)}")
-    if limit is not None and "edit_rate" in wanted:
-        raise ValueError("`edit_rate` needs the full edit distance; leave `limit` out")
+    unlimited = [name for name in wanted if name in UNLIMITED]
+    if limit is not None and unlimited:
+        raise ValueError(f"`{unlimited[0]}` needs the full distance; leave `limit` out")
     if limit is not None and not 0 <= limit < 2**32 - 1:
         raise ValueError(f"limit {limit} is not in 0 .. 2^32 - 2")
 
     golden_texts, faulty_texts = _texts(golden), _texts(faulty)
-    if (golden_texts is None) != (faulty_texts is None):
-        raise TypeError("golden and faulty outputs must both be texts or both be token ids")
-    lcs = any(name in LCS for name in wanted)
-    detailed = lcs or "edit_rate" in wanted or any(name in DETAIL for name in wanted)
+    by_byte = any(name in TEXT_ONLY for name in wanted)
+    if by_byte or golden_texts is not None or faulty_texts is not None:
+        # A list without outputs is one of texts as well as one of token ids.
+        golden_texts = [] if golden_texts is None and _is_empty(golden) else golden_texts
+        faulty_texts = [] if faulty_texts is None and _is_empty(faulty) else faulty_texts
+        if golden_texts is None or faulty_texts is None:
+            raise TypeError(
+                f"golden and faulty outputs must both be texts or both be token ids; {list(TEXT_ONLY)} need texts"
+            )
+    indel = any(name in INDEL for name in wanted)
+    detailed = indel or "edit_rate" in wanted or any(name in DETAIL for name in wanted)
     edit_distance = any(name in EDIT for name in wanted)
     found: dict[str, Column] = {}
     if golden_texts is not None and faulty_texts is not None:
         index = _index(golden_index, len(golden_texts), len(faulty_texts))
         if detailed:
-            found |= _native.detail_texts(golden_texts, faulty_texts, index, lcs=lcs, threads=threads)
+            found |= _native.detail_texts(
+                golden_texts, faulty_texts, index, indel_distance=indel, limit=limit, threads=threads
+            )
         drift = _native.score_texts(
             golden_texts, faulty_texts, index, edit_distance=edit_distance, limit=limit, threads=threads
         )
+        if by_byte:
+            found["first_divergence_bytes"] = _native.score_texts(
+                golden_texts, faulty_texts, index, edit_distance=False, by_byte=True, threads=threads
+            )["first_divergence"]
     else:
         g, f = ragged(golden), ragged(faulty)
         index = _index(golden_index, len(g.offsets) - 1, len(f.offsets) - 1)
         if detailed:
-            found |= _native.detail_tokens(*g, *f, index, lcs=lcs, threads=threads)
+            found |= _native.detail_tokens(*g, *f, index, indel_distance=indel, limit=limit, threads=threads)
         drift = _native.score_tokens(*g, *f, index, edit_distance=edit_distance, limit=limit, threads=threads)
     found |= {name.removeprefix("token_").removeprefix("char_"): column for name, column in drift.items()}
     if detailed:
@@ -207,9 +226,9 @@ def _derived(found: dict[str, Column]) -> dict[str, Column]:
     out: dict[str, Column] = {}
     if "edit_distance" in found:
         out["edit_rate"] = _quotient(found["edit_distance"], np.maximum(golden, faulty), empty=0.0)
-    if "lcs" in found:
-        common = 2 * found["lcs"].astype(np.int64)
-        out["indel_distance"] = (golden + faulty - common).astype(np.uint32)
+    if "indel_distance" in found:
+        common = golden + faulty - found["indel_distance"]
+        out["lcs"] = (common // 2).astype(np.uint32)
         out["indel_ratio"] = _quotient(common, golden + faulty, empty=1.0)
     return out
 
@@ -237,6 +256,10 @@ def _texts(outputs: Any) -> list[str] | None:
     if isinstance(outputs, Sequence) and len(outputs) > 0 and isinstance(outputs[0], str):
         return list(outputs)
     return None
+
+
+def _is_empty(outputs: Any) -> bool:
+    return isinstance(outputs, Sequence) and not isinstance(outputs, str) and len(outputs) == 0
 
 
 def ragged(tokens: Any) -> Ragged:

@@ -163,13 +163,13 @@ proptest! {
         let left = Ragged::new(&golden_values, &golden_offsets).expect("valid");
         let right = Ragged::new(&values, &offsets).expect("valid");
         let found = score_tokens(left, right, &index, Options { threads, ..Options::default() }).expect("valid");
-        let details = detail_tokens(left, right, &index, DetailOptions { lcs: true, threads }).expect("valid");
+        let details = detail_tokens(left, right, &index, DetailOptions { threads, ..DetailOptions::default() }).expect("valid");
         for (row, (a, b)) in rows.iter().enumerate() {
             let first = first_divergence(a, b).map_or(-1, |first| first as i64);
             prop_assert_eq!(found.first_divergence[row], first);
             prop_assert_eq!(found.positional[row] as usize, positional(a, b));
             prop_assert_eq!(found.edit_distance[row], naive_edit_distance(a, b));
-            prop_assert_eq!(details.lcs[row] as usize, naive_lcs(a, b));
+            prop_assert_eq!(details.indel_distance[row] as usize, a.len() + b.len() - 2 * naive_lcs(a, b));
             prop_assert_eq!(details.common_prefix[row] as usize, common_prefix(a, b));
         }
     }
@@ -181,7 +181,12 @@ proptest! {
         let index: Vec<u32> = (0..rows.len() as u32).collect();
         let found = score_texts(&golden, &texts, &index, Options::default()).expect("valid");
         let details = detail_texts(&golden, &texts, &index, DetailOptions::default()).expect("valid");
+        let golden: Vec<Text<'_>> = rows.iter().map(|(a, _)| Text::by_byte(a)).collect();
+        let texts: Vec<Text<'_>> = rows.iter().map(|(_, b)| Text::by_byte(b)).collect();
+        let by_byte = score_texts(&golden, &texts, &index, Options::default()).expect("valid");
         for (row, (a, b)) in rows.iter().enumerate() {
+            let first = naive_first_divergence(a.as_bytes(), b.as_bytes()).map_or(-1, |first| first as i64);
+            prop_assert_eq!(by_byte.first_divergence[row], first);
             let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
             let first = naive_first_divergence(&a, &b).map_or(-1, |first| first as i64);
             prop_assert_eq!(found.first_divergence[row], first);

@@ -144,8 +144,22 @@ fn batches(bytes: &mut Bytes) {
     let threads = [0, 3, usize::MAX][bytes.below(3)];
     let many = score_tokens(golden, faulty, &index, Options { threads, ..options });
     assert_eq!(one, many);
-    let lcs = bytes.below(2) == 0;
-    let details = |threads| detail_tokens(golden, faulty, &index, DetailOptions { lcs, threads });
+    let detailed = DetailOptions {
+        indel_distance: bytes.below(2) == 0,
+        limit: options.limit,
+        threads,
+    };
+    let details = |threads| {
+        detail_tokens(
+            golden,
+            faulty,
+            &index,
+            DetailOptions {
+                threads,
+                ..detailed
+            },
+        )
+    };
     assert_eq!(details(1), details(threads));
     assert_eq!(one.is_ok(), details(1).is_ok());
     let counts = position_counts(golden, faulty, &index);
@@ -165,11 +179,10 @@ fn texts(bytes: &mut Bytes) {
     let index: Vec<u32> = (0..faulty.len())
         .map(|_| bytes.below(golden.len() as u64 + beyond) as u32)
         .collect();
-    // A wrong length spoils the results of that text and nothing else.
-    let lie = bytes.below(8) == 0;
+    let by_byte = bytes.below(8) == 0;
     let text = |text| {
-        if lie {
-            Text::with_length(text, text.len())
+        if by_byte {
+            Text::by_byte(text)
         } else {
             Text::from(text)
         }
@@ -177,11 +190,7 @@ fn texts(bytes: &mut Bytes) {
     let golden: Vec<Text<'_>> = golden.iter().map(|golden| text(golden)).collect();
     let faulty: Vec<Text<'_>> = faulty.iter().map(|faulty| text(faulty)).collect();
     let scored = score_texts(&golden, &faulty, &index, Options::default());
-    let options = DetailOptions {
-        lcs: true,
-        threads: 0,
-    };
-    let details = detail_texts(&golden, &faulty, &index, options);
+    let details = detail_texts(&golden, &faulty, &index, DetailOptions::default());
     assert_eq!(scored.is_ok(), details.is_ok());
 }
 

@@ -4,7 +4,7 @@ pub(crate) mod logprobs;
 pub(crate) mod texts;
 pub(crate) mod tokens;
 
-use kvspec_core::drift::{self, Columns, Details, Options};
+use kvspec_core::drift::{self, Columns, DetailOptions, Details, Options};
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -41,6 +41,15 @@ fn options(edit_distance: bool, limit: Option<u32>, threads: usize) -> Options {
     }
 }
 
+fn detail_options(indel_distance: bool, limit: Option<u32>, threads: usize) -> DetailOptions {
+    let limit = limit.unwrap_or(u32::MAX - 1);
+    DetailOptions {
+        indel_distance,
+        limit,
+        threads,
+    }
+}
+
 fn to_dict<'py>(
     py: Python<'py>,
     columns: Columns,
@@ -63,15 +72,19 @@ fn to_dict<'py>(
     Ok(out)
 }
 
-fn details_to_dict(py: Python<'_>, details: Details, lcs: bool) -> PyResult<Bound<'_, PyDict>> {
+fn details_to_dict(
+    py: Python<'_>,
+    details: Details,
+    indel_distance: bool,
+) -> PyResult<Bound<'_, PyDict>> {
     let out = PyDict::new(py);
     out.set_item("golden_length", details.golden_length.into_pyarray(py))?;
     out.set_item("length", details.length.into_pyarray(py))?;
     out.set_item("common_prefix", details.common_prefix.into_pyarray(py))?;
     out.set_item("common_suffix", details.common_suffix.into_pyarray(py))?;
     out.set_item("mismatches", details.mismatches.into_pyarray(py))?;
-    if lcs {
-        out.set_item("lcs", details.lcs.into_pyarray(py))?;
+    if indel_distance {
+        out.set_item("indel_distance", details.indel_distance.into_pyarray(py))?;
     }
     Ok(out)
 }

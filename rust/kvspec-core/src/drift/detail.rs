@@ -21,28 +21,41 @@ pub struct Details {
     pub common_suffix: Vec<u32>,
     /// Differing positions over the common length.
     pub mismatches: Vec<u32>,
-    /// Length of the longest common subsequence; empty if not asked for.
-    pub lcs: Vec<u32>,
+    /// Least number of insertions and deletions; empty if not asked for. The longest common subsequence is as long as
+    /// half of what it leaves of both lengths: `(golden_length + length - indel_distance) / 2`.
+    pub indel_distance: Vec<u32>,
 }
 
 /// How details are computed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DetailOptions {
-    /// Whether the longest common subsequence is wanted.
-    pub lcs: bool,
+    /// Whether the Indel distance is wanted.
+    pub indel_distance: bool,
+    /// Indel distances above this are reported as this plus one.
+    pub limit: u32,
     /// Threads to use at most; 0 takes as many as the machine offers. The result does not depend on it.
     pub threads: usize,
 }
 
+impl Default for DetailOptions {
+    fn default() -> Self {
+        Self {
+            indel_distance: true,
+            limit: u32::MAX - 1,
+            threads: 0,
+        }
+    }
+}
+
 impl Details {
-    pub(super) fn new(rows: usize, lcs: bool) -> Self {
+    pub(super) fn new(rows: usize, indel_distance: bool) -> Self {
         Self {
             golden_length: vec![0; rows],
             length: vec![0; rows],
             common_prefix: vec![0; rows],
             common_suffix: vec![0; rows],
             mismatches: vec![0; rows],
-            lcs: vec![0; if lcs { rows } else { 0 }],
+            indel_distance: vec![0; if indel_distance { rows } else { 0 }],
         }
     }
 
@@ -54,7 +67,7 @@ impl Details {
             &mut self.common_prefix,
             &mut self.common_suffix,
             &mut self.mismatches,
-            &mut self.lcs,
+            &mut self.indel_distance,
         ]
     }
 }
@@ -80,7 +93,7 @@ pub(super) fn detail_rows<'a, T: Symbol>(
     pair: impl Fn(usize) -> (&'a [T], &'a [T]) + Sync,
     options: DetailOptions,
 ) -> Details {
-    let mut details = Details::new(rows, options.lcs);
+    let mut details = Details::new(rows, options.indel_distance);
     let division = Division::new(rows, &pair, options.threads);
     let mut columns = details
         .columns_mut()
@@ -109,10 +122,10 @@ pub(super) fn detail_rows<'a, T: Symbol>(
             for (column, value) in columns.iter_mut().zip(values) {
                 column[index] = value as u32;
             }
-            if options.lcs {
+            if options.indel_distance {
                 let (short, long) = trim(golden, faulty, prefix);
                 if short.is_empty() {
-                    columns[5][index] = lcs(golden.len() + faulty.len(), long.len() as u32);
+                    columns[5][index] = (long.len() as u32).min(options.limit.saturating_add(1));
                 } else {
                     jobs.push(Job {
                         short,
@@ -123,17 +136,11 @@ pub(super) fn detail_rows<'a, T: Symbol>(
                 }
             }
         }
-        solve::<Indel, T>(Arch::new(), &mut jobs, usize::MAX, scratch);
+        solve::<Indel, T>(Arch::new(), &mut jobs, options.limit as usize, scratch);
         for job in jobs {
-            let total = columns[0][job.row] as usize + columns[1][job.row] as usize;
-            columns[5][job.row] = lcs(total, job.distance);
+            columns[5][job.row] = job.distance;
         }
     });
     drop(parts);
     details
-}
-
-/// Length of the longest common subsequence of two sequences of `total` symbols.
-fn lcs(total: usize, indel_distance: u32) -> u32 {
-    ((total - indel_distance as usize) / 2) as u32
 }

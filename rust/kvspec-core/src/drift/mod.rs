@@ -8,7 +8,8 @@
 //! * `mismatches` = `#{i < min(|g|, |f|) : g[i] != f[i]}`.
 //! * `positional` = `mismatches + ||g| - |f||`.
 //! * `edit_distance` = the least number of insertions, deletions and substitutions that turn `g` into `f`.
-//! * `lcs` = the length of the longest common subsequence; `|g| + |f| - 2 lcs` insertions and deletions turn `g` into `f`.
+//! * `indel_distance` = the least number of insertions and deletions that turn `g` into `f`; with `lcs` the length of the
+//!   longest common subsequence it is `|g| + |f| - 2 lcs`.
 //!
 //! Every row is computed on its own, so the result does not depend on how rows are grouped or how many threads run.
 

@@ -20,6 +20,12 @@ impl<'a> Text<'a> {
         Self { utf8, code_points }
     }
 
+    /// A text to be compared by the bytes of its UTF-8 form if both sides are.
+    #[must_use]
+    pub fn by_byte(utf8: &'a str) -> Self {
+        Self::with_length(utf8, utf8.len())
+    }
+
     /// Whether a byte is a code point.
     fn is_ascii(self) -> bool {
         self.code_points == self.utf8.len()
@@ -111,7 +117,7 @@ impl Table for DetailOptions {
     }
 
     fn empty(self, rows: usize) -> Details {
-        Details::new(rows, self.lcs)
+        Details::new(rows, self.indel_distance)
     }
 
     fn scatter(into: &mut Details, mut from: Details, rows: &[usize]) {

@@ -1,17 +1,21 @@
 //! Texts: lists of Python strings.
 
-use kvspec_core::drift::{self, DetailOptions, Text};
+use kvspec_core::drift::{self, Text};
 use pyo3::Borrowed;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 
-use super::{Ids, details_to_dict, options, slice, to_dict, value_error};
+use super::{Ids, detail_options, details_to_dict, options, slice, to_dict, value_error};
 
-/// Scores texts against their golden texts by Unicode code point. See `kvspec.score.drift.score`.
+/// Scores texts against their golden texts by Unicode code point, or by byte of their UTF-8 forms. See `kvspec.score.drift.score`.
 #[pyfunction]
-#[pyo3(signature = (golden, texts, golden_index, *, edit_distance=true, limit=None, threads=0))]
-#[expect(clippy::needless_pass_by_value, reason = "a Python signature")]
+#[pyo3(signature = (golden, texts, golden_index, *, edit_distance=true, limit=None, by_byte=false, threads=0))]
+#[expect(
+    clippy::too_many_arguments,
+    clippy::needless_pass_by_value,
+    reason = "a Python signature"
+)]
 pub(crate) fn score_texts<'py>(
     py: Python<'py>,
     golden: &Bound<'py, PyList>,
@@ -19,48 +23,58 @@ pub(crate) fn score_texts<'py>(
     golden_index: Ids<'py>,
     edit_distance: bool,
     limit: Option<u32>,
+    by_byte: bool,
     threads: usize,
 ) -> PyResult<Bound<'py, PyDict>> {
     let options = options(edit_distance, limit, threads);
-    let columns = with_texts(py, golden, texts, &golden_index, |golden, texts, index| {
-        drift::score_texts(golden, texts, index, options)
-    })?;
+    let columns = with_texts(
+        py,
+        (golden, texts),
+        &golden_index,
+        by_byte,
+        |golden, texts, index| drift::score_texts(golden, texts, index, options),
+    )?;
     to_dict(py, columns, "char", edit_distance)
 }
 
-/// Lengths, common ends, mismatches and longest common subsequence of texts, in Unicode code points.
+/// Lengths, common ends, mismatches and Indel distance of texts, in Unicode code points.
 #[pyfunction]
-#[pyo3(signature = (golden, texts, golden_index, *, lcs=true, threads=0))]
+#[pyo3(signature = (golden, texts, golden_index, *, indel_distance=true, limit=None, threads=0))]
 #[expect(clippy::needless_pass_by_value, reason = "a Python signature")]
 pub(crate) fn detail_texts<'py>(
     py: Python<'py>,
     golden: &Bound<'py, PyList>,
     texts: &Bound<'py, PyList>,
     golden_index: Ids<'py>,
-    lcs: bool,
+    indel_distance: bool,
+    limit: Option<u32>,
     threads: usize,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let options = DetailOptions { lcs, threads };
-    let details = with_texts(py, golden, texts, &golden_index, |golden, texts, index| {
-        drift::detail_texts(golden, texts, index, options)
-    })?;
-    details_to_dict(py, details, lcs)
+    let options = detail_options(indel_distance, limit, threads);
+    let details = with_texts(
+        py,
+        (golden, texts),
+        &golden_index,
+        false,
+        |golden, texts, index| drift::detail_texts(golden, texts, index, options),
+    )?;
+    details_to_dict(py, details, indel_distance)
 }
 
 /// Runs `score` on borrowed texts without the GIL. The tuples hold the strings, and neither they nor Python strings ever
 /// change, so the borrowed text outlives the call.
 fn with_texts<R: Send>(
     py: Python<'_>,
-    golden: &Bound<'_, PyList>,
-    texts: &Bound<'_, PyList>,
+    (golden, texts): (&Bound<'_, PyList>, &Bound<'_, PyList>),
     golden_index: &Ids<'_>,
+    by_byte: bool,
     score: impl Fn(&[Text<'_>], &[Text<'_>], &[u32]) -> Result<R, drift::Error> + Sync,
 ) -> PyResult<R> {
     let index = slice("golden_index", golden_index)?.to_vec();
     let (golden, texts) = (golden.to_tuple(), texts.to_tuple());
     let (golden, texts) = (strings("golden", &golden)?, strings("texts", &texts)?);
-    let golden = borrow("golden", &golden)?;
-    let texts = borrow("texts", &texts)?;
+    let golden = borrow("golden", &golden, by_byte)?;
+    let texts = borrow("texts", &texts, by_byte)?;
     py.detach(|| score(&golden, &texts, &index))
         .map_err(value_error)
 }
@@ -79,14 +93,20 @@ fn strings<'a, 'py>(
     Ok(out)
 }
 
-fn borrow<'a>(name: &str, strings: &'a [Borrowed<'_, '_, PyString>]) -> PyResult<Vec<Text<'a>>> {
+fn borrow<'a>(
+    name: &str,
+    strings: &'a [Borrowed<'_, '_, PyString>],
+    by_byte: bool,
+) -> PyResult<Vec<Text<'a>>> {
     let mut out = Vec::with_capacity(strings.len());
     for (index, string) in strings.iter().enumerate() {
         let text = string
             .to_str()
             .map_err(|error| surrogate(string.py(), name, index, &error))?;
         // A `str` knows its length. A subclass may claim another one.
-        out.push(if string.is_exact_instance_of::<PyString>() {
+        out.push(if by_byte {
+            Text::by_byte(text)
+        } else if string.is_exact_instance_of::<PyString>() {
             Text::with_length(text, string.len()?)
         } else {
             Text::from(text)

@@ -1,11 +1,13 @@
 //! Token ids: ragged numpy arrays.
 
-use kvspec_core::drift::{self, DetailOptions, Ragged, Tail};
+use kvspec_core::drift::{self, Ragged, Tail};
 use numpy::{Element, IntoPyArray, PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
-use super::{Column, Ids, Offsets, details_to_dict, options, slice, to_dict, value_error};
+use super::{
+    Column, Ids, Offsets, detail_options, details_to_dict, options, slice, to_dict, value_error,
+};
 
 /// Below these sizes a batch takes about a millisecond at most and is scored where it lies, with the GIL held. Above,
 /// the arrays are copied first, because other Python threads could write to them once the GIL is gone.
@@ -177,9 +179,9 @@ pub(crate) fn score_tokens<'py>(
     to_dict(py, columns, "token", edit_distance)
 }
 
-/// Lengths, common ends, mismatches and longest common subsequence of token ids.
+/// Lengths, common ends, mismatches and Indel distance of token ids.
 #[pyfunction]
-#[pyo3(signature = (golden_values, golden_offsets, values, offsets, golden_index, *, lcs=true, threads=0))]
+#[pyo3(signature = (golden_values, golden_offsets, values, offsets, golden_index, *, indel_distance=true, limit=None, threads=0))]
 #[expect(
     clippy::too_many_arguments,
     clippy::needless_pass_by_value,
@@ -192,15 +194,16 @@ pub(crate) fn detail_tokens<'py>(
     values: Ids<'py>,
     offsets: Offsets<'py>,
     golden_index: Ids<'py>,
-    lcs: bool,
+    indel_distance: bool,
+    limit: Option<u32>,
     threads: usize,
 ) -> PyResult<Bound<'py, PyDict>> {
     let tokens = tokens!(golden_values, golden_offsets, values, offsets, golden_index);
-    let options = DetailOptions { lcs, threads };
+    let options = detail_options(indel_distance, limit, threads);
     let details = tokens.run(py, |golden, trials, index| {
         drift::detail_tokens(golden, trials, index, options)
     })?;
-    details_to_dict(py, details, lcs)
+    details_to_dict(py, details, indel_distance)
 }
 
 /// Per position: trials compared there, and trials that differ there.
