@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from jsonschema import Draft7Validator
 
+from kvspec import _native
 from kvspec.cli import main
 from kvspec.plan import Plan, Trial, compile_plan
 from kvspec.records import Record
+from kvspec.report.comparison import _clip, comparison_json, verdict
 from kvspec.score import RunDiff, compare_runs
 from kvspec.spec.model import Fault, PromptSpec, Rate
-from kvspec.stats.exact import Strata, fisher_greater, holm, mcnemar
+from kvspec.stats.exact import Strata, fisher_greater, mcnemar
 from tests.run_folders import FINGERPRINT, crashed, in_cell, lost_flip, make_plan, sdc, write_run
 
+SCHEMA = Draft7Validator(json.loads(_native.schema("diff")))
 Change = Callable[[Trial, Record], Record | None]
 PLAN = make_plan(prompts=4, per_prompt=10)
 
@@ -40,6 +46,7 @@ def test_equal_runs_do_not_differ(tmp_path: Path) -> None:
     assert (diff.golden_same, diff.golden_both) == (4, 4)
     assert len(diff.cells) == 8
     assert all(cell.test == "paired" and cell.p == cell.p_holm == 1.0 for cell in diff.cells)
+    assert not any(cell.tells for cell in diff.cells)
     assert not diff.significant
 
 
@@ -56,7 +63,7 @@ def test_shared_faults_are_compared_trial_by_trial(tmp_path: Path) -> None:
     assert cell.p == mcnemar(4, 20)
     assert cell.difference is not None
     assert cell.difference.value == pytest.approx(-0.4)
-    assert cell.p_holm == holm([mcnemar(4, 20), *[1.0] * 7])[0]
+    assert cell.p_holm == cell.p  # no other test could have been significant, so none is adjusted for
     assert diff.significant == (cell,)
 
 
@@ -121,16 +128,20 @@ def test_exit_codes_and_text(tmp_path: Path) -> None:
     b = write_run(tmp_path / "b", PLAN, in_cell(1, 30, sdc))
     code, text = run(a, a)
     assert code == 0
-    assert "No difference is significant (8 exact tests, Holm)." in text
+    assert "No difference is significant: with so few trials, or so few that differ, no test could show one." in text
     assert "Spec: the same" in text
     code, text = run(a, b)
     assert code == 1
-    assert "1 of 8 tests differ significantly (exact, Holm): BitRot[1e-05], 100.0% to 25.0% equal golden" in text
+    said = (
+        "1 difference is significant (exact tests, Holm over the 1 that can show one): BitRot[1e-05], 100.0% to 25.0% "
+    )
+    assert said in text
     (line,) = [line for line in text.splitlines() if line.startswith("BitRot[1e-05]") and "identical" in line]
     assert "-75.0%" in line
     assert line.endswith("*")
     code, text = run(a, b, "--format", "json")
     data = json.loads(text)
+    SCHEMA.validate(data)
     assert code == 1
     assert data["significant"] is True
     assert [c["name"] for c in data["cells"] if c["significant"]] == ["BitRot[1e-05]"]
@@ -156,3 +167,74 @@ def test_unsound_and_partial_runs(tmp_path: Path) -> None:
     assert code == 0
     assert "is partial" in text
     assert "- of" not in text
+
+
+def test_only_tests_that_can_be_significant_are_adjusted_for(tmp_path: Path) -> None:
+    """Two cells lose 8 trials each; a third loses 3, which is too few for McNemar's test; `due` never happens."""
+    effects = [in_cell(0, 8, sdc), in_cell(1, 8, sdc), in_cell(2, 3, sdc)]
+
+    def second(trial: Trial, record: Record) -> Record | None:
+        for effect in effects:
+            record = effect(trial, record) or record
+        return record
+
+    diff = compared(tmp_path, same, second)
+    cells = {(cell.name, cell.metric): cell for cell in diff.cells}
+    weak = cells["BitRot[0.001]", "identical"]
+    assert (weak.p, weak.least, weak.p_holm, weak.tells) == (0.25, 0.25, 1.0, False)
+    assert sum(cell.tells for cell in diff.cells) == 2
+    assert cells["BitRot[1e-07]", "identical"].p_holm == pytest.approx(2 * mcnemar(0, 8))
+
+
+def test_shares_difference_and_test_are_of_the_same_trials(tmp_path: Path) -> None:
+    """The second run lacks the trials 6 to 9, in which the first one fails."""
+
+    def late(trial: Trial, record: Record) -> Record:
+        return sdc(record) if trial.cell == 1 and trial.trial >= 6 else record
+
+    def short(trial: Trial, record: Record) -> Record | None:
+        return None if trial.cell == 1 and trial.trial >= 6 else record
+
+    diff = compared(tmp_path, late, short)
+    (cell,) = [c for c in diff.cells if c.name == "BitRot[1e-05]" and c.metric == "identical"]
+    assert (cell.first.k, cell.first.n, cell.second.k, cell.second.n) == (24, 24, 24, 24)
+    assert cell.left_out == (16, 0)
+    assert cell.difference is not None
+    assert cell.difference.value == 0
+    assert any(text.startswith("Up to 16 trials of a cell of") for text in verdict(diff))
+    # Within prompts, only prompts of both runs: the fourth of the first run is another one in the second.
+    texts = PLAN.spec.prompts.texts
+    other = compile_plan(replace(PLAN.spec, seed=43, prompts=PromptSpec((*texts[:3], "another"))))
+    diff = compared(tmp_path / "prompts", same, same, other=other)
+    assert diff.cells[0].test == "within prompts"
+    assert (diff.cells[0].first.n, diff.cells[0].second.n, diff.cells[0].left_out) == (30, 30, (10, 10))
+
+
+def test_long_fields_are_cut_where_they_differ() -> None:
+    first, second = _clip("x" * 500 + "abc" + "y" * 500, "x" * 500 + "def" + "y" * 500)
+    assert first != second
+    assert "abc" in first
+    assert "def" in second
+    assert len(first) <= 66
+    assert _clip("1", "2") == ("1", "2")
+
+
+def test_the_schema_describes_every_outcome(tmp_path: Path) -> None:
+    plan = compile_plan(replace(PLAN.spec, faults=(Fault("Other", 0, "KV_WRITE", "random", Rate("per_bit", 2e-5)),)))
+    for number, other in enumerate((PLAN, plan, compile_plan(replace(PLAN.spec, seed=43)))):
+        data = comparison_json(compared(tmp_path / str(number), in_cell(0, 9, sdc), other=other))
+        SCHEMA.validate(json.loads(json.dumps(data)))
+
+
+@pytest.mark.parametrize(
+    ("counts", "least"),
+    [(([3], [3], [0], [3]), 0.1), (([2, 1], [2, 2], [0, 1], [2, 2]), 2 / 36), (([5], [5], [5], [5]), 1.0)],
+)
+def test_the_least_p_is_that_of_all_on_one_side(counts: tuple[list[int], ...], least: float) -> None:
+    """Every table with these margins by hand: none has a smaller p, and one has this one."""
+    strata = Strata.of(*counts)
+    assert strata.least() == pytest.approx(least)
+    marked = strata.k1 + strata.k2
+    ranges = [range(max(0, m - b), min(m, a) + 1) for m, a, b in zip(marked, strata.n1, strata.n2, strict=True)]
+    every = [Strata.of(k, strata.n1, marked - np.array(k), strata.n2).different() for k in product(*ranges)]
+    assert min(every) == pytest.approx(least)

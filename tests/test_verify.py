@@ -128,6 +128,6 @@ def test_the_report_shows_the_certificate_of_its_run(tmp_path: Path) -> None:
     write_certificate(certificate(**mine, checks=(Check("masks", "b", False, "c"),)).to_json(), run)
     assert "the injector FAILED its self-test (masks)" in render_text(score_run(run))
     write_certificate(certificate(**{**mine, "model": {"id": "other", "revision": None}}).to_json(), run)
-    assert "NOT OF THIS RUN: the certificate is for model other" in render_text(score_run(run))
+    assert "NOT OF THIS RUN: model is other in the certificate" in render_text(score_run(run))
     (run / "certificate.json").write_text('{"checks": 3}', encoding="utf-8")
     assert "NOT READABLE" in render_text(score_run(run))

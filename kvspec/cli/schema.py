@@ -8,9 +8,9 @@ import click
 
 
 @click.command()
-@click.argument("name", type=click.Choice(["spec", "faultmap", "report", "certificate"]), default="spec")
-def command(name: Literal["spec", "faultmap", "report", "certificate"]) -> None:
-    """Print the JSON Schema (draft-07) of a spec, a fault map's header, a report or a certificate.
+@click.argument("name", type=click.Choice(["spec", "faultmap", "report", "diff", "certificate"]), default="spec")
+def command(name: Literal["spec", "faultmap", "report", "diff", "certificate"]) -> None:
+    """Print the JSON Schema (draft-07) of a spec, a fault map's header, a report, a comparison or a certificate.
 
     \b
     Examples:

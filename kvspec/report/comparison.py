@@ -8,16 +8,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from kvspec.report.diff import first_difference
 from kvspec.report.words import DASH, percent, printable
 from kvspec.score import CellDiff, Proportion, RunDiff
 
+DIFF_VERSION = 1
 FIELD_CHARACTERS = 60
 FIELDS_LISTED = 12
 
 
 def comparison_json(diff: RunDiff) -> dict[str, Any]:
-    """Everything that was compared. Values that do not exist are null."""
+    """Everything that was compared, in the shape of `schemas/diff.schema.json`. Values that do not exist are null."""
     return {
+        "diff": DIFF_VERSION,
         "first": _run(diff.first.run.path, diff.first.run.plan_digest, diff.first.sound),
         "second": _run(diff.second.run.path, diff.second.run.plan_digest, diff.second.sound),
         "significant": bool(diff.significant),
@@ -25,10 +28,14 @@ def comparison_json(diff: RunDiff) -> dict[str, Any]:
         "spec": [asdict(field) for field in diff.spec],
         "environment": [asdict(field) for field in diff.environment],
         "golden": {"same": diff.golden_same, "both": diff.golden_both},
-        "cells": [{**asdict(cell), "significant": cell.significant} for cell in diff.cells],
+        "cells": [_cell(cell) for cell in diff.cells],
         "only_first": list(diff.only_first),
         "only_second": list(diff.only_second),
     }
+
+
+def _cell(cell: CellDiff) -> dict[str, Any]:
+    return {**asdict(cell), "left_out": list(cell.left_out), "significant": cell.significant}
 
 
 def _run(path: str, digest: str, sound: bool) -> dict[str, Any]:
@@ -42,14 +49,22 @@ def verdict(diff: RunDiff) -> list[str]:
         for scores in (diff.first, diff.second)
         if not scores.sound
     ]
-    tests = sum(cell.p is not None for cell in diff.cells)
-    if not tests:
+    tests = sum(cell.tells for cell in diff.cells)
+    if all(cell.p is None for cell in diff.cells):
         said.append("No cell can be compared: the runs share no fault with scored trials.")
+    elif not tests:
+        said.append("No difference is significant: with so few trials, or so few that differ, no test could show one.")
     elif not diff.significant:
-        said.append(f"No difference is significant ({tests} exact tests, Holm).")
+        said.append(f"No difference is significant ({_tests(tests)}).")
     else:
         names = "; ".join(_words(cell) for cell in diff.significant)
-        said.append(f"{len(diff.significant)} of {tests} tests differ significantly (exact, Holm): {names}.")
+        count = len(diff.significant)
+        are = "1 difference is" if count == 1 else f"{count:,} differences are"
+        said.append(f"{are} significant ({_tests(tests)}): {names}.")
+    unpaired = [max(cell.left_out[side] for cell in diff.cells) if diff.cells else 0 for side in (0, 1)]
+    for count, scores in zip(unpaired, (diff.first, diff.second), strict=True):
+        if count:
+            said.append(f"Up to {count:,} trials of a cell of {scores.run.path} have no counterpart and are left out.")
     if diff.golden_same < diff.golden_both:
         said.append(
             f"{diff.golden_both - diff.golden_same:,} of {diff.golden_both:,} golden answers differ: each run is "
@@ -64,6 +79,10 @@ def verdict(diff: RunDiff) -> list[str]:
         if scores.run.recorded < scores.run.planned
     ]
     return said
+
+
+def _tests(count: int) -> str:
+    return f"exact tests, Holm over the {count:,} that can show one"
 
 
 def _words(cell: CellDiff) -> str:
@@ -109,14 +128,24 @@ def _fields(title: str, fields: Sequence[dict[str, str]]) -> list[str]:
     if not fields:
         return [f"{title}: the same"]
     lines = [f"{title}: {len(fields)} field{'s differ' if len(fields) > 1 else ' differs'}"]
-    lines += [f"  {f['name']}: {_clip(f['first'])} -> {_clip(f['second'])}" for f in fields[:FIELDS_LISTED]]
+    for field in fields[:FIELDS_LISTED]:
+        first, second = _clip(field["first"], field["second"])
+        lines.append(f"  {field['name']}: {first} -> {second}")
     if len(fields) > FIELDS_LISTED:
         lines.append(f"  and {len(fields) - FIELDS_LISTED} more (--format json)")
     return lines
 
 
-def _clip(text: str) -> str:
-    return text if len(text) <= FIELD_CHARACTERS else text[: FIELD_CHARACTERS - 3] + "..."
+def _clip(first: str, second: str) -> tuple[str, str]:
+    """Both values around the place where they begin to differ."""
+    same = first_difference(first, second) or 0
+    start = max(0, same - FIELD_CHARACTERS // 3) if max(len(first), len(second)) > FIELD_CHARACTERS else 0
+    return _part(first, start), _part(second, start)
+
+
+def _part(text: str, start: int) -> str:
+    end = start + FIELD_CHARACTERS
+    return f"{'...' if start else ''}{text[start:end]}{'...' if end < len(text) else ''}"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], width: int) -> list[str]:

@@ -16,6 +16,7 @@ from kvspec.score import (
     Trend,
     Vulnerability,
 )
+from kvspec.score.cells import RunInfo
 
 REPORT_VERSION = 1
 
@@ -24,7 +25,7 @@ def to_json(scores: Scores) -> dict[str, Any]:
     """Everything the scores hold. Values that do not exist are null, never 0 or NaN."""
     return {
         "report": REPORT_VERSION,
-        "run": asdict(scores.run),
+        "run": _run(scores.run),
         "sound": scores.sound,
         "verdict": list(scores.verdict),
         "warnings": list(scores.warnings),
@@ -38,6 +39,10 @@ def to_json(scores: Scores) -> dict[str, Any]:
         "tasks": _tasks(scores),
         "samples": [asdict(sample) for sample in scores.samples],
     }
+
+
+def _run(run: RunInfo) -> dict[str, Any]:
+    return {**asdict(run), "certificate": None if run.certificate is None else str(run.certificate)}
 
 
 def _floor(floor: Floor) -> dict[str, Any]:

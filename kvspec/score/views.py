@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from kvspec import _native
 from kvspec.plan.dose import sampler_parameters
 from kvspec.records import RunStore
+from kvspec.score.cells import run_certificate
+from kvspec.score.certificate import Certificate
 from kvspec.score.golden import Golden
 from kvspec.score.model import Scores
 from kvspec.score.outcome import DUE, INVALID, OUTCOMES, REASONS, UNSCORED
@@ -94,6 +96,8 @@ class RunFiles:
     environment: Mapping[str, Any]
     certificate: Mapping[str, Any] | None = None
     """What `kvspec verify --out RUN` left; `None` if there is none, empty if it cannot be read."""
+    judged: Certificate | None = None
+    """What it is worth for this run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +119,14 @@ class FlipList:
 def read_files(path: Path | str) -> RunFiles:
     """Read the JSON files of a run, also of one that has no trial yet. Raises KVS502, KVS505."""
     store = RunStore.open(path)
+    plan, environment = store.plan(), store.read_json("environment.json") or {}
     return RunFiles(
         manifest=store.manifest,
         spec=store.spec(),
-        plan=store.plan(),
-        environment=store.read_json("environment.json") or {},
+        plan=plan,
+        environment=environment,
         certificate=store.certificate(),
+        judged=run_certificate(store, plan["spec"]["model"], environment),
     )
 
 

@@ -71,6 +71,15 @@ class Strata:
         """Two-sided p-value: the smaller of the two sides, doubled."""
         return min(1.0, 2 * min(self.less(), self.greater()))
 
+    def least(self) -> float:
+        """The least two-sided p that these margins can give: that of all successes on one side."""
+        marked, total = self.k1 + self.k2, self.n1 + self.n2
+        ends = []
+        for k in (np.maximum(0, marked - self.n2), np.minimum(marked, self.n1)):
+            log_p = _log_choose(self.n1, k) + _log_choose(self.n2, marked - k) - _log_choose(total, marked)
+            ends.append(float(np.exp(log_p.sum())))
+        return min(1.0, 2 * min(ends))
+
 
 def _few(x1: Counts, n1: Counts, x2: Counts, n2: Counts) -> float:
     """P(sum of hypergeometric counts of group 1 <= the observed sum), given both margins of every stratum."""

@@ -60,9 +60,10 @@ mod _native {
             "spec" => Ok(include_str!("../../../schemas/spec.schema.json")),
             "faultmap" => Ok(include_str!("../../../schemas/faultmap.schema.json")),
             "report" => Ok(include_str!("../../../schemas/report.schema.json")),
+            "diff" => Ok(include_str!("../../../schemas/diff.schema.json")),
             "certificate" => Ok(include_str!("../../../schemas/certificate.schema.json")),
             _ => Err(PyValueError::new_err(format!(
-                "schema `{name}` is not one of spec, faultmap, report, certificate"
+                "schema `{name}` is not one of spec, faultmap, report, diff, certificate"
             ))),
         }
     }
