@@ -101,7 +101,7 @@ def write_run(
     with RunStore.create(path, plan, version="test") as store:
         store.attach_environment(FINGERPRINT)
         if expected is not None:
-            cells = [{"expected_flips_per_trial": expected[cell.index]} for cell in plan.cells]
+            cells = [{"expected_flips": {"per_trial": expected[cell.index]}} for cell in plan.cells]
             store.write_json("estimate.json", {"cells": cells})
         with RecordWriter(store, rows=rows) as writer:
             for trial in plan.trials():

@@ -157,6 +157,15 @@ def test_no_width_makes_the_page_scroll_sideways(page: Chromium, width: int) -> 
     page.wait(LEGENDS)
 
 
+def test_a_table_wider_than_the_page_says_that_it_scrolls(page: Chromium) -> None:
+    hint = "document.querySelector('#cells .sideways')"
+    page.size(500, 900)
+    page.wait(f"!{hint}.hidden")
+    assert page.run(f"{hint}.nextElementSibling.scrollWidth > {hint}.nextElementSibling.clientWidth")
+    page.size(2400, 900)
+    page.wait(f"{hint}.hidden")
+
+
 def test_it_prints(page: Chromium, tmp_path: Path) -> None:
     page.pdf(tmp_path / "page.pdf")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")

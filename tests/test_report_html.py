@@ -234,7 +234,9 @@ def many_cells(folder: Path, count: int, name: str) -> str:
     for number in range(count):
         rate = {"unit": "per_bit", "value": 10.0 ** -(2 + number % 8), "residency_hours": None}
         fault = {**scores.cells[1].plan.fault, "rate": rate, "index": number // 8}
-        plan = replace(scores.cells[1].plan, index=number, name=f"{name}{number}", fault=fault, expected_per_trial=1.5)
+        plan = replace(
+            scores.cells[1].plan, index=number, name=f"{name}{number}", fault=fault, expected_flips={"per_trial": 1.5}
+        )
         cells.append(replace(scores.cells[1], plan=plan))
         seen.append(CellView(number, tuple((t, 1 - t / 80) for t in range(64))))
     trials = tuple(replace(t, cell=i, text=t.text * 200, error=name) for i, t in enumerate((*views.trials,) * 24))[:24]

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from kvspec.errors import RecordsError
 from kvspec.plan import Trial, compile_plan
 from kvspec.records import Record, RunStore
+from kvspec.report import render_text
+from kvspec.report.page.facts import headline
 from kvspec.score import Scores, score_run, score_trials
 from kvspec.score.export import write_trials
 from kvspec.score.outcome import OUTCOMES, REASONS, classify
@@ -220,6 +222,19 @@ def test_a_partial_run_scores_what_is_there(tmp_path: Path) -> None:
     )
 
 
+def test_a_complete_run_that_lost_a_part_is_not_called_complete(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", PLAN)
+    parts = sorted((run / "parts").iterdir())
+    parts[-1].unlink()
+    scores = score_run(run)
+    assert (scores.run.status, scores.run.state, scores.run.lost) == ("complete", "records missing", True)
+    left = f"{scores.run.recorded} of {len(PLAN)} trials"
+    assert scores.warnings[0] == f"records are missing: {left} are left of a run that was complete"
+    assert not any("partial" in text for text in scores.warnings)
+    assert "recorded, records missing" in render_text(scores)
+    assert headline(scores)["word"] == "Records missing"
+
+
 def test_golden_trials_alone_are_a_run_without_findings(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", PLAN, lambda trial, record: record if trial.kind == "golden" else None)
     scores = score_run(run)
@@ -294,7 +309,9 @@ def test_damaged_files_of_the_folder(tmp_path: Path, name: str, content: bytes |
     assert codes(error) == ["KVS505"]
 
 
-@pytest.mark.parametrize("cells", [[], [1], [{}], {"a": 1}, [{"expected_flips_per_trial": "many"}] * 4])
+@pytest.mark.parametrize(
+    "cells", [[], [1], [{}], {"a": 1}, [{"expected_flips": {"per_trial": "many"}}] * 4, [{"expected_flips": 3}]]
+)
 def test_an_odd_estimate_is_refused_or_ignored(tmp_path: Path, cells: object) -> None:
     run = write_run(tmp_path / "run", PLAN)
     (run / "estimate.json").write_text(json.dumps({"cells": cells}))

@@ -96,7 +96,7 @@ def test_cells_above_a_floor_that_is_not_clean(tmp_path: Path) -> None:
     assert not any("Not distinguishable" in sentence for sentence in scores.verdict)
     (said,) = [sentence for sentence in scores.verdict if "above the floor" in sentence]
     assert said.startswith("Accuracy lies above the floor, not below it, in 4 of 4 cells: BitRot[1e-07] (+33.3%)")
-    assert against_controls(scores.cells[0]).startswith("above controls")
+    assert against_controls(scores.cells[0]).startswith("above controls (")
 
 
 def test_a_run_of_nonfinite_answers_has_its_sentence(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_single_flips_give_avf_and_fit(tmp_path: Path) -> None:
         return crashed(flips(1)(record)) if number == 41 else flips(2)(sdc(record))
 
     run = write_run(tmp_path / "run", plan, change)
-    estimate = '{"cells":[{"expected_flips_per_trial":0.5,"dose":{"per_eligible_bit":2.384185791015625e-07}}]}'
+    estimate = '{"cells":[{"expected_flips":{"per_trial":0.5,"per_eligible_bit":2.384185791015625e-07}}]}'
     (run / "estimate.json").write_text(estimate)
     (found,) = score_run(run).vulnerabilities
     assert (found.avf.k, found.avf.n) == (11, 40)

@@ -41,6 +41,11 @@ class CellEstimate:
     """Expected share of trials with a flip, at most: 1 - exp(-flips) averaged over the prompts. No accuracy can fall
     by more, for a trial without a flip equals golden."""
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain data. `per_element` and its like are expected flips here, and probabilities of a fault in a spec."""
+        flips = {**asdict(self.dose), "per_trial": self.expected_flips_per_trial, "per_cell": self.expected_flips}
+        return {"name": self.name, "trials": self.trials, "hit": self.hit, "expected_flips": flips}
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -71,6 +76,7 @@ class Estimate:
         """Plain data."""
         data = asdict(self)
         data["warnings"] = [w.to_json() for w in self.warnings]
+        data["cells"] = [cell.to_json() for cell in self.cells]
         return data
 
 

@@ -74,7 +74,8 @@ def verdict(diff: RunDiff) -> list[str]:
         if alone:
             said.append(f"Only in {where.run.path}: {', '.join(alone)}.")
     said += [
-        f"{scores.run.path} is partial: {scores.run.recorded:,} of {scores.run.planned:,} trials."
+        f"{scores.run.path} {'lacks records' if scores.run.lost else 'is partial'}: "
+        f"{scores.run.recorded:,} of {scores.run.planned:,} trials."
         for scores in (diff.first, diff.second)
         if scores.run.recorded < scores.run.planned
     ]

@@ -84,8 +84,7 @@ def _cell(cell: CellScore) -> dict[str, Any]:
         "below_floor": cell.below_floor,
         "effect": _effect(cell.effect),
         "single_flip": _proportion(cell.single_flip),
-        "expected_flips_per_trial": cell.plan.expected_per_trial,
-        "dose": cell.plan.dose,
+        "expected_flips": cell.plan.expected_flips,
         "fault": fault,
     }
 

@@ -64,7 +64,7 @@ def _header(console: Console, scores: Scores) -> None:
             "plan",
             f"{run.plan_digest[:12]}, {run.requests:,} prompts, {most}{run.trials_per_cell:,} trials per cell",
         ),
-        ("trials", f"{run.recorded:,} of {run.planned:,} recorded, {run.status}"),
+        ("trials", f"{run.recorded:,} of {run.planned:,} recorded, {run.state}"),
         *([("tested", str(run.certificate))] if run.certificate else []),
     ):
         console.print(Text(f"  {name:<8}{words.printable(value)}"))

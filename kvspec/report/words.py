@@ -46,14 +46,16 @@ def p_value(p: float) -> str:
 
 
 def against_controls(cell: CellScore) -> str:
-    """What the test against the controls says of a cell; empty where there was none."""
+    """What the test against the controls says of a cell; empty where there was none.
+
+    `p = 0.01`, or `as controls (12.5%)`: in brackets the fall that would have shown with 80 % power.
+    """
     if cell.below_floor is None or cell.effect.p_holm is None:
         return ""
     if cell.below_floor:
         return p_value(cell.effect.p_holm)
     drop = cell.effect.detectable_drop
-    shown = "no fall could show" if drop is None else f"a fall of {drop:.1%} would show"
-    return f"{'above' if cell.effect.above else 'as'} controls; {shown}"
+    return f"{'above' if cell.effect.above else 'as'} controls ({'none' if drop is None else f'{drop:.1%}'})"
 
 
 def chars(mean: float | None) -> str:

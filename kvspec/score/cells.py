@@ -23,17 +23,20 @@ class CellPlan:
     """Index of the fault entry in the spec."""
     fault: dict[str, Any]
     """The concrete fault as plain data."""
-    expected_per_trial: float | None
-    """Expected flips per trial, `None` if the run has no estimate."""
-    dose: dict[str, float] | None
-    """Expected flips per element, row, token ..., `None` if the run has no estimate."""
+    expected_flips: dict[str, float] | None
+    """Expected flips per trial, cell, element, row, token ...; `None` if the run has no estimate."""
     experiment: str = ""
     """Experiment id in hexadecimal: cells of one entry and one id share their draws."""
 
     @property
+    def expected_per_trial(self) -> float | None:
+        """Expected flips per trial, `None` if the run has no estimate."""
+        return (self.expected_flips or {}).get("per_trial")
+
+    @property
     def eligible_bits(self) -> float | None:
         """Bits of one request's cache that the fault may touch, selector applied; mean over the prompts, if known."""
-        per_bit = (self.dose or {}).get("per_eligible_bit")
+        per_bit = (self.expected_flips or {}).get("per_eligible_bit")
         return self.expected_per_trial / per_bit if per_bit and self.expected_per_trial else None
 
     @property
@@ -74,6 +77,16 @@ class RunInfo:
     certificate: Certificate | None = None
     """The certificate in the run folder (`kvspec verify --out RUN`); `None` without one."""
 
+    @property
+    def lost(self) -> bool:
+        """Whether the run was complete once and records of it are gone."""
+        return self.status == "complete" and self.recorded < self.planned
+
+    @property
+    def state(self) -> str:
+        """How the run stands, in words."""
+        return "records missing" if self.lost else self.status
+
 
 @dataclass(frozen=True, slots=True)
 class Campaign:
@@ -113,7 +126,7 @@ def _campaign(store: RunStore, plan: Mapping[str, Any], recorded: int) -> Campai
         status=store.status,
         error=store.manifest.get("error"),
         recorded=recorded,
-        planned=recorded if early else int(plan["trials"]),
+        planned=int(store.manifest.get("recorded", recorded)) if early else int(plan["trials"]),
         requests=len(prompts),
         trials_per_cell=len(prompts) * int(spec["trials"]["per_prompt"]),
         per_prompt=int(spec["trials"]["per_prompt"]),
@@ -131,8 +144,7 @@ def _campaign(store: RunStore, plan: Mapping[str, Any], recorded: int) -> Campai
                 name=str(cell["name"]),
                 entry=int(fault["index"]),
                 fault=dict(fault),
-                expected_per_trial=estimate.get("expected_flips_per_trial"),
-                dose=estimate.get("dose"),
+                expected_flips=estimate.get("expected_flips"),
                 experiment=str(cell["experiment"]),
             )
         )
@@ -153,11 +165,10 @@ def _estimates(store: RunStore) -> list[dict[str, Any]]:
 
 
 def _is_estimate(cell: Any) -> bool:
-    return (
-        isinstance(cell, dict)
-        and isinstance(cell.get("expected_flips_per_trial"), float | int | None)
-        and isinstance(cell.get("dose"), dict | None)
-    )
+    if not isinstance(cell, dict):
+        return False
+    flips = cell.get("expected_flips", {})
+    return isinstance(flips, dict) and all(isinstance(value, float | int) for value in flips.values())
 
 
 def _in_cell_order(faults: list[dict[str, Any]]) -> list[dict[str, Any]]:

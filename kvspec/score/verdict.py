@@ -41,7 +41,11 @@ def warnings(scores: Scores) -> tuple[str, ...]:
     run, floor, cells = scores.run, scores.floor, scores.cells
     found: list[str] = []
     if run.recorded < run.planned:
-        found.append(f"the run is partial: {run.recorded:,} of {run.planned:,} trials ({run.status})")
+        what = f"{run.recorded:,} of {run.planned:,} trials"
+        if run.lost:
+            found.append(f"records are missing: {what} are left of a run that was complete")
+        else:
+            found.append(f"the run is partial: {what} ({run.status})")
     if run.error:
         found.append(f"the run ended with an error: {run.error.splitlines()[0]}")
     if floor.unusable_golden:

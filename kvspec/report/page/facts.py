@@ -23,7 +23,7 @@ def headline(scores: Scores) -> dict[str, str]:
     if any(trend.rises for trend in scores.trends):
         return {"word": "Accuracy rises", "tone": "warn"}
     if scores.run.recorded < scores.run.planned or scores.run.error:
-        return {"word": "Partial", "tone": "warn"}
+        return {"word": "Records missing" if scores.run.lost else "Partial", "tone": "warn"}
     if scores.floor.clean is None:
         return {"word": "No controls", "tone": "warn"}
     return {"word": "Sound", "tone": "good"}
@@ -36,7 +36,7 @@ def run_facts(scores: Scores, files: RunFiles) -> list[tuple[str, str]]:
         ("Model", run.model),
         ("KV cache", f"{run.storage_format}, {run.storage or 'storage not recorded'}"),
         ("Engine", run.engine or "not recorded"),
-        ("Trials", f"{run.recorded:,} of {run.planned:,} recorded, {run.status}"),
+        ("Trials", f"{run.recorded:,} of {run.planned:,} recorded, {run.state}"),
         ("Design", f"{len(scores.cells):,} cells, {run.requests:,} prompts, {run.trials_per_cell:,} trials per cell"),
         ("Plan", run.plan_digest[:12]),
     ]

@@ -63,6 +63,20 @@
   chooseDose();
   drawAll();
 
+  // Tables that are wider than the page say so: on some systems no scroll bar shows it.
+  const wide = new ResizeObserver((seen) => {
+    for (const { target } of seen) target.previousElementSibling.hidden = target.scrollWidth <= target.clientWidth + 2;
+  });
+  all(".scroll").forEach((box) => {
+    const hint = document.createElement("p");
+    hint.className = "hint sideways";
+    hint.textContent = "Wider than the page: scrolls sideways \u2192";
+    hint.setAttribute("aria-hidden", "true"); // a screen reader has all columns anyway
+    hint.hidden = true;
+    box.before(hint);
+    wide.observe(box);
+  });
+
   // Sorting and filtering of the table of cells.
   const table = one("#cell-table");
   if (table) {
