@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kvspec import _native
+from kvspec.spec.harness import harness_grade
 
 RIGHT, STATED = 1, 2
 """Flags of an answer: it is right; it states the operands first, in their order."""
@@ -31,6 +32,8 @@ def grade_function(grader: Mapping[str, Any]) -> Grade:
         case "numeric":
             wanted, tolerance = float(expected), float(grader["tolerance"])
             return lambda text: bool(found := numbers(text)) and abs(found[-1] - wanted) <= tolerance
+        case "lm_eval":
+            return harness_grade(str(expected))
     raise ValueError(f"grader `{kind}` is not known")
 
 

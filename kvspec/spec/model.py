@@ -65,9 +65,9 @@ class ModelSpec:
 class Grader:
     """When an answer is right (`kvspec.score.grading`)."""
 
-    kind: Literal["exact", "regex", "choice", "numeric"]
+    kind: Literal["exact", "regex", "choice", "numeric", "lm_eval"]
     expected: str | float
-    """The text, the pattern, the choice or the number."""
+    """The text, the pattern, the choice or the number; for lm_eval the task and its document as JSON."""
     choices: tuple[str, ...] = ()
     """choice only: the words to choose from; the first one in the answer counts."""
     tolerance: float = 0.0

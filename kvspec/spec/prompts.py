@@ -1,4 +1,4 @@
-"""The prompts of a spec: written inline, read from a `.txt` or `.jsonl` file, or generated."""
+"""The prompts of a spec: written inline, read from a `.txt` or `.jsonl` file, generated, or a task of a harness."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from kvspec.errors import Diagnostic, Mark, SpecError
 from kvspec.spec.graders import read_task
+from kvspec.spec.harness import harness_prompts
 from kvspec.spec.load import beside, read_text
 from kvspec.spec.model import PromptSpec, Task
 from kvspec.spec.needle import TASKS, Needles, math_needle
@@ -26,13 +27,15 @@ MAX_LINE_ERRORS = 20
 
 GENERATED = ("contexts", "items", "tasks", "a", "b", "positions", "examples", "examples_of", "fact", "item_seed")
 """Keys of the generator."""
+HARNESS = ("limit", "num_fewshot")
+"""Keys of `lm_eval`."""
 
 
 def read_prompts(prompts: Node, findings: Findings) -> PromptSpec:
     """All prompts in order, `repeat` applied. The mapping has passed the schema; what its file holds has not.
 
     Errors go to `findings`: KVS101 and KVS104 for the file, KVS201, KVS203, KVS206, KVS207 and KVS210 for its lines and
-    for the generator.
+    for the generator, KVS210 for a task of the harness. Raises `PrerequisiteError` (KVS901) without the harness.
     """
     inline = prompts.get("inline")
     found: list[tuple[str, Task | None]] = [(text, None) for text in (inline.plain() if inline else ())]
@@ -59,9 +62,34 @@ def read_prompts(prompts: Node, findings: Findings) -> PromptSpec:
             findings.add("KVS207", problem, prompts.mark, "$.prompts", expected=expected)
             return PromptSpec(())
         found += math_needle(needles)
+    try:
+        found += _harness(prompts, findings)
+    except SpecError as error:
+        findings.diagnostics += error.diagnostics
+        return PromptSpec(())
+    if len(found) * times > MAX_PROMPTS:
+        expected = f"at most {MAX_PROMPTS}, repetitions included"
+        findings.add(
+            "KVS207", f"the spec has {len(found) * times} prompts", prompts.mark, "$.prompts", expected=expected
+        )
+        return PromptSpec(())
     texts = tuple(text for text, _ in found) * times
     tasks = tuple(task for _, task in found) * times if any(task for _, task in found) else ()
     return PromptSpec(texts, tasks)
+
+
+def _harness(prompts: Node, findings: Findings) -> list[tuple[str, Task | None]]:
+    """The prompts of a task of lm-evaluation-harness; none without one."""
+    given = {key: node for key in HARNESS if (node := prompts.get(key)) is not None}
+    name = prompts.get("lm_eval")
+    if name is None:
+        for key, node in given.items():
+            mark = prompts.keys.get(key, node.mark)
+            problem = f"`{key}` is a parameter of `lm_eval`, and there is none"
+            findings.add("KVS206", problem, mark, f"$.prompts.{key}", expected="`lm_eval: TASK` beside it")
+        return []
+    plain = {key: int(node.plain()) for key, node in given.items()}
+    return list(harness_prompts(name.plain(), plain.get("limit"), plain.get("num_fewshot"), name.mark))
 
 
 def _needles(prompts: Node, findings: Findings) -> Needles | None:
