@@ -839,7 +839,8 @@ def test_what_jsonschema_refuses_is_told(data: Any) -> None:
         ("faults[0].rate.per_row=1", "`per_row` does not go together with `per_bit`; exactly one of: per_bit,"),
         (
             "prompts={repeat: 2}",
-            "one of the keys inline, file, generator, lm_eval is missing; at least one of: inline, file, generator, lm_eval",
+            "one of the keys inline, file, generator, lm_eval is missing; at least one of: inline, file, generator, "
+            "lm_eval",
         ),
         ("model={revision: ''}", "the key `id` is missing; `id`: `bundled:smollm2`, a hub id such as `gpt2`"),
         ("model.dtype=1", "`1` is a number; auto, float32, bfloat16, float16"),
