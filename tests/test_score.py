@@ -309,13 +309,16 @@ def test_damaged_files_of_the_folder(tmp_path: Path, name: str, content: bytes |
     assert codes(error) == ["KVS505"]
 
 
+OLD = [{"expected_flips": 3.5, "expected_flips_per_trial": 0.1, "dose": {}}] * 4
+
+
 @pytest.mark.parametrize(
-    "cells", [[], [1], [{}], {"a": 1}, [{"expected_flips": {"per_trial": "many"}}] * 4, [{"expected_flips": 3}]]
+    "cells", [OLD, [], [1], [{}], {"a": 1}, [{"expected_flips": {"per_trial": "many"}}] * 4, [{"expected_flips": "3"}]]
 )
 def test_an_odd_estimate_is_refused_or_ignored(tmp_path: Path, cells: object) -> None:
     run = write_run(tmp_path / "run", PLAN)
     (run / "estimate.json").write_text(json.dumps({"cells": cells}))
-    if cells in ([], [{}]):  # nothing is said about the last cell
+    if cells in ([], [{}], OLD):  # nothing is said about the last cell
         assert score_run(run).cells[3].flips.expected is None
         return
     with pytest.raises(RecordsError, match=r"estimate\.json") as error:

@@ -144,7 +144,7 @@ def _campaign(store: RunStore, plan: Mapping[str, Any], recorded: int) -> Campai
                 name=str(cell["name"]),
                 entry=int(fault["index"]),
                 fault=dict(fault),
-                expected_flips=estimate.get("expected_flips"),
+                expected_flips=flips if isinstance(flips := estimate.get("expected_flips"), dict) else None,
                 experiment=str(cell["experiment"]),
             )
         )
@@ -167,8 +167,11 @@ def _estimates(store: RunStore) -> list[dict[str, Any]]:
 def _is_estimate(cell: Any) -> bool:
     if not isinstance(cell, dict):
         return False
-    flips = cell.get("expected_flips", {})
-    return isinstance(flips, dict) and all(isinstance(value, float | int) for value in flips.values())
+    flips = cell.get("expected_flips")
+    if isinstance(flips, dict):
+        return all(isinstance(value, float | int) for value in flips.values())
+    # A bare number is of a run before expected flips had units: as good as no estimate.
+    return isinstance(flips, float | int | None)
 
 
 def _in_cell_order(faults: list[dict[str, Any]]) -> list[dict[str, Any]]:
