@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -100,7 +101,27 @@ def test_logprobs_that_do_not_fit_their_tokens_are_not_used(tmp_path: Path) -> N
         return replace(good, logprobs=good.logprobs[:-1]) if trial.id == "c0/p0/t0" else good  # type: ignore[index]
 
     run = write_run(tmp_path / "run", PLAN, everywhere(short), rows=10_000)
-    assert score_run(run).cells[0].logprobs.trials == 0
+    scores = score_run(run)
+    assert scores.cells[0].logprobs.trials == 0
+    assert scores.cells[0].logprobs.unusable == scores.cells[0].exact_match.n
+    assert any(w.startswith("logprobs of ") and "do not compare" in w for w in scores.warnings)
+
+
+def test_logprobs_that_are_not_finite_are_counted_and_in_no_mean(tmp_path: Path) -> None:
+    def broken(trial: Trial, record: Record) -> Record:
+        good = with_logprobs(record, trial.request)
+        assert good.logprobs is not None
+        return replace(good, logprobs=[math.nan, *good.logprobs[1:]]) if trial.id == "c0/p0/t0" else good
+
+    scores = score_run(write_run(tmp_path / "run", PLAN, everywhere(broken)))
+    first = scores.cells[0]
+    assert (first.logprobs.unusable, first.logprobs.trials) == (1, first.exact_match.n - 1)
+    assert [cell.logprobs.unusable for cell in scores.cells[1:]] == [0] * (len(scores.cells) - 1)
+    (said,) = [w for w in scores.warnings if "do not compare" in w]
+    assert (
+        said
+        == f"logprobs of 1 trial do not compare (not finite, or not k per token) and are in no mean: {first.plan.name}"
+    )
 
 
 def test_parts_from_before_logprobs_are_read(tmp_path: Path) -> None:

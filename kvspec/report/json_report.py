@@ -72,6 +72,7 @@ def _cell(cell: CellScore) -> dict[str, Any]:
         "kl_mean": cell.logprobs.kl_mean,
         "top1_agreement_mean": cell.logprobs.top1_agreement_mean,
         "logprob_trials": cell.logprobs.trials,
+        "logprob_unusable": cell.logprobs.unusable,
         "first_divergence_median": cell.first_divergence_median,
         "flips": {"expected": cell.flips.expected, "planned": cell.flips.planned, "landed": cell.flips.landed},
         "finished": cell.flips.trials,

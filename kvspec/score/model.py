@@ -81,6 +81,9 @@ class LogprobScore:
     beyond the k likeliest count as one."""
     top1_agreement_mean: float | None
     """Share of those positions at which the likeliest token is golden's."""
+    unusable: int = 0
+    """Scored, finished trials whose logprobs were recorded and do not compare: one, here or in golden, is not finite,
+    or there are not k per token."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,8 +124,8 @@ class Totals:
         self._divergence: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
         self._controls = np.zeros((4, 3), np.int64)
         """Per kind: scored, identical, invalid."""
-        self._logprobs = np.zeros((cells, 3), np.float64)
-        """Trials with logprobs; sums of KL divergence and of top-1 agreement."""
+        self._logprobs = np.zeros((cells, 4), np.float64)
+        """Trials with logprobs; sums of KL divergence and of top-1 agreement; trials whose logprobs do not compare."""
         self._single = np.zeros((cells, 2), np.int64)
         """Finished trials with one flip: with a visible effect, and all."""
         self._keys: list[NDArray[np.uint64]] = []
@@ -171,6 +171,8 @@ class Totals:
         for column, values in enumerate((np.ones(len(cell)), batch.kl, batch.top1)):
             self._logprobs[:, column] += np.bincount(cell[known], values[known], minlength=len(self._logprobs))
         drifted = fault & scored & ~batch.crash
+        recorded = batch.batch.column("logprobs").is_valid().to_numpy(zero_copy_only=False).astype(bool)
+        self._logprobs[:, 3] += np.bincount(cell[drifted & recorded & ~known], minlength=len(self._logprobs))
         self._drift_n += np.bincount(cell[drifted], minlength=len(self._drift_n))
         for column, name in enumerate(MEANS):
             np.add.at(self._drift_sum[:, column], cell[drifted], batch.drift[name][drifted])
@@ -228,7 +230,7 @@ class Totals:
         expected = None if plan.expected_per_trial is None else plan.expected_per_trial * int(self._ended[c])
         divergence = [values[cells == c] for cells, values in self._divergence]
         values = np.concatenate(divergence) if divergence else np.zeros(0)
-        known, kl, top1 = self._logprobs[c].tolist()
+        known, kl, top1, unusable = self._logprobs[c].tolist()
         reasons = dict(zip(REASONS, self._reason[c].tolist(), strict=True))
         return CellScore(
             plan=plan,
@@ -244,7 +246,9 @@ class Totals:
             unscored=unscored,
             preempted=int(self._preempted[c]),
             below_floor=None,
-            logprobs=LogprobScore(int(known), kl / known if known else None, top1 / known if known else None),
+            logprobs=LogprobScore(
+                int(known), kl / known if known else None, top1 / known if known else None, int(unusable)
+            ),
             single_flip=Proportion.of(*self._single[c].tolist()),
         )
 

@@ -61,6 +61,10 @@ def warnings(scores: Scores) -> tuple[str, ...]:
             f"trials of one prompt are alike: the variance is {scores.design_effect:.1f} times that of independent "
             f"trials{few}; Wilson intervals are too narrow for other prompts than these (clustered ones: JSON)"
         )
+    if blurred := [cell for cell in cells if cell.logprobs.unusable]:
+        count = _count(sum(cell.logprobs.unusable for cell in blurred), "trial")
+        names = _list(cell.plan.name for cell in blurred)
+        found.append(f"logprobs of {count} do not compare (not finite, or not k per token) and are in no mean: {names}")
     for cell in cells:
         found += _cell_warnings(cell, run.trials_per_cell)
     return tuple(found)
