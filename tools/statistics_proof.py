@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvspec.stats.bootstrap import cluster_bootstrap
-from kvspec.stats.design import mcnemar_power, paired_sample_size, plan_looks
+from kvspec.stats.design import detectable_drop, mcnemar_power, paired_sample_size, plan_looks
 from kvspec.stats.dose import fit_dose_response
 from kvspec.stats.exact import Strata, cochran_armitage, fisher_greater, holm, mcnemar
 from kvspec.stats.intervals import difference_independent, difference_paired, ratio_paired, wilson_interval
@@ -129,6 +129,22 @@ def power(cells: int, rng: np.random.Generator) -> list[Line]:
         rate = float(np.mean([mcnemar(int(x), int(y)) <= 0.05 for x, y in only]))
         note = f"n = {n}, computed {mcnemar_power(first, second, 0.05, n):.3f}"
         lines.append(Line(f"power {first:g} against {second:g}", rate, 0.785, 0.83, note))
+    return lines + falls(cells, rng)
+
+
+def falls(cells: int, rng: np.random.Generator) -> list[Line]:
+    """How often the test within prompts shows the fall that a report says 80 % power for."""
+    lines = []
+    for prompts, trials, controls, tests in ((10, 40, 8, 1), (5, 8, 8, 8)):
+        drop = detectable_drop(prompts * trials, (prompts * controls,) * 2, 0.05 / tests)
+        assert drop is not None
+        n, floor = np.full(prompts, trials), np.full(prompts, controls)
+        setting = f"{drop:.1%}, {tests} tests; {prompts} prompts, {trials} trials, {controls} controls each"
+        hurt = np.where(np.arange(prompts) % 2, 2 * drop, 0.0) * prompts / (2 * (prompts // 2))
+        for name, fall in (("in all prompts", np.full(prompts, drop)), ("in half of the prompts", hurt)):
+            k = rng.binomial(trials, 1 - fall, (cells, prompts))
+            seen = float(np.mean([Strata.of(row, n, floor, floor).less() < 0.05 / tests for row in k]))
+            lines.append(Line(f"fall shown, {name}", seen, 0.72, 0.9, setting))
     return lines
 
 
