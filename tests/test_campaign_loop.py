@@ -16,7 +16,7 @@ from kvspec.engine import campaign
 from kvspec.engine.planned import PlannedFlips
 from kvspec.engine.session import Finished
 from kvspec.engine.session import _likeliest as likeliest_tokens
-from kvspec.engine.table import TableData
+from kvspec.engine.table import TableData, build_table
 from kvspec.models import Geometry, ModelInfo
 from kvspec.plan import Plan, compile_plan
 from kvspec.plan.estimate import estimate
@@ -206,3 +206,41 @@ def test_the_k_likeliest_tokens_are_kept_whatever_was_sampled() -> None:
     assert likeliest_tokens([first, second], 2) == ([7, 3, 1, 2], [-0.1, -2.0, -0.2, -1.0])
     assert likeliest_tokens([second], 2) == ([1, 2], [-0.2, -1.0])
     assert likeliest_tokens(None, 0) == (None, None)
+
+
+def test_flips_counted_ahead_are_those_of_the_tokens_really_written() -> None:
+    plan = plan_of(looks=False)
+    trials = list(plan.trials())
+    table = build_table(plan, trials, [len(PROMPT)] * plan.requests, SMALL)
+    entries = list(range(len(trials)))
+    written = [WRITTEN - (entry % 3) for entry in entries]
+    with PlannedFlips(table, SMALL) as planned:
+        planned.ahead(entries, [WRITTEN] * len(entries))
+        found = planned.count_all(entries, written)
+        assert found == [planned.count(entry, tokens) for entry, tokens in zip(entries, written, strict=True)]
+        assert found != planned.count_all(entries, [WRITTEN] * len(entries))
+        assert planned.count_all(entries, written) == found  # nothing of before is left
+
+
+@pytest.mark.parametrize("many", [1, 7, 10**6])
+@pytest.mark.parametrize("patience", [0.0, 3600.0])
+def test_requests_that_wait_for_their_records_get_them_all(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, many: int, patience: float
+) -> None:
+    monkeypatch.setattr(campaign, "MANY", many)
+    monkeypatch.setattr(campaign, "PATIENCE", patience)
+    plan = plan_of(looks=False)
+    run(plan, tmp_path / "run")
+    assert set(rows(tmp_path / "run")) == {trial.id for trial in plan.trials()}
+    # an engine that fails loses nothing that ended before
+    failing = Answers.step
+
+    def step(self: Answers) -> list[Finished]:
+        if len(self._queue) < 20:
+            raise RuntimeError("the engine failed")
+        return failing(self)
+
+    monkeypatch.setattr(Answers, "step", step)
+    with pytest.raises(RuntimeError, match="the engine failed"):
+        run(plan, tmp_path / "failed")
+    assert len(rows(tmp_path / "failed")) == len(plan) - len(run.sessions[-1]._queue)

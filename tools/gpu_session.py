@@ -36,8 +36,8 @@ FORMATS: list[dict[str, Any]] = [
     {"backend": "TRITON_ATTN", "format": "int4_per_token_head"},
 ]
 PARALLEL = [{"gpus": 1}, {"gpus": 2}]
-PARTS = {"cost": 230, "checks": 150, "campaign": 170, "guide": 120, "pair": 400}
-"""Most seconds of each part."""
+PARTS = {"cost": 500, "checks": 200, "campaign": 400, "guide": 240, "pair": 200}
+"""Most seconds of each part, the wait for others (tools/gpu/quiet.py) included."""
 TESTS = [
     "-m", "pytest", "-c", os.devnull, f"--rootdir={ROOT}", "--import-mode=importlib", "-p", "no:cacheprovider", "-q",
     "tests/kernels/test_gpu.py", "tests/kernels/device",
@@ -148,25 +148,8 @@ def checks(out: Path, model: Path, seconds: float) -> dict[str, Any]:
 
 
 def pair(out: Path, model: Path, seconds: float) -> dict[str, Any]:
-    """On two GPUs: tensor parallelism and storage formats, then cost on one GPU and the campaign on the other. All
-    engines start together; what is timed waits until the rest has ended."""
-    from tools.gpu.quiet import VARIABLE
-
-    quiet = out / "quiet"
-    quiet.unlink(missing_ok=True)
-    with ThreadPoolExecutor(3) as pool:
-        jobs = {
-            name: pool.submit(
-                part, name, out, model, seconds, extra={VARIABLE: str(quiet), "CUDA_VISIBLE_DEVICES": str(gpu)}
-            )
-            for gpu, name in enumerate(("cost", "campaign"))
-        }
-        limit = min(150, seconds - 80)
-        formats = pool.submit(variants, out, model, limit, FORMATS)
-        found = variants(out, model, limit, PARALLEL)
-        both = {**found, **formats.result()}
-        quiet.touch()
-        return {"parallel": both, **{name: job.result() for name, job in jobs.items()}}
+    """On two GPUs: tensor parallelism 2 against one GPU."""
+    return variants(out, model, seconds, PARALLEL)
 
 
 def machine() -> dict[str, Any]:
@@ -213,7 +196,7 @@ def main() -> int:
         elif name == "checks":
             results[name] = checks(args.out, args.model, limit)
         elif name == "pair":
-            results.update(pair(args.out, args.model, limit))
+            results["parallel"] = pair(args.out, args.model, limit)
         else:
             results[name] = part(name, args.out, args.model, limit)
         (args.out / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")

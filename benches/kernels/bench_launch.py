@@ -13,7 +13,7 @@ For the shapes of Llama-3.1-8B and SmolLM2-135M (bf16) and batches of 16, 64 and
     list          the once-per-step listing of cells, for writes and for reads
     nonfinite     the check of logits
 
-each idle (no request armed), armed (rate 1e-18 per bit: every draw is made, none hits) and hitting (1e-6 and 1e-4).
+each idle (no request armed), armed (rate 1e-18 per bit: every draw is made, none hits) and hitting (1e-6 to 1e-1).
 A captured graph holds one launch per layer, as a forward does; times are the minimum of interleaved rounds.
 """
 
@@ -35,7 +35,7 @@ from kvspec_kernels import CacheView, FaultModel, FaultTable, Injector, Selector
 from kvspec import _native
 
 SHAPES = {"llama8b": (32, 8, 128), "smollm2": (30, 3, 64)}
-STATES = {"idle": None, "armed": 1e-18, "1e-6": 1e-6, "1e-4": 1e-4}
+STATES = {"idle": None, "armed": 1e-18, "1e-6": 1e-6, "1e-4": 1e-4, "1e-3": 1e-3, "1e-2": 1e-2, "1e-1": 1e-1}
 BLOCK_TOKENS = 16
 ROUNDS = 7
 REPLAYS = 20
@@ -240,11 +240,14 @@ def measure_host() -> dict[str, object]:
 
     bench = Bench("smollm2", 16, 16, 64)
     bench.arm(1e-18)
+    logits, hidden = (torch.zeros(16, width, dtype=torch.bfloat16, device="cuda") for width in (49152, 576))
     out: dict[str, object] = {"kernel": "host"}
     for name, run, launches in (
         ("store", bench.store, bench.layers),
         ("reads", bench.reads, bench.layers + 1),
         ("begin_step", lambda: bench.begin(writes=True, reads=True), 1),
+        ("begin_step_writes", lambda: bench.begin(writes=True, reads=False), 1),
+        ("nonfinite", lambda: bench.injector.find_nonfinite(logits, bench.batch_slot, bench.seq_lens, hidden), 1),
         ("copy", bench.copy, bench.layers),
     ):
         best = float("inf")

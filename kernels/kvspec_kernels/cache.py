@@ -102,15 +102,16 @@ def count_bits(word):
 
 @triton.jit
 def change_bits(words_ptr, offset, bits, op, on, BITS: tl.constexpr):
-    """Apply `op` to `bits` of the elements at `offset` where `on`; returns how many bits changed, per lane.
+    """Apply `op` to `bits` of the elements at `offset` where `on`; returns per lane how many bits landed, and how many
+    of them had that value before.
 
     offset  int64 vector, in elements; on  int1 vector
     bits    uint32 vector, bits of the element; lanes that meet in an element must have different bits
     op      scalar: OP_FLIP x ^ b, OP_SET0 x & ~b, OP_SET1 x | b
 
     The word is read again after the atomic, past the first-level cache, and compared with what the atomic found. So a
-    bit counts if and only if the memory behind the address holds its new value. (Nobody else changes these bits
-    meanwhile.)
+    bit counts if and only if the memory behind the address holds its new value: for a flip another one than before,
+    for a stuck-at the stuck one. (Nobody else changes these bits meanwhile.)
     """
     if BITS == 32:
         at = words_ptr + offset
@@ -127,5 +128,7 @@ def change_bits(words_ptr, offset, bits, op, on, BITS: tl.constexpr):
     else:
         before = tl.atomic_or(at, field, mask=on, sem="relaxed")
     after = tl.load(at, mask=on, other=0, volatile=True)
-    changed = ((before ^ after) & field).to(tl.uint32, bitcast=True)
-    return tl.where(on, count_bits(changed), 0)
+    changed = before ^ after
+    landed = field & tl.where(op == OP_FLIP, changed, tl.where(op == OP_SET0, ~after, after))
+    unchanged = (landed & ~changed).to(tl.uint32, bitcast=True)
+    return tl.where(on, count_bits(landed.to(tl.uint32, bitcast=True)), 0), tl.where(on, count_bits(unchanged), 0)

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from kvspec_kernels.cache import change_bits
-from kvspec_kernels.table import OP_FLIP, OP_SET1, TALLY_READ, TALLY_RESTORED, TALLY_WIDTH, TALLY_WRITE
+from kvspec_kernels.table import OP_FLIP, OP_SET1, TALLY_READ, TALLY_RESTORED, TALLY_UNCHANGED, TALLY_WIDTH, TALLY_WRITE
 
 EVENT_SLOT = tl.constexpr(0)
 EVENT_PLACE = tl.constexpr(1)
@@ -76,12 +76,14 @@ def inject_events_kernel(
         op = tl.load(event_ptr + EVENT_OP * width, mask=on, other=0)
         offset = shift + block * block_stride + inside * token_stride + kv * kv_stride + elem * elem_stride
         offset += (head - first_head).to(tl.int64) * head_stride
-        landed = tl.zeros([BLOCK], tl.int32)
+        landed, unchanged = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.int32)
         for which in range(OP_FLIP, OP_SET1 + 1):
             now = on & (op == which)
             if tl.max(now.to(tl.int32), 0) > 0:
-                landed += change_bits(words_ptr, offset, bits, which, now, BITS)
+                stuck, same = change_bits(words_ptr, offset, bits, which, now, BITS)
+                landed += stuck
+                unchanged += same
         slot = tl.load(event_ptr + EVENT_SLOT * width, mask=on, other=0)
-        tl.atomic_add(
-            tally_ptr + slot * TALLY_WIDTH + column, landed.to(tl.int64), mask=on & (landed > 0), sem="relaxed"
-        )
+        slot_ptr = tally_ptr + slot * TALLY_WIDTH
+        tl.atomic_add(slot_ptr + column, landed.to(tl.int64), mask=on & (landed > 0), sem="relaxed")
+        tl.atomic_add(slot_ptr + TALLY_UNCHANGED, unchanged.to(tl.int64), mask=on & (unchanged > 0), sem="relaxed")

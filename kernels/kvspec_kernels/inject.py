@@ -28,6 +28,7 @@ from kvspec_kernels.table import (
     TALLY_EXPOSED,
     TALLY_READ,
     TALLY_RESTORED,
+    TALLY_UNCHANGED,
     TALLY_WIDTH,
     TALLY_WRITE,
 )
@@ -39,13 +40,13 @@ def inject_cell(
     local_heads, slot, token, layer, key0, key1, slots_ptr, models_ptr, thresholds_ptr, selectors_ptr, layer_words,
     selector_width, tally_ptr, column, BITS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Inject one listed cell at token `inside` of `block` (int64 scalars), and add what changed to the tally of its
+    """Inject one listed cell at token `inside` of `block` (int64 scalars), and add what landed to the tally of its
     slot; returns it too.
 
     shift  int64: elements from the start of the words to the start of the layer
     """
     slot_ptr = slots_ptr + slot * SLOT_WIDTH
-    landed = inject_token(
+    landed, unchanged = inject_token(
         words_ptr, shift + block * block_stride + inside * token_stride, kv_stride, head_stride, elem_stride,
         first_head, local_heads, models_ptr + tl.load(slot_ptr + SLOT_MODEL) * MODEL_WIDTH, thresholds_ptr,
         selectors_ptr + tl.load(slot_ptr + SLOT_SELECTOR) * selector_width, token, layer,
@@ -53,6 +54,8 @@ def inject_cell(
     )  # fmt: skip
     if landed > 0:
         tl.atomic_add(tally_ptr + slot * TALLY_WIDTH + column, landed.to(tl.int64), sem="relaxed")
+    if unchanged > 0:
+        tl.atomic_add(tally_ptr + slot * TALLY_WIDTH + TALLY_UNCHANGED, unchanged.to(tl.int64), sem="relaxed")
     return landed
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,6 +59,41 @@ class Tuning:
     """Programs of an explicit-map launch."""
     vocab_programs: int = 8
     """Programs that share a row of logits."""
+
+
+class Repeated:
+    """A kernel that every step launches. Triton looks at each argument of a launch, which costs the host several times
+    what the launch does; here it looks once per key, and the compiled kernel is called with addresses from then on."""
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = kernel
+        self._compiled: dict[Any, tuple[Any, tuple[Any, ...]]] = {}
+
+    def __call__(
+        self,
+        key: Any,
+        grid: tuple[int, int, int],
+        first: Sequence[Any],
+        last: Sequence[Any],
+        *,
+        num_warps: int = 4,
+        **constants: Any,
+    ) -> None:
+        """Launch with the arguments `first`, `last` and the compile-time `constants`, in the order of the kernel.
+
+        `key` stands for everything but the addresses in `first`: types, numbers, all of `last`, the constants.
+        """
+        known = self._compiled.get(key)
+        at = [x.data_ptr() if isinstance(x, torch.Tensor) else x for x in first]
+        # Triton compiles for addresses that are multiples of 16
+        if known is None or any(isinstance(x, torch.Tensor) and a % 16 for x, a in zip(first, at, strict=True)):
+            compiled = self._kernel[grid](*first, *last, **constants, num_warps=num_warps)
+            if compiled is not None and known is None:  # the interpreter compiles nothing
+                fixed = [x.data_ptr() if isinstance(x, torch.Tensor) else x for x in last]
+                self._compiled[key] = compiled, (*fixed, *constants.values())
+            return
+        compiled, rest = known
+        compiled[grid](*at, *rest)
 
 
 class Injector:
@@ -100,6 +136,9 @@ class Injector:
         self._widths = (table.layer_words, table.selector_width)
         self._caches: list[CacheView] = []
         self._behind: list[int] = []
+        self._list_cells = Repeated(list_cells_kernel)
+        self._find_nonfinite = Repeated(find_nonfinite_kernel)
+        self._store = Repeated(store_kernel)
 
     def bind(self, caches: Sequence[CacheView]) -> None:
         """The caches of this rank's layers. Raises `ValueError` if their layouts differ."""
@@ -133,21 +172,27 @@ class Injector:
             return
         if writes:
             programs = _between(1, triton.cdiv(max_query * self.layers, 512), self.tuning.write_programs)
-            self._list(False, (requests, programs), query_start, batch_slot, seq_lens)
+            self._list(False, (requests, programs, 1), query_start, batch_slot, seq_lens)
         if reads:
             cells = self.tuning.read_programs * 512 if max_seq is None else max_seq * self.layers
             programs = _between(1, triton.cdiv(cells, 512), self.tuning.read_programs)
-            self._list(True, (requests, programs), query_start, batch_slot, seq_lens)
+            self._list(True, (requests, programs, 1), query_start, batch_slot, seq_lens)
 
     def _list(
-        self, read: bool, grid: tuple[int, int], query_start: torch.Tensor, slots: torch.Tensor, seq_lens: torch.Tensor
+        self,
+        read: bool,
+        grid: tuple[int, int, int],
+        query_start: torch.Tensor,
+        slots: torch.Tensor,
+        seq_lens: torch.Tensor,
     ) -> None:
         table = self.table
-        list_cells_kernel[grid](
-            query_start, slots, seq_lens, *self._tables, table.ranges,
-            self.read_cells if read else self.write_cells, self._read_counts if read else self._write_counts,
-            self.event_keys, table.tally, self._read_tokens if read else self._max_rows, self.first_layer,
-            table.selector_width, READ=read, LAYERS=self.layers, BLOCK=128, num_warps=4,
+        cells, counts = (self.read_cells, self._read_counts) if read else (self.write_cells, self._write_counts)
+        self._list_cells(
+            read, grid, (query_start, slots, seq_lens),
+            (*self._tables, table.ranges, cells, counts, self.event_keys, table.tally,
+             self._read_tokens if read else self._max_rows, self.first_layer, table.selector_width),
+            READ=read, LAYERS=self.layers, BLOCK=128,
         )  # fmt: skip
 
     def end_step(self) -> None:
@@ -173,12 +218,14 @@ class Injector:
         if rows == 0:
             return
         tile = triton.next_power_of_2(heads * dim)
-        store_kernel[(rows,)](
-            key, value, key.stride(0), value.stride(0), key_cache, value_cache, slot_mapping,
-            self.write_cells, self._write_counts, self._max_rows, self.layers, layer, self.first_layer, cache.words,
-            *_layout(cache)[2:-1], *self._tables, *self._widths, self.table.tally,
-            BLOCK_TOKENS=cache.block_tokens, HEADS=heads, HEAD_SIZE=dim, TILE=tile, BITS=cache.bits, LANES=LANES,
-            num_warps=_between(1, tile // 256, 8),
+        strides = (key.stride(0), value.stride(0))
+        self._store(
+            (layer, key.dtype, strides), (rows, 1, 1),
+            (key, value, *strides, key_cache, value_cache, slot_mapping),
+            (self.write_cells, self._write_counts, self._max_rows, self.layers, layer, self.first_layer, cache.words,
+             *_layout(cache)[2:-1], *self._tables, *self._widths, self.table.tally),
+            num_warps=_between(1, tile // 256, 8), BLOCK_TOKENS=cache.block_tokens, HEADS=heads, HEAD_SIZE=dim,
+            TILE=tile, BITS=cache.bits, LANES=LANES,
         )  # fmt: skip
 
     def writes(self, layer: int, slot_mapping: torch.Tensor) -> None:
@@ -221,6 +268,11 @@ class Injector:
             READ=read, BITS=cache.bits, BLOCK=LANES, num_warps=4,
         )  # fmt: skip
 
+    def reserve_events(self, count: int) -> None:
+        """Make room for so many explicit events in a step. Graphs captured before keep the old buffer."""
+        if count > self.events.shape[2]:
+            self.events = self.events.new_zeros(2, EVENT_WIDTH.value, count)
+
     def set_events(self, reads: bool, layer: NDArray[np.integer], columns: NDArray[np.integer]) -> None:
         """The explicit events of a step: `layer` (on this rank) ascending, `columns` `[EVENT_WIDTH, events]` as
         events.py has them. Raises `ValueError` for more than `max_events`."""
@@ -255,10 +307,12 @@ class Injector:
             hidden = logits
         else:
             safe = _SAFE[hidden.dtype]
-        find_nonfinite_kernel[(rows, programs)](
-            logits.view(integer), logits.stride(0), vocab, hidden.view(_EXPONENT[hidden.dtype][0]), hidden.stride(0),
-            hidden.shape[1], batch_slot, seq_lens, self.table.slot_table, self.table.nonfinite, EXPONENT=exponent,
-            SAFE=safe, BLOCK=2048, num_warps=4,
+        numbers = (logits.stride(0), vocab, hidden.stride(0), hidden.shape[1])
+        self._find_nonfinite(
+            (logits.dtype, hidden.dtype, safe, numbers), (rows, programs, 1),
+            (logits.view(integer), *numbers[:2], hidden.view(_EXPONENT[hidden.dtype][0]), *numbers[2:],
+             batch_slot, seq_lens),
+            (self.table.slot_table, self.table.nonfinite), EXPONENT=exponent, SAFE=safe, BLOCK=2048,
         )  # fmt: skip
 
     def _at(self, layer: int) -> tuple[CacheView, int]:

@@ -140,7 +140,8 @@ def _inject_counted(
     words_ptr, base, kv_stride, head_stride, elem_stride, first_head, local_heads, model_ptr, thresholds_ptr,
     selector_ptr, planes, token, layer, request, key0, key1, layer_words, BITS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """A cell at level TOKEN, or all rows of a token at level HEAD. Returns the changed bits per lane."""
+    """A cell at level TOKEN, or all rows of a token at level HEAD. Returns per lane the bits that landed,
+    and those among them that had that value before."""
     at_token = tl.load(model_ptr + MODEL_LEVEL) == LEVEL_TOKEN
     domain = tl.where(at_token, DOMAIN_TOKEN, DOMAIN_ROW)
     heads = tl.load(model_ptr + MODEL_HEADS)
@@ -153,7 +154,7 @@ def _inject_counted(
     table_ptr = thresholds_ptr + tl.load(model_ptr + MODEL_TABLE) + 1
     in_table = lane < tl.load(model_ptr + MODEL_TABLE_LEN)
     table = tl.load(table_ptr + lane, mask=in_table, other=0).to(tl.uint64, bitcast=True)
-    landed = tl.zeros([LANES], tl.int32)
+    landed, unchanged = tl.zeros([LANES], tl.int32), tl.zeros([LANES], tl.int32)
     first_draw = (token & 0).to(tl.int32)
     # the loop runs once at level TOKEN, whose anchors lie in any row, and once per row at level HEAD
     for i in range(tl.where(at_token, 1, heads * tl.load(model_ptr + MODEL_PLANES))):
@@ -186,8 +187,10 @@ def _inject_counted(
                 elem = first + step
                 bits = _eligible(model_ptr, anchor - start - elem * per_element, end - elem * per_element)
                 on = live & (bits != 0)
-                landed += change_bits(words_ptr, at + elem.to(tl.int64) * elem_stride, bits, op, on, BITS)
-    return landed
+                now, same = change_bits(words_ptr, at + elem.to(tl.int64) * elem_stride, bits, op, on, BITS)
+                landed += now
+                unchanged += same
+    return landed, unchanged
 
 
 @triton.jit
@@ -195,7 +198,8 @@ def _inject_dense(
     words_ptr, base, kv_stride, head_stride, elem_stride, first_head, local_heads, model_ptr, thresholds_ptr,
     selector_ptr, planes, token, layer, request, key0, key1, layer_words, BITS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """All rows of a token at level DENSE, lanes are elements. Returns the changed bits per lane.
+    """All rows of a token at level DENSE, lanes are elements. Returns per lane the bits that landed,
+    and those among them that had that value before.
 
     Each element gathers the units whose bursts may reach it: (m - 1) / sub + ceil((burst - 1) / sub) + 1 of them, so
     long bursts at dense rates are slow.
@@ -210,7 +214,7 @@ def _inject_dense(
     head_size = tl.load(model_ptr + MODEL_PER_ROW) // per_element
     threshold = load_u64(thresholds_ptr + tl.load(model_ptr + MODEL_TABLE) + 1)
     lane = tl.arange(0, LANES)
-    landed = tl.zeros([LANES], tl.int32)
+    landed, unchanged = tl.zeros([LANES], tl.int32), tl.zeros([LANES], tl.int32)
     for i in range(heads * tl.load(model_ptr + MODEL_PLANES)):
         row = (token & 0).to(tl.int32) + i
         kv = first_plane + row // heads
@@ -233,8 +237,10 @@ def _inject_dense(
                     anchor = unit * sub + alternative - elem * per_element
                     bits = bits | _eligible(model_ptr, anchor, tl.where(hit, anchor + burst, anchor))
                 on = (elem < head_size) & (bits != 0)
-                landed += change_bits(words_ptr, at + elem.to(tl.int64) * elem_stride, bits, op, on, BITS)
-    return landed
+                now, same = change_bits(words_ptr, at + elem.to(tl.int64) * elem_stride, bits, op, on, BITS)
+                landed += now
+                unchanged += same
+    return landed, unchanged
 
 
 @triton.jit
@@ -242,7 +248,8 @@ def inject_token(
     words_ptr, base, kv_stride, head_stride, elem_stride, first_head, local_heads, model_ptr, thresholds_ptr,
     selector_ptr, token, layer, request, key0, key1, layer_words, BITS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Inject the faults of one (request, layer, token) into its rows; returns how many bits changed (int32).
+    """Inject the faults of one (request, layer, token) into its rows; returns how many bits landed and how many of
+    them had that value before (int32).
 
     base  int64: offset of (this token, K, the rank's first head, element 0) in elements
     token, layer, request, key0, key1  uint32 scalars
@@ -250,16 +257,16 @@ def inject_token(
     Layer and token selectors have been applied by whoever listed the cell.
     """
     planes = shown_planes(model_ptr, thresholds_ptr, selector_ptr, token, layer, request, key0, key1)
-    landed = tl.zeros([LANES], tl.int32)
+    landed, unchanged = tl.zeros([LANES], tl.int32), tl.zeros([LANES], tl.int32)
     if planes != 0:
         if tl.load(model_ptr + MODEL_LEVEL) == LEVEL_DENSE:
-            landed = _inject_dense(
+            landed, unchanged = _inject_dense(
                 words_ptr, base, kv_stride, head_stride, elem_stride, first_head, local_heads, model_ptr,
                 thresholds_ptr, selector_ptr, planes, token, layer, request, key0, key1, layer_words, BITS, LANES,
             )  # fmt: skip
         else:
-            landed = _inject_counted(
+            landed, unchanged = _inject_counted(
                 words_ptr, base, kv_stride, head_stride, elem_stride, first_head, local_heads, model_ptr,
                 thresholds_ptr, selector_ptr, planes, token, layer, request, key0, key1, layer_words, BITS, LANES,
             )  # fmt: skip
-    return tl.sum(landed, 0)
+    return tl.sum(landed, 0), tl.sum(unchanged, 0)

@@ -79,7 +79,8 @@ TALLY_READ = tl.constexpr(1)
 TALLY_RESTORED = tl.constexpr(2)
 TALLY_DROPPED = tl.constexpr(3)
 TALLY_EXPOSED = tl.constexpr(4)
-TALLY_WIDTH = tl.constexpr(5)
+TALLY_UNCHANGED = tl.constexpr(5)
+TALLY_WIDTH = tl.constexpr(6)
 
 NEVER = 2**31 - 1
 """Value of `FaultTable.nonfinite` for a request whose logits were finite so far."""
@@ -214,9 +215,10 @@ class FaultTable:
     ranges: torch.Tensor = field(init=False)
     """int32 `[max_ranges, 2]`: first and last token of a range, both inclusive, so that 2^32 - 1 fits."""
     tally: torch.Tensor = field(init=False)
-    """int64 `[slots, TALLY_WIDTH]`: bits that writes changed; that reads changed, each site once per read event (chunks
-    of a prefill share one); that undoing the reads changed back; cells dropped because a list was full; and bits that
-    reads changed in all forwards."""
+    """int64 `[slots, TALLY_WIDTH]`: bits of writes that landed (were inverted, or hold their stuck value); bits that
+    reads changed, each site once per read event (chunks of a prefill share one); that undoing the reads changed back;
+    cells dropped because a list was full; bits that reads changed in all forwards; and bits that landed without a
+    change, since they held their stuck value before."""
     nonfinite: torch.Tensor = field(init=False)
     """int32 `[slots]`: first generated token with NaN or infinity among its logits, `NEVER` if none."""
 
@@ -289,12 +291,42 @@ class FaultTable:
         Everything is queued on the current stream; nothing waits. Read `tally` and `nonfinite` of the request that had
         a slot before (`take`) first.
         """
-        if not slots:
-            return
         rows = np.zeros((len(slots), SLOT_WIDTH.value), np.uint32)
         for row, fault in zip(rows, faults, strict=True):
             if fault is not None:
                 row[:] = self._slot_record(fault)
+        self.assign_records(slots, rows)
+
+    def records(
+        self,
+        model: NDArray[np.integer],
+        prompt_len: NDArray[np.integer],
+        *,
+        writes: NDArray[np.bool_] | bool = False,
+        reads: NDArray[np.bool_] | bool = False,
+        request: NDArray[np.integer] | int = 0,
+        write_key: NDArray[np.uint32] | int = 0,
+        read_master: NDArray[np.uint32] | int = 0,
+    ) -> NDArray[np.uint32]:
+        """Records of many requests for `assign_records`, `[n, SLOT_WIDTH]`: what `SlotFault` says, as columns `[n]`
+        (keys `[n, 2]`). Request i has model and selector `model[i]`; all are watched for NaN."""
+        found = np.zeros((len(model), SLOT_WIDTH.value), np.uint32)
+        # a model without thresholds must not be drawn: no draw may reach a threshold that is not there
+        hits = ~np.array(self._never_hits, dtype=bool)[model]
+        found[:, SLOT_SITE.value] = SITE_WATCH.value + hits * (
+            SITE_WRITE.value * np.asarray(writes) + SITE_READ.value * np.asarray(reads)
+        )
+        found[:, SLOT_MODEL.value] = found[:, SLOT_SELECTOR.value] = model
+        found[:, SLOT_REQUEST.value] = request
+        found[:, SLOT_PROMPT_LEN.value] = prompt_len
+        found[:, SLOT_WRITE_KEY.value : SLOT_WRITE_KEY.value + 2] = write_key
+        found[:, SLOT_READ_MASTER.value : SLOT_READ_MASTER.value + 2] = read_master
+        return found
+
+    def assign_records(self, slots: Sequence[int], rows: NDArray[np.uint32]) -> None:
+        """`assign` with rows of `records`; a row of zeros is a golden request."""
+        if not slots:
+            return
         data = torch.from_numpy(np.concatenate([rows.view(np.int32), np.array(slots, np.int32)[:, None]], axis=1))
         if torch.device(self.device).type == "cuda":
             # a fresh pinned buffer each time: the copy may still run when the next step is prepared

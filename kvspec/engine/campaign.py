@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -33,6 +33,10 @@ from kvspec.records import Record, RecordWriter, RunStore
 QUEUE_FACTOR = 4
 """Requests kept in the engine per batch slot: enough that a slot never waits, few enough for any campaign size."""
 
+PATIENCE = 0.5
+"""Seconds that ended requests wait for their records: asking a GPU what landed makes it wait."""
+MANY = 256
+"""Ended requests that are not kept waiting."""
 
 SEEDS = 2**63
 """vLLM takes signed 64-bit seeds for sampling."""
@@ -231,35 +235,58 @@ class _Campaign:
         table = build_table(plan, todo, self._lengths, self._geometry)
         work = _Work(todo, table, PlannedFlips(table, self._geometry))
         session.rpc("kvspec_load", table)
-        total = schedule.total
-        self._observer.start(total, len(plan) - len(todo))
+        self._observer.start(schedule.total, len(plan) - len(todo))
         room = QUEUE_FACTOR * plan.spec.engine.max_num_seqs
-        with RecordWriter(self._store) as writer:
-            self._submit(todo, schedule.next(room))
-            while session.pending:
-                ended = session.step()
-                self._observer.step()
-                if ended:
-                    for record in self._records(ended, work):
-                        writer.add(record)
-                        for trial, matched in self._judge.take(record):
-                            schedule.end(trial, matched)
-                        self._observer.trial(record, self._judge.identical(record))
-                    if schedule.total < total:
-                        total = schedule.total
-                        self._observer.shrink(total)
-                    self._submit(todo, schedule.next(room - session.pending))
-                    if self._waiting and not session.pending:
-                        # Alone in the engine a request has the whole cache, so nothing takes its blocks away.
-                        self._submit(todo, [self._waiting.pop()])
-                writer.tick()
+        # A look decides what runs next, so it must hear of every end at once.
+        patience = 0.0 if plan.spec.trials.looks else PATIENCE
+        with RecordWriter(self._store) as writer, work.planned:
+            self._submit(work, schedule.next(room))
+            ended: list[Finished] = []
+            oldest = 0.0
+            try:
+                while session.pending:
+                    found = session.step()
+                    self._observer.step()
+                    if found:
+                        oldest = oldest if ended else time.monotonic()
+                        ended += found
+                        self._submit(work, schedule.next(room - session.pending))
+                    late = bool(ended) and time.monotonic() - oldest >= patience
+                    if late or len(ended) >= MANY or not session.pending:
+                        batch, ended = ended, []
+                        self._end(batch, work, writer, schedule)
+                        self._submit(work, schedule.next(room - session.pending))
+                        if self._waiting and not session.pending:
+                            # Alone in the engine a request has the whole cache, so nothing takes its blocks away.
+                            self._submit(work, [self._waiting.pop()])
+                    writer.tick()
+            except BaseException:
+                # What ended before is kept, if the engine can still tell about it.
+                with suppress(Exception):
+                    self._end(ended, work, writer, schedule)
+                raise
 
-    def _submit(self, todo: Sequence[Trial], entries: Sequence[int]) -> None:
+    def _end(self, ended: list[Finished], work: _Work, writer: RecordWriter, schedule: Schedule) -> None:
+        """Record requests that ended."""
+        total = schedule.total
+        for record in self._records(ended, work):
+            writer.add(record)
+            for trial, matched in self._judge.take(record):
+                schedule.end(trial, matched)
+            self._observer.trial(record, self._judge.identical(record))
+        if schedule.total < total:
+            self._observer.shrink(schedule.total)
+
+    def _submit(self, work: _Work, entries: Sequence[int]) -> None:
         spec = self._plan.spec
         seed = spec.generation.seed if spec.generation.seed is not None else spec.seed
         for entry in entries:
-            trial = todo[entry]
+            trial = work.trials[entry]
             self._session.submit(entry, self._prompts[trial.request], spec.generation, (seed + trial.request) % SEEDS)
+        if spec.generation.ignore_eos and not spec.generation.stop:
+            # The last token that is sampled is never written.
+            more = spec.generation.max_tokens - 1
+            work.planned.ahead(entries, [self._lengths[work.trials[entry].request] + more for entry in entries])
 
     def _records(self, ended: list[Finished], work: _Work) -> Iterator[Record]:
         tally = self._session.tally([f.entry for f in ended])

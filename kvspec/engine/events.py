@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from kvspec import _native
 from kvspec.engine.session import Finished, Session
 from kvspec.engine.table import TableData
-from kvspec.engine.vllm.readback import ReadBack
-from kvspec.errors import EngineError
+from kvspec.engine.vllm.readback import ReadBack, together
 from kvspec.models import Geometry
 from kvspec.spec.model import GenerationSpec
 
@@ -143,15 +142,12 @@ def run_requests(
     """Run requests through a started engine; (index, answer) as they end. Requests are taken as there is room for
     their faults, so an iterator need not hold all of them.
 
-    Every cache write is read back and compared, element by element. `record` keeps the changes that were found.
+    On a GPU the session must be `eager`. Every cache write is read back and compared, element by element. `record`
+    keeps the changes that were found.
     `drawn` is loaded in place of the lists of faults, which then only say what is expected; the requests must fit
     into one load.
-    `order` rearranges the indices of a load before they are submitted. Raises `EngineError` (KVS401, KVS406).
+    `order` rearranges the indices of a load before they are submitted. Raises `EngineError` (KVS406).
     """
-    if session.device != "cpu":
-        raise EngineError.one(
-            "KVS401", "listed faults are not injected on a GPU yet", expected="the CPU engine", hint="hide the GPU"
-        )
     first = 0
     for load in _loads(requests):
         data = EventData.of(storage_format, load)
@@ -198,8 +194,8 @@ def _drive(session: Session, requests: Sequence[Request], order: Sequence[int]) 
 
 def _answers(session: Session, requests: Sequence[Request], ended: list[Finished]) -> Iterator[Answer]:
     entries = [f.entry for f in ended]
-    tally = session.rpc("kvspec_tally", entries)
-    seen = session.rpc("kvspec_canary")
+    tally = session.tally(entries)
+    seen = together(session.rpc_all("kvspec_canary"))
     for i, finished in enumerate(ended):
         written, at = tally["written"][i], tally["nonfinite_at"][i]
         yield Answer(

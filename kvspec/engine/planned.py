@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ from kvspec import _native
 from kvspec.engine.table import TableData, native_selector
 from kvspec.models import Geometry
 from kvspec.plan.events import read_events, shown_events
+
+GROUP = 8
+"""Entries that are counted by one task: a task costs about as much as counting an entry with few flips."""
 
 
 class PlannedFlips:
@@ -27,13 +31,40 @@ class PlannedFlips:
         self._layers = (0, geometry.layers)
         self._samplers = table.samplers(geometry)
         self._selectors = [native_selector(where) for where in table.selectors]
+        self._pool: ThreadPoolExecutor | None = None
+        self._ahead: dict[int, tuple[int, Future[list[int]], int]] = {}
+        """Entries that are being counted: positions assumed, the counts of a group, place in the group."""
+
+    def ahead(self, entries: Sequence[int], written: Sequence[int]) -> None:
+        """Start to count, in the background, entries that are expected to write so many positions: at dense rates it
+        takes longer than the requests do on a GPU."""
+        faulty = [(e, w) for e, w in zip(entries, written, strict=True) if self._table.faulty[e]]
+        if faulty and self._pool is None:
+            self._pool = ThreadPoolExecutor(os.cpu_count())
+        for first in range(0, len(faulty), GROUP):
+            group = faulty[first : first + GROUP]
+            assert self._pool is not None
+            future = self._pool.submit(lambda group: [self.count(*pair) for pair in group], group)
+            self._ahead.update({e: (w, future, i) for i, (e, w) in enumerate(group)})
 
     def count_all(self, entries: Sequence[int], written: Sequence[int]) -> list[int]:
-        """`count` of several entries, on all cores: at dense rates it takes longer than the requests did on a GPU."""
-        if len(entries) < 2:
-            return [self.count(entry, tokens) for entry, tokens in zip(entries, written, strict=True)]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return list(pool.map(self.count, entries, written))
+        """`count` of several entries, on all cores; what was counted ahead with the right length is only looked up."""
+        wrong = [(e, w) for e, w in zip(entries, written, strict=True) if self._ahead.get(e, (None,))[0] != w]
+        self.ahead([e for e, _ in wrong], [w for _, w in wrong])
+        found: list[int] = []
+        for entry in entries:
+            _, future, place = self._ahead.pop(entry, (0, None, 0))
+            found.append(0 if future is None else future.result()[place])
+        return found
+
+    def __enter__(self) -> Self:
+        """The counter itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop counting ahead."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
     def count(self, entry: int, written: int) -> int:
         """Flips of an entry whose request wrote positions `0 .. written - 1`; those of reads once per read event."""

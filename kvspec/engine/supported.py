@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from kvspec.errors import Diagnostic, EngineError
-from kvspec.spec.model import OPS, Spec
-
-OPS_ON = {"cpu": OPS, "cuda": ("flip",)}
+from kvspec.spec.model import Spec
 
 
 def device() -> str:
@@ -20,12 +18,12 @@ def refuse_unsupported(spec: Spec, device: str) -> None:
     wrong = [
         Diagnostic(
             "KVS401",
-            f"op `{fault.op}` of `{fault.name}` is not injected on {device} yet",
+            f"`{fault.name}` is a stuck-at of reads, not injected on {device}: only flips can be taken back",
             path=f"$.faults[{fault.index}].op",
-            expected=" or ".join(OPS_ON[device]),
+            expected="flip, or site KV_WRITE",
         )
         for fault in spec.faults
-        if fault.op not in OPS_ON[device]
+        if device == "cuda" and fault.op != "flip" and fault.site != "KV_WRITE"
     ]
     if wrong:
         raise EngineError(spec.placed(wrong))

@@ -24,7 +24,7 @@ class RecordWriter:
         self,
         store: RunStore,
         *,
-        rows: int = 512,
+        rows: int = 4096,
         seconds: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

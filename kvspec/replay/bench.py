@@ -60,7 +60,7 @@ class Bench:
         longest = min(max(longest, CANARY_LENGTH), info.max_model_len or 2**31)
         observer.phase("starting vLLM")
         shape = Shape(longest, requests, info.geometry)
-        self.session = Session(model, source, engine, model.storage_format, shape)
+        self.session = Session(model, source, engine, model.storage_format, shape, eager=True)
         try:
             self._require_geometry(MapGeometry.of(self.session.geometry, model.storage_format))
             observer.phase("checking the injector")

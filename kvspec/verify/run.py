@@ -58,7 +58,7 @@ def verify(model: ModelSpec, own: Spec | None, observer: Observer) -> Certificat
     longest = max(map(len, prompts)) + NEW_TOKENS
     observer.phase("starting vLLM")
     shape = Shape(min(longest, info.max_model_len or longest), 10**6, info.geometry)
-    with Session(model, source, plan.spec.engine, model.storage_format, shape) as session:
+    with Session(model, source, plan.spec.engine, model.storage_format, shape, eager=True) as session:
         suite = _Suite(plan, prompts, session, observer)
         rows, checks = suite.run()
         return Certificate(

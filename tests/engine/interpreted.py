@@ -92,6 +92,57 @@ class Silent:
     def trial(self, record: Any, identical: bool | None) -> None: ...
 
 
+def listed(model: str) -> list[dict[str, Any]]:
+    """Random faults of every op, listed, in requests side by side; the first request has none."""
+    import numpy as np
+
+    from kvspec.engine.events import SITE_COLUMNS, TYPES, Request, no_events, run_requests
+    from kvspec.spec.model import EngineSpec, GenerationSpec, ModelSpec
+
+    spec, generation = ModelSpec(model), GenerationSpec(max_tokens=3)
+    shape = session.Shape(32, 8, None)
+    rng, requests = np.random.default_rng(7), []
+    with session.Session(spec, model, EngineSpec(max_num_seqs=4), "bf16", shape, eager=True) as engine:
+        geometry = engine.geometry
+        for number in range(5):
+            prompt = [3 + number, 5, 7, 11, 13][: 3 + number % 3]
+            tops = (1, geometry.layers, 2, geometry.kv_heads, len(prompt) + 2, geometry.head_size, 16)
+            sites = np.unique(np.stack([rng.integers(0, top, 60) for top in tops], axis=1), axis=0)
+            columns = [*sites.T, rng.integers(0, 3, len(sites))]
+            events = {n: c.astype(t) for n, c, t in zip(SITE_COLUMNS, columns, TYPES, strict=True)}
+            requests.append(Request(prompt, generation, 0, events if number else no_events()))
+        answers = dict(run_requests(engine, "bf16", requests, record=True))
+    return [
+        {
+            **{name: getattr(answers[i], name) for name in ("planned", "landed", "read_back", "mismatches")},
+            "logits": [digest.hex() for digest in answers[i].logits],
+            **changes(requests[i], answers[i]),
+        }
+        for i in range(len(requests))
+    ]
+
+
+def changes(request: Any, answer: Any) -> dict[str, Any]:
+    """Flips among the listed faults, and those found in the cache in elements that only flips hit, as sorted lists."""
+    events, found = request.events, answer.changes or {}
+    place = ("layer", "kv", "head", "token", "elem")
+    stuck = {tuple(int(events[n][i]) for n in place) for i in range(len(events["bit"])) if events["op"][i]}
+    seen: dict[tuple[int, ...], int] = {}
+    for i in range(len(events["bit"])):
+        at = tuple(int(events[n][i]) for n in place)
+        if at not in stuck:
+            seen[at] = seen.get(at, 0) ^ 1 << int(events["bit"][i])
+    back = {
+        tuple(int(found[n][i]) for n in place): int(found["before"][i] ^ found["after"][i])
+        for i in range(len(found.get("before", ())))
+    }
+    back = {at: bits for at, bits in back.items() if at not in stuck}
+    return {
+        name: sorted([*at, bits] for at, bits in x.items())
+        for name, x in (("flips_listed", seen), ("flips_found", back))
+    }
+
+
 def main(model: str, specs: str, out: str) -> None:
     """Run every spec in an engine of its own."""
     from kvspec.engine.campaign import run_campaign
@@ -108,6 +159,7 @@ def main(model: str, specs: str, out: str) -> None:
         store = RunStore.open(folder)
         rows = {row["trial_id"]: row for row in store.table().to_pylist()}
         results[name] = {"environment": store.read_json("environment.json"), "records": rows}
+    results["listed"] = listed(model)
     Path(out).write_text(json.dumps(results))
 
 

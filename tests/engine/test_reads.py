@@ -382,7 +382,7 @@ def test_what_a_device_cannot_inject_is_refused_before_it_starts(gpt2: Path, tmp
     from kvspec.spec import load_spec
 
     path = tmp_path / "spec.yaml"
-    faults = [fault("Read"), fault("Stuck", site="KV_WRITE", op="set0"), fault("Fine", site="KV_WRITE")]
+    faults = [fault("Read"), fault("Stuck", op="set0"), fault("Fine", site="KV_WRITE", op="set0")]
     path.write_text(json.dumps({"kvspec": 1, "name": "test", **spec(gpt2, faults)}), encoding="utf-8")
     loaded = load_spec(path)
     refuse_unsupported(loaded, "cpu")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from kvspec_kernels import CacheView, FaultModel, FaultTable, Injector, Selector, SlotFault, Tuning
+from kvspec_kernels.table import TALLY_UNCHANGED, TALLY_WRITE
 from numpy.typing import NDArray
 
 from kvspec import _native
@@ -323,9 +324,14 @@ class Rig:
         before, codes = self.snapshot(), self.all_codes()
         self.write()
         changed = self.check(before, codes, list(range(self.layers)))
-        landed = self.table.tally.cpu().numpy()
-        assert landed[:, 0].sum() == changed
-        assert (landed[:, 1:] == 0).all()
+        tally = self.table.tally.cpu().numpy()
+        planned = sum(
+            int(np.bitwise_count(self.masks(r, at)).sum()) for r in self.requests for at in range(self.layers)
+        )
+        landed, unchanged = tally[:, TALLY_WRITE.value].sum(), tally[:, TALLY_UNCHANGED.value].sum()
+        assert landed == planned
+        assert landed - unchanged == changed
+        assert tally.sum() == landed + unchanged
         return changed
 
     def tallies(self, column: int) -> list[int]:

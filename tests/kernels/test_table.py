@@ -103,7 +103,7 @@ def test_counts_start_anew_with_each_request():
     table.nonfinite.zero_()
     tally, nonfinite = table.take([2, 0])
     table.assign([2], [None])
-    assert tally.tolist() == [[5] * 5] * 2
+    assert tally.tolist() == [[5] * 6] * 2
     assert nonfinite.tolist() == [0, 0]
     assert table.tally[:, 0].tolist() == [5, 5, 0, 5]
     assert table.nonfinite.tolist() == [0, 0, NEVER, 0]
@@ -172,3 +172,31 @@ def test_indices_of_a_batch_are_int32():
     start, slots = torch.zeros(2, dtype=torch.int32), torch.zeros(1, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"batch_slot is torch\.int64"):
         injector.begin_step(start, slots, start, 1)
+
+
+def test_records_of_many_requests_are_those_of_one_by_one():
+    table = make_table()
+    table.load([model(), model(thresholds=np.zeros(0, np.uint64))], [Selector(), Selector()])
+    rng = np.random.default_rng(1)
+    n = 40
+    which, armed = rng.integers(0, 2, n), rng.integers(0, 4, n)
+    keys = rng.integers(0, 2**32, (2, n, 2), dtype=np.uint32)
+    request, lengths = rng.integers(0, 2**32, n), rng.integers(1, 2**31, n)
+    rows = table.records(
+        which, lengths, writes=(armed & 1) > 0, reads=(armed & 2) > 0, request=request, write_key=keys[0],
+        read_master=keys[1],
+    )  # fmt: skip
+    for i in range(n):
+        write, read = (tuple(map(int, key[i])) if armed[i] & bit else None for bit, key in ((1, keys[0]), (2, keys[1])))
+        table.assign([2], [SlotFault(
+            model=which[i], selector=which[i], request=request[i], prompt_len=lengths[i], write_key=write,
+            read_master=read,
+        )])  # fmt: skip
+        one = np.array(row(table.slot_table, 2))
+        unused = np.zeros(len(one), bool)
+        unused[t.SLOT_WRITE_KEY.value :][:2] = write is None
+        unused[t.SLOT_READ_MASTER.value :][:2] = read is None
+        assert np.where(unused, 0, rows[i]).tolist() == one.tolist()
+    table.assign_records([3, 1], rows[[5, 6]])
+    assert row(table.slot_table, 3) == rows[5].tolist()
+    assert row(table.slot_table, 1) == rows[6].tolist()

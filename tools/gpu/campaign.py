@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +84,9 @@ class Silent:
     def trial(self, *_: object) -> None:
         """Nothing."""
 
+    def done(self) -> None:
+        """Nothing."""
+
 
 def plan_of(out: Path, name: str, model: Path, spec: dict[str, Any]) -> Any:
     """The plan of a spec given as data."""
@@ -98,13 +100,11 @@ def plan_of(out: Path, name: str, model: Path, spec: dict[str, Any]) -> Any:
 
 def run(out: Path, name: str, plan: Any, session: Any = None) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Run a plan, in `session` if given; figures and records by trial id."""
-    from kvspec.engine import campaign
+    from kvspec.engine.campaign import run_campaign
     from kvspec.records import RunStore
 
-    if session is not None:
-        campaign._start = lambda *_: nullcontext(session)  # type: ignore[assignment]
     began = time.monotonic()
-    outcome = campaign.run_campaign(plan, out / name, Silent())
+    outcome = run_campaign(plan, out / name, Silent(), session)
     whole = time.monotonic() - began
     store = RunStore.open(out / name)
     rows = {row["trial_id"]: row for row in store.table().to_pylist()}
@@ -141,6 +141,9 @@ def measure(results: dict[str, Any], out: Path, deadline: float, model: Path) ->
     from kvspec.engine.campaign import QUEUE_FACTOR, Inputs
     from kvspec.engine.session import Session, Shape
 
+    settings = sessions._settings
+    # what vLLM wants to be free when it starts; the cache has the size that the spec gives
+    sessions._settings = lambda *args: {**settings(*args), "gpu_memory_utilization": 0.3}
     sessions.WORKER = WORKER
     plan = plan_of(out, "writes", model, WRITES)
     inputs, spec = Inputs.of(plan), plan.spec

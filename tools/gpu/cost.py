@@ -15,14 +15,16 @@ from tools.gpu.worker import MODES, WORKER
 
 CASES = {
     # name: (requests, prompt tokens, new tokens, modes)
-    "64 x 2000-token contexts": (64, 2000, 64, ("stock", "reads")),
     "decode 256": (256, 16, 64, MODES),
+    "64 x 2000-token contexts": (64, 2000, 64, ("stock", "reads")),
     "decode 64": (64, 16, 64, MODES),
     "decode 16": (16, 16, 64, MODES),
     "prefill 32 x 2000": (32, 2000, 1, MODES),
 }
 BATCHED_TOKENS = 8192
 ROUNDS = 6
+PROFILED = 24
+"""Steps of a profile."""
 
 
 def llama_shape(folder: Path) -> Path:
@@ -61,6 +63,7 @@ def measure(results: dict[str, Any], out: Path, deadline: float) -> None:
 
     prepare_environment()
     import numpy as np
+    import torch
     from vllm import LLM, SamplingParams
 
     llm = LLM(
@@ -75,20 +78,27 @@ def measure(results: dict[str, Any], out: Path, deadline: float) -> None:
     results["engine"] = llm.collective_rpc("kvspec_facts")[0]
     rng = np.random.default_rng(0)
 
-    def once(mode: str, case: tuple[int, int, int, Any], number: int) -> tuple[float, float]:
-        batch, prompt, new, _ = case
+    def prepare(mode: str, case: tuple[int, int, int, Any]) -> list[list[int]]:
         llm.collective_rpc("kvspec_mode", args=(mode,))
         if mode != "stock":
             site = "KV_WRITE" if mode == "writes" else "KV_READ"
-            llm.collective_rpc("kvspec_load", args=(table(site, batch, prompt),))
-        prompts = rng.integers(10, 100000, (batch, prompt)).tolist()
-        began = time.perf_counter()
+            llm.collective_rpc("kvspec_load", args=(table(site, *case[:2]),))
+        prompts: list[list[int]] = rng.integers(10, 100000, case[:2]).tolist()
+        return prompts
+
+    def submit(mode: str, prompts: list[list[int]], new: int, number: int) -> None:
         for i, ids in enumerate(prompts):
             params = SamplingParams(
                 temperature=0, max_tokens=new, ignore_eos=True, detokenize=False,
                 extra_args=None if mode == "stock" else {"kvspec": i},
             )  # fmt: skip
             engine.add_request(f"{mode}-{number}-{i}", {"prompt_token_ids": ids}, params)
+
+    def once(mode: str, case: tuple[int, int, int, Any], number: int) -> tuple[float, float]:
+        batch, prompt, new, _ = case
+        prompts = prepare(mode, case)
+        began = time.perf_counter()
+        submit(mode, prompts, new, number)
         ends = []
         while engine.has_unfinished_requests():
             engine.step()
@@ -97,6 +107,25 @@ def measure(results: dict[str, Any], out: Path, deadline: float) -> None:
         first, last = -(-batch * prompt // BATCHED_TOKENS) + 3, new - 3
         step = (ends[last] - ends[first]) / (last - first) if last - first > 8 and len(ends) > last else float("nan")
         return ends[-1] - began, step
+
+    def kernels(mode: str) -> dict[str, Any]:
+        """Where a decode step of 256 requests spends its time: microseconds per step by kernel."""
+        case = CASES["decode 256"]
+        submit(mode, prepare(mode, case), case[2], -1)
+        for _ in range(8):
+            engine.step()
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+            for _ in range(PROFILED):
+                engine.step()
+            torch.cuda.synchronize()
+            wall = time.perf_counter() - began
+        while engine.has_unfinished_requests():
+            engine.step()
+        found = {e.key[:80]: e.self_device_time_total / PROFILED for e in seen.key_averages()}
+        found = dict(sorted(found.items(), key=lambda item: -item[1]))
+        return {"wall_us": 1e6 * wall / PROFILED, "busy_us": sum(found.values()), "kernels": found}
 
     for name, case in CASES.items():
         modes = case[3]
@@ -122,3 +151,5 @@ def measure(results: dict[str, Any], out: Path, deadline: float) -> None:
             "all": totals,
         }
         print(name, results["cases"][name]["ratio"], results["cases"][name]["step_ratio"], flush=True)
+        if name == "decode 256":
+            results["profile"] = {mode: kernels(mode) for mode in MODES}

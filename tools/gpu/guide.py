@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from tools.gpu.campaign import PROMPTS
 
@@ -29,22 +32,33 @@ print(len(outputs))
 
 
 def measure(results: dict[str, Any], out: Path, deadline: float, model: Path) -> None:
-    """One process each, with warm compile caches; loads of the other method are measured until the deadline, and the
-    missing ones taken as the mean of those."""
+    """One process each, with warm compile caches: both sides run once before, and side by side if there are two GPUs.
+    Loads of the other method are measured until the deadline, and the missing ones taken as the mean of those."""
     rates = {"per_bit": EXPERIMENTS}
     fault = {"name": "BitRot", "model": "random", "site": "KV_WRITE", "rate": rates}
     spec = {**BASE, "name": "guide", "model": {"id": str(model)}, "faults": [fault]}
     path = out / "guide.yaml"
     path.write_text(json.dumps(spec), encoding="utf-8")
+    ours = [sys.executable, "-m", "kvspec", "run", str(path), "--out"]
+    theirs = [sys.executable, "-c", ONE_ENGINE_EACH, str(model), json.dumps(PROMPTS * 2)]
+    two = torch.cuda.device_count() > 1
+    warming = []
+    for gpu, command in enumerate(([*ours, str(out / "guide-warm")], theirs)):
+        environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": str(gpu)} if two else {})}
+        warming.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
+        if not two or gpu:
+            for process in warming:
+                if process.wait():
+                    raise RuntimeError(f"{process.args!r} exited with {process.returncode}")
+            warming.clear()
     began = time.monotonic()
-    subprocess.run([sys.executable, "-m", "kvspec", "run", str(path), "--out", str(out / "guide")], check=True)
+    subprocess.run([*ours, str(out / "guide")], check=True)
     results["kvspec_seconds"] = time.monotonic() - began
     loads: list[float] = []
     results["one_engine_each_seconds"] = loads
     while len(loads) < 1 + len(EXPERIMENTS) and (not loads or time.monotonic() + max(loads) < deadline):
         began = time.monotonic()
-        command = [sys.executable, "-c", ONE_ENGINE_EACH, str(model), json.dumps(PROMPTS * 2)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(theirs, check=True, stdout=subprocess.DEVNULL)
         loads.append(time.monotonic() - began)
     mean = sum(loads) / len(loads)
     results["measured_loads"] = len(loads)

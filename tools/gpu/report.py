@@ -89,7 +89,7 @@ def _variants(part: dict[str, Any]) -> list[str]:
             lines.append(
                 f"- {name}: {f['planned_is_landed']} of {f['trials']} trials landed as planned ({f['flips']} flips), "
                 f"controls {f['controls_identical']}, flips as the first {found['flips_as_first']}, outputs "
-                f"{found['outputs_as_first']}"
+                f"{found['outputs_as_first']}, shuffled {found.get('shuffled_identical')}, replay {found.get('replay')}"
             )
         else:
             lines += [f"- {name}:", *_failure(found)]

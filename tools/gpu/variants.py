@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tools.gpu.campaign import PROMPTS, plan_of, run
+from tools.gpu.campaign import PROMPTS, Silent, plan_of, run, same
 
 SPEC: dict[str, Any] = {
     "prompts": {"inline": PROMPTS},
@@ -16,6 +16,7 @@ SPEC: dict[str, Any] = {
         {"name": "W", "model": "random", "site": "KV_WRITE", "rate": {"per_bit": [1e-6, 1e-3]}},
         {"name": "R", "model": "random", "site": "KV_READ", "rate": {"per_bit": [1e-7, 1e-5]}},
         {"name": "Both", "model": "burst", "burst_len": 4, "site": "BOTH", "rate": {"per_element": 1e-5}},
+        {"name": "Stuck", "model": "random", "site": "KV_WRITE", "op": "set1", "rate": {"per_bit": 1e-4}},
     ],
     "controls": {"null_trials": 4, "golden_repeats": 4},
     "trials": 4,
@@ -47,6 +48,8 @@ def measure(results: dict[str, Any], out: Path, _: float, model: Path, variant: 
     wanted = {"runner": "V2", "backend": "FLASH_ATTN", "format": "bf16", "gpus": 1, **json.loads(variant)}
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1" if wanted["runner"] == "V2" else "0"
     from kvspec.engine import session
+    from kvspec.engine.campaign import Inputs
+    from kvspec.engine.session import Session, Shape
 
     settings = session._settings
     session._settings = lambda *args: {
@@ -56,8 +59,79 @@ def measure(results: dict[str, Any], out: Path, _: float, model: Path, variant: 
     if wanted["gpus"] == 1:
         del spec["engine"]["tensor_parallel"]
     name = "-".join(str(value) for value in wanted.values()).replace("_", "").lower()
-    plan = plan_of(out, name, model, {**spec, "model": {"id": str(model), "kv_cache_dtype": wanted["format"]}})
-    figures, rows = run(out, name, plan)
-    texts = {trial: row["token_ids"] for trial, row in rows.items()}
-    flips = {trial: row["flips_landed"] for trial, row in rows.items()}
-    results.update({"wanted": wanted, "figures": figures, "flips": flips, "token_ids": texts})
+    spec["model"] = {"id": str(model), "kv_cache_dtype": wanted["format"]}
+    plan = plan_of(out, name, model, spec)
+    again = {**spec, "engine": {**spec["engine"], "submission_seed": 7}}
+    inputs = Inputs.of(plan)
+    shape = Shape(max(map(len, inputs.prompts)) + 24, 10000, None)
+    with Session(plan.spec.model, inputs.source, plan.spec.engine, wanted["format"], shape, reads=True) as engine:
+        figures, rows = run(out, name, plan, engine)
+        texts = {trial: row["token_ids"] for trial, row in rows.items()}
+        flips = {trial: row["flips_landed"] for trial, row in rows.items()}
+        results.update({"wanted": wanted, "figures": figures, "flips": flips, "token_ids": texts})
+        shuffled = plan_of(out, f"{name}-shuffled", model, again)
+        results["shuffled_identical"] = same(rows, run(out, f"{name}-shuffled", shuffled, engine)[1])
+    if wanted["format"].endswith("per_token_head"):
+        results["codes"] = codes(plan)
+    results["replay"] = replayed(out / name, out / f"{name}-maps", ["W[1e-06]", "W[0.001]", "Stuck"], spec["engine"])
+
+
+def codes(plan: Any) -> dict[str, int]:
+    """How many codes and scales of the backend's own cache write are those of the CPU's emulation, on random rows."""
+    import torch
+
+    from kvspec import _native
+    from kvspec.engine import session as sessions
+    from kvspec.engine.session import Session, Shape
+    from kvspec.engine.vllm.storage import rounded
+
+    model = plan.spec.model
+    sessions.WORKER, stock = "tools.gpu.worker.CodesWorker", sessions.WORKER
+    try:
+        shape = Shape(128, 16, None)
+        with Session(model, model.id, plan.spec.engine, model.storage_format, shape, eager=True) as session:
+            heads, dim = session.geometry.kv_heads, session.geometry.head_size
+            rows = torch.randn(2, 16, heads, dim, generator=torch.Generator().manual_seed(3))
+            rows = (rows * torch.logspace(-3, 2, 16)[:, None, None]).to(torch.bfloat16)
+            native, scales = session.rpc("kvspec_codes", rows)
+    finally:
+        sessions.WORKER = stock
+    equal, equal_scales, apart = 0, 0, 0
+    for plane in (0, 1):
+        values, expected_scales = rounded(rows[plane].float(), model.storage_format)
+        expected = _native.encode(model.storage_format, values.numpy(), expected_scales)
+        difference = abs(expected.astype(int) - native[plane].numpy().astype(int))
+        equal += int((difference == 0).sum())
+        apart = max(apart, int(difference.max()))
+        if expected_scales is not None:
+            equal_scales += int((expected_scales == scales[plane].numpy()).sum())
+    return {
+        "codes": native.numel(), "codes_equal": equal, "most_apart": apart, "scales": scales.numel(),
+        "scales_equal": equal_scales,
+    }  # fmt: skip
+
+
+def replayed(folder: Path, maps: Path, cells: list[str], engine: dict[str, Any]) -> dict[str, Any]:
+    """Replay the maps of a run's writes in an engine of the same kind, without graphs: how many flips were listed,
+    counted, and read back from the caches of all ranks."""
+    from kvspec.engine.session import quiet
+    from kvspec.maps import write_map
+    from kvspec.maps.runs import Run, file_name
+    from kvspec.replay.case import load_cases, one_model
+    from kvspec.replay.run import replay
+    from kvspec.spec.model import EngineSpec
+
+    source = Run(folder)
+    maps.mkdir()
+    for fault_map in source.maps(source.choose(cells, ())):
+        write_map(fault_map, maps / file_name(fault_map))
+    cases = load_cases([maps])
+    with quiet():
+        result = replay(cases, one_model(cases, None), Silent(), engine=EngineSpec(**engine))
+    names = ("planned", "landed", "read_back", "mismatches")
+    return {
+        "trials": len(result.trials),
+        "proven": sum(trial.proven for trial in result.trials),
+        "identical": result.count("identical"),
+        **{name: sum(getattr(trial, name) for trial in result.trials) for name in names},
+    }

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+from kvspec.engine.vllm.layers import Unwrapped
+from kvspec.engine.vllm.layout import NULL_BLOCK
 from kvspec.engine.vllm.worker import KvspecWorker
 
 WORKER = "tools.gpu.worker.SwitchWorker"
@@ -46,3 +50,21 @@ class SwitchWorker(KvspecWorker):
         graphs.graphs = self._graphs.get(mode, {})
         if not graphs.graphs:
             self.model_runner.capture_model()
+
+
+class CodesWorker(KvspecWorker):
+    """Shows what the backend makes of given K and V."""
+
+    def kvspec_codes(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes `[2, tokens, heads, D]`, and the scales `[2, tokens, heads]` behind them, of bf16 `rows` of the same
+        shape as the codes, written by the backend of layer 0 into the block that no request has."""
+        attention, views = self.injector.layers[0], self.injector._views[0]  # type: ignore[union-attr]
+        device = views.key.device
+        at = torch.arange(rows.shape[1], device=device)
+        on = rows.to(device)
+        write = Unwrapped(attention.layer.impl).do_kv_cache_update
+        write(attention.layer, on[0], on[1], attention.kv_cache, at + NULL_BLOCK * views.block_tokens)
+        codes = views.at(torch.full_like(at, NULL_BLOCK), at)
+        width = views.key.shape[-1]
+        whole = attention.kv_cache[NULL_BLOCK, ..., width : width + 4].contiguous().view(torch.float32)
+        return codes.cpu(), whole[:, : rows.shape[1], :, 0].cpu()

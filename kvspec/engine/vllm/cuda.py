@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from kvspec_kernels import NEVER, FaultModel, FaultTable, SlotFault
+from kvspec_kernels import NEVER, FaultModel, FaultTable
 from kvspec_kernels import Injector as Kernels
 from kvspec_kernels import Selector as KernelSelector
 from kvspec_kernels.cache import CacheView
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from kvspec.engine.table import STEPS, TableData, open_ranges
 from kvspec.engine.vllm.canary import CanaryWatch, Watch
 from kvspec.engine.vllm.layers import AttentionLayer, Shard, Unwrapped, geometry
+from kvspec.engine.vllm.readback import ReadBack
 from kvspec.engine.vllm.runner import Batch, DeviceRunner
 from kvspec.engine.vllm.step import FOREIGN, Requests, Step
 from kvspec.engine.vllm.storage import Written
@@ -67,7 +68,8 @@ class CudaInjector:
         self._taint = Taint()
         self._views: list[Views] = []
         self._pointers: list[int] = []
-        self._data: TableData | None = None
+        self._data: TableData | EventData | None = None
+        self._listed: Listed | None = None
         self._entry_of_slot = np.full(runner.max_requests, FOREIGN, dtype=np.int64)
         self._slot_of_entry: dict[int, int] = {}
         self._batch: Batch | None = None
@@ -107,32 +109,23 @@ class CudaInjector:
         return min(int(cache), batch, READ_LIST_BYTES // (12 * len(self.layers)))
 
     def load(self, data: TableData | EventData) -> None:
-        """Take a trial table; its entries are what requests carry from now on."""
-        if not isinstance(data, TableData):
-            raise EngineError.one("KVS401", "listed faults are not injected on a GPU yet", expected="a spec")
+        """Take a table of trials or of listed faults; its entries are what requests carry from now on. Listed faults
+        need an engine that captures no graphs: a launch more per layer, which campaigns do not pay for."""
         self._end_step()
-        shape = self.geometry
-        models = []
-        for parameters, sampler in zip(data.faults, data.samplers(shape), strict=True):
-            models.append(
-                FaultModel(
-                    level=sampler.level,
-                    thresholds=sampler.thresholds,
-                    page_threshold=sampler.page_threshold,
-                    head_size=shape.head_size,
-                    heads=shape.kv_heads,
-                    planes=shape.planes,
-                    per=parameters.per,  # type: ignore[arg-type]
-                    mask=parameters.mask,
-                    burst_len=parameters.burst_len,
-                    page_tokens=parameters.page_tokens,
-                )
-            )
-        sites = {site for site, model in zip(data.sites, models, strict=True) if not model.never_hits}
-        self._writes, self._reads = sites != {"KV_READ"}, bool(sites - {"KV_WRITE"})
-        assert self._wraps_reads or not self._reads, "the engine was started without reads"
-        self._table.load(models, [_selector(where) for where in data.selectors])
+        if isinstance(data, TableData):
+            models, selectors, self._listed = self._models(data), [_selector(where) for where in data.selectors], None
+            sites = {site for site, model in zip(data.sites, models, strict=True) if not model.never_hits}
+            self._writes, self._reads = sites != {"KV_READ"}, bool(sites - {"KV_WRITE"})
+            assert self._wraps_reads or not self._reads, "the engine was started without reads"
+        else:
+            assert self._kernels is not None
+            models, selectors, self._listed = [self._nothing()], [KernelSelector()], Listed(data)
+            self._kernels.reserve_events(len(self._listed))
+            self._writes = self._reads = False
+        self._table.load(models, selectors)
         self._data = data
+        records = self._slot_records(data)
+        self._records = np.concatenate([records, np.zeros_like(records, shape=(1, records.shape[1]))])
         self._faulty = np.append(data.faulty, False)
         n = len(data)
         self._tally = torch.zeros(n, self._table.tally.shape[1], dtype=torch.int64, device=self._device)
@@ -142,17 +135,58 @@ class CudaInjector:
         self._entry_of_slot.fill(FOREIGN)
         self._slot_of_entry.clear()
 
+    def _models(self, data: TableData) -> list[FaultModel]:
+        shape = self.geometry
+        return [
+            FaultModel(
+                level=sampler.level,
+                thresholds=sampler.thresholds,
+                page_threshold=sampler.page_threshold,
+                head_size=shape.head_size,
+                heads=shape.kv_heads,
+                planes=shape.planes,
+                per=parameters.per,  # type: ignore[arg-type]
+                mask=parameters.mask,
+                burst_len=parameters.burst_len,
+                page_tokens=parameters.page_tokens,
+                op=op,  # type: ignore[arg-type]
+            )
+            for parameters, op, sampler in zip(data.faults, data.ops, data.samplers(shape), strict=True)
+        ]
+
+    def _slot_records(self, data: TableData | EventData) -> NDArray[np.uint32]:
+        if not isinstance(data, TableData):
+            return self._table.records(np.zeros(len(data), np.int64), data.prompt_len)
+        site = np.array(data.sites)[data.fault]
+        return self._table.records(
+            data.fault,
+            data.prompt_len,
+            writes=data.armed & (site != "KV_READ"),
+            reads=data.armed & (site != "KV_WRITE"),
+            request=data.request,
+            write_key=data.write_key,
+            read_master=data.read_master,
+        )
+
+    def _nothing(self) -> FaultModel:
+        """A model that never hits: what requests with listed faults carry."""
+        shape = self.geometry
+        return FaultModel(
+            level="token", thresholds=np.zeros(0, np.uint64), head_size=shape.head_size, heads=shape.kv_heads, mask=1
+        )
+
     def watch(self, watch: Watch | None) -> None:
-        """Compare the cache of one entry with an independent expectation (the canary), or stop doing so."""
-        heads = slice(self._shard.first_head, self._shard.first_head + self.layers[0].layer.num_kv_heads)
-        self.canary = watch.of_heads(heads) if isinstance(watch, CanaryWatch) else watch
+        """Compare what is in the cache with an independent expectation, or stop doing so."""
+        first = self._shard.first_head
+        heads = slice(first, first + self.layers[0].layer.num_kv_heads)
+        self.canary = watch.of_heads(heads) if isinstance(watch, CanaryWatch | ReadBack) else watch
 
     def counts(self, entries: list[int]) -> dict[str, list[int]]:
         """What happened to finished entries. Waits for the device once."""
         self._release([s for e in entries if (s := self._slot_of_entry.get(e)) is not None])
         at = torch.tensor(entries, dtype=torch.int64).to(self._device)
         nonfinite = self._nonfinite[at].cpu().numpy().astype(np.int64)
-        written, read, restored, dropped, exposed = self._tally[at].cpu().numpy().T
+        written, read, restored, dropped, exposed, unchanged = self._tally[at].cpu().numpy().T
         if dropped.any():
             entry = entries[int(np.argmax(dropped))]
             raise EngineError.one(
@@ -160,8 +194,8 @@ class CudaInjector:
                 f"reads of trial {entry} had more faults than the list of {self._read_tokens()} cells per layer holds",
                 hint="lower engine.max_num_seqs or the length of requests",
             )
-        # a flip that landed has changed its bit
-        counts = (written + read, written + read, exposed, restored)
+        landed = written + read
+        counts = (landed, landed - unchanged, exposed, restored)
         mine = 1 if self._shard.counts else 0
         return {
             **{name: (mine * count).tolist() for name, count in zip(FLIPS, counts, strict=True)},
@@ -198,7 +232,10 @@ class CudaInjector:
                     # what the format makes of K and V is the backend's affair; the faults are ours
                     at = slots.clamp(min=0)
                     key, value = views.at(at // views.block_tokens, at % views.block_tokens)
-                self._kernels.writes(index, slots)
+                if self._listed is None:
+                    self._kernels.writes(index, slots)
+            if self._listed is not None:
+                self._kernels.write_events(index, slots)
             if self._watching:
                 assert self.canary is not None
                 assert self._step is not None
@@ -268,22 +305,8 @@ class CudaInjector:
             self._entry_of_slot[slot] = entry
             if entry != FOREIGN:
                 self._slot_of_entry[entry] = slot
-        self._table.assign(slots, [self._fault(entry) for _, entry in new])
-
-    def _fault(self, entry: int) -> SlotFault | None:
-        data = self._data
-        if entry == FOREIGN or data is None:
-            return None
-        fault = int(data.fault[entry])
-        armed, site = bool(data.armed[entry]), data.sites[fault]
-        return SlotFault(
-            model=fault,
-            selector=fault,
-            request=int(data.request[entry]),
-            prompt_len=int(data.prompt_len[entry]),
-            write_key=_key(data.write_key[entry]) if armed and site != "KV_READ" else None,
-            read_master=_key(data.read_master[entry]) if armed and site != "KV_WRITE" else None,
-        )
+        # FOREIGN is the last row, which is empty
+        self._table.assign_records(slots, self._records[[entry for _, entry in new]])
 
     def _restart(self, entry: int) -> None:
         """A preempted request starts over: its faults land anew, so its counts do too."""
@@ -326,6 +349,8 @@ class CudaInjector:
             reads=self._reads,
             max_seq=int(ends.max()),
         )
+        if self._listed is not None:
+            self._kernels.set_events(False, *self._listed.of_step(batch, entries))
         if self.canary is not None:
             self._step = self._requests.step(scheduled, batch.req_ids)
 
@@ -333,12 +358,52 @@ class CudaInjector:
         batch = self._batch
         if batch is not None and self._kernels is not None and logits.shape[0] == len(batch.req_ids):
             self._kernels.find_nonfinite(logits, batch.slots, batch.seq_lens, hidden)
+            if self.canary is not None and self._step is not None:
+                self.canary.logits(self._step, logits)
 
     def _end_step(self) -> None:
         """Dummy runs must not inject."""
         if self._kernels is not None:
             self._kernels.end_step()
         self._batch = self._step = None
+
+
+class Listed:
+    """Listed faults in the order in which steps write them."""
+
+    def __init__(self, data: EventData) -> None:
+        columns = data.columns
+        entry = np.repeat(np.arange(len(data)), np.diff(data.starts.astype(np.int64)))
+        place = entry << 32 | columns["token"].astype(np.int64)
+        order = np.argsort(place, kind="stable")
+        self._place = place[order]
+        self._columns = {name: columns[name][order].astype(np.int64) for name in columns}
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def of_step(self, batch: Batch, entries: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(layer ascending, columns of `events.py`) of the faults in the tokens that a batch writes."""
+        known = entries != FOREIGN
+        entry, start = entries[known] << 32, batch.start[known]
+        first = np.searchsorted(self._place, entry | start)
+        size = np.searchsorted(self._place, entry | (start + batch.count[known])) - first
+        request = np.repeat(np.arange(len(size)), size)
+        at = np.arange(len(request)) - np.repeat(np.cumsum(size) - size - first, size)
+        at, request = (x[np.argsort(self._columns["layer"][at], kind="stable")] for x in (at, request))
+        c = {name: column[at] for name, column in self._columns.items()}
+        first_row = (np.cumsum(batch.count) - batch.count)[known] - start
+        columns = [
+            batch.slot[known][request],
+            first_row[request] + c["token"],
+            c["token"],
+            c["kv"],
+            c["head"],
+            c["elem"],
+            np.int64(1) << c["bit"],
+            c["op"],
+        ]
+        return c["layer"], np.stack(columns)
 
 
 def _selector(where: Selector) -> KernelSelector:
@@ -351,7 +416,3 @@ def _selector(where: Selector) -> KernelSelector:
         tokens=None if isinstance(where.tokens, str) else open_ranges(where.tokens),
         events=STEPS[where.steps] if isinstance(where.steps, str) else open_ranges(where.steps),
     )
-
-
-def _key(words: NDArray[np.uint32]) -> tuple[int, int]:
-    return int(words[0]), int(words[1])

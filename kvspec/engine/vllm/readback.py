@@ -31,6 +31,8 @@ class ReadBack:
     storage_format: str
     starts: NDArray[np.uint64]
     columns: dict[str, NDArray[Any]]
+    first_head: int = 0
+    """Global index of the first KV head that is watched."""
     record: bool = False
     """Keep every element that was found changed, with its code before and after, and a hash of all logits."""
     checked: int = 0
@@ -52,6 +54,14 @@ class ReadBack:
         for layer in np.unique(layers).tolist():
             rows = order[slice(*np.searchsorted(layers, [layer, layer + 1]))]
             self._layers[layer] = place[rows], rows
+
+    def of_heads(self, heads: slice) -> ReadBack:
+        """The same for a tensor-parallel rank that holds these KV heads."""
+        here = (self.columns["head"] >= heads.start) & (self.columns["head"] < heads.stop)
+        before = np.concatenate([[0], np.cumsum(here)])
+        columns = {name: column[here] for name, column in self.columns.items()}
+        starts = before[self.starts.astype(np.int64)].astype(np.uint64)
+        return ReadBack(self.storage_format, starts, columns, first_head=heads.start, record=self.record)
 
     def check(self, layer: int, step: Step, written: Written, read: Read) -> None:
         """Compare the cache of one layer with what has just been written, before its faults."""
@@ -78,8 +88,19 @@ class ReadBack:
             at = kv, n, head, elem
             layers = np.full(len(n), layer)
             life = self._lives[entry[n]]
-            values = [x[at].contiguous().view(torch.int32).numpy().view(np.uint32) for x in (clean, stored)]
-            found = [entry[n], life, layers, kv, head, position[n], elem, before[at], after[at], *values]
+            values = [_bits(x.cpu()[at]) for x in (clean, stored)]
+            found = [
+                entry[n],
+                life,
+                layers,
+                kv,
+                head + self.first_head,
+                position[n],
+                elem,
+                before[at],
+                after[at],
+                *values,
+            ]
             self._changes.append(np.stack([np.asarray(c, dtype=np.int64) for c in found]))
 
     def check_read(self, layer: int, step: Step, read: Read, *, exposed: bool) -> None:
@@ -89,7 +110,7 @@ class ReadBack:
         """Hash the logits that each entry sees in a step."""
         if self.record:
             for row, entry in zip(step.row.tolist(), step.entry.tolist(), strict=True):
-                values = logits[row].detach().contiguous().view(torch.uint8).numpy()
+                values = logits[row].detach().contiguous().view(torch.uint8).cpu().numpy()
                 self._logits.setdefault(entry, []).append(hashlib.blake2b(values, digest_size=8).digest())
 
     def _apply(self, layer: int, entry: Any, position: Any, before: Any, after: Any, expected: Any) -> None:
@@ -105,6 +126,7 @@ class ReadBack:
             return
         row = rows[np.arange(len(n)) - np.repeat(np.cumsum(size) - size, size) + np.repeat(first, size)]
         kv, head, elem = (self.columns[name][row] for name in ("kv", "head", "elem"))
+        head = head.astype(np.int64) - self.first_head
         at = kv, n, head, elem
         op, shift = self.columns["op"][row], self.columns["bit"][row].astype(np.uint32)
         bit = np.uint32(1) << shift
@@ -130,7 +152,10 @@ class ReadBack:
     def _codes(
         self, values: torch.Tensor, scales: NDArray[np.float32] | None
     ) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
-        """Values as codes of the storage format, and where the format cannot hold them: rounding here would hide it."""
+        """Values, or codes as they are, as codes of the storage format, and where the format cannot hold them: rounding
+        here would hide it."""
+        if not values.is_floating_point():
+            return values.cpu().numpy().astype(np.uint32), np.zeros(values.shape, bool)
         held = values.detach().to("cpu", torch.float32).contiguous().numpy()
         codes = _native.encode(self.storage_format, held, scales)
         lost = _native.decode(self.storage_format, codes, scales).view(np.uint32) != held.view(np.uint32)
@@ -150,3 +175,24 @@ class ReadBack:
         entries, first = np.unique(table[0], return_index=True)
         parts = np.split(table[2:], first[1:], axis=1)
         return {int(e): dict(zip(CHANGES, part, strict=True)) for e, part in zip(entries, parts, strict=True)}
+
+
+def _bits(values: torch.Tensor) -> NDArray[np.uint32]:
+    """Values as the bits of their float32; codes of a device's cache stand for themselves."""
+    found: NDArray[np.uint32] = values.to(torch.float32).contiguous().view(torch.int32).numpy().view(np.uint32)
+    return found
+
+
+def together(ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Results of all tensor-parallel ranks as one: each watched heads of its own, and the first alone sees logits."""
+    found = ranks[0] | {name: sum(rank[name] for rank in ranks) for name in ("checked", "landed", "mismatches")}
+    if len(ranks) > 1 and "changes" in found:
+        entries = sorted(set().union(*(rank["changes"] for rank in ranks)))
+        found["changes"] = {e: _merged([r["changes"][e] for r in ranks if e in r["changes"]]) for e in entries}
+    return found
+
+
+def _merged(parts: list[dict[str, NDArray[np.int64]]]) -> dict[str, NDArray[np.int64]]:
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in CHANGES}
+    order = np.lexsort([columns[name] for name in reversed(CHANGES[:5])])
+    return {name: column[order] for name, column in columns.items()}

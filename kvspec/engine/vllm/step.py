@@ -70,8 +70,9 @@ class Requests:
         grants: list[tuple[str, Sequence[Iterable[int]] | None]] = [
             (new.req_id, new.block_ids) for new in scheduled.scheduled_new_reqs
         ]
-        # most requests of a decode step get no block
-        grants += [pair for pair in zip(cached.req_ids, cached.new_block_ids, strict=True) if pair[1]]
+        # most decode steps hand out no block, and of the others most requests get none
+        if any(cached.new_block_ids):
+            grants += [pair for pair in zip(cached.req_ids, cached.new_block_ids, strict=True) if pair[1]]
         for request, groups in grants:
             entry = self._entry.get(request, FOREIGN)
             for group in groups or ():

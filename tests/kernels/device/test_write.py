@@ -84,10 +84,12 @@ def test_ops(op):
             assert changed == sites > 0
         elif fill != "random":
             assert changed == 0
-        # landed in the tally is what changed, not what was planned; a second write changes what is left to change
+        assert rig.tallies(5) == [sites - changed]
+        # a stuck-at lands again, and has nothing left to change
         rig.write()
         twice = rig.codes(0, 0, 0, 4)
-        assert (twice == before).all() if op == "flip" else rig.tallies(0) == [changed]
+        assert (twice == before).all() if op == "flip" else rig.tallies(5) == [2 * sites - changed]
+        assert rig.tallies(0) == [2 * sites]
 
 
 def test_a_write_is_applied_once_per_step_and_never_without_one():
