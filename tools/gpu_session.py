@@ -36,7 +36,7 @@ FORMATS: list[dict[str, Any]] = [
     {"backend": "TRITON_ATTN", "format": "int4_per_token_head"},
 ]
 PARALLEL = [{"gpus": 1}, {"gpus": 2}]
-PARTS = {"cost": 500, "checks": 200, "campaign": 400, "guide": 240, "pair": 200}
+PARTS = {"cost": 500, "checks": 200, "campaign": 400, "guide": 400, "pair": 200}
 """Most seconds of each part, the wait for others (tools/gpu/quiet.py) included."""
 TESTS = [
     "-m", "pytest", "-c", os.devnull, f"--rootdir={ROOT}", "--import-mode=importlib", "-p", "no:cacheprovider", "-q",
@@ -88,11 +88,27 @@ def part(
     return {**(json.loads(file.read_text()) if file.exists() else {}), "process": went}
 
 
+class Saved(dict[str, Any]):
+    """Results that are in a file as soon as they are known: the process may be killed."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self._file = file
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, value)
+        self.save()
+
+    def save(self) -> None:
+        """Write them."""
+        self._file.write_text(json.dumps(self, default=str), encoding="utf-8")
+
+
 def inside(module: str, file: Path, seconds: float, out: Path, model: Path, arguments: list[str]) -> int:
     """The inside of such a process."""
     from tools.gpu import campaign, cost, guide, variants
 
-    results: dict[str, Any] = {}
+    results = Saved(file)
     deadline = time.monotonic() + seconds - 20
     try:
         if module == "cost":
@@ -107,7 +123,7 @@ def inside(module: str, file: Path, seconds: float, out: Path, model: Path, argu
         results["failed"] = traceback.format_exc()
         raise
     finally:
-        file.write_text(json.dumps(results, default=str), encoding="utf-8")
+        results.save()
     return 0
 
 

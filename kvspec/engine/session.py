@@ -151,7 +151,10 @@ class Session:
 
     def close(self) -> None:
         """Stop the engine. Must come before the next one starts: vLLM keeps one set of process groups."""
+        sockets = _worker_sockets(self._engine)
         self._engine.engine_core.shutdown()
+        for socket in sockets:
+            socket.close(linger=0)
         del self._engine
         gc.collect()
 
@@ -243,6 +246,21 @@ class Session:
         while self.pending:
             done += self.step()
         return sorted(done, key=lambda f: f.entry)
+
+
+def _worker_sockets(engine: Any) -> list[Any]:
+    """Sockets to tensor-parallel workers. vLLM 0.25.1 leaves them open, and the collector, which frees their context
+    with them, may find the context first: it then waits for them without end."""
+    executor = getattr(getattr(engine.engine_core, "engine_core", None), "model_executor", None)
+    queues = [getattr(executor, "rpc_broadcast_mq", None), *getattr(executor, "response_mqs", ())]
+    owners = [*queues, *(getattr(queue, "_spin_condition", None) for queue in queues)]
+    return [
+        value
+        for owner in owners
+        if owner is not None
+        for name, value in vars(owner).items()
+        if name.endswith("_socket") and value is not None
+    ]
 
 
 def _likeliest(positions: Any, k: int) -> tuple[list[int] | None, list[float] | None]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -79,20 +82,23 @@ def test_rows_follow_the_batch_order_and_foreign_requests_are_left_out() -> None
     assert requests.step(second, ["a", "b"]).entry.tolist() == [4]
 
 
-def test_tainted_blocks_are_zeroed_once_when_handed_out_again() -> None:
-    taint, cache = Taint(), torch.full((6, 2), float("nan"))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+def test_tainted_blocks_are_zeroed_once_when_handed_out_again(dtype: torch.dtype) -> None:
+    taint, cache = Taint(), torch.full((6, 2), float("nan")).to(dtype)
     faulty = np.array([True, False, False])
 
     def grants(*pairs: tuple[int, int]) -> Grants:
         entry, block = zip(*pairs, strict=True)
         return Grants(np.array(entry), np.array(block))
 
-    assert taint.hand_out(grants((0, 1), (1, 2)), faulty, [cache]) == 0
-    assert taint.hand_out(grants((1, 1), (1, 2), (FOREIGN, 3)), faulty, [cache]) == 1
-    assert cache[1].tolist() == [0, 0]
-    assert all(torch.isnan(cache[i]).all() for i in (0, 2, 3, 4, 5))
+    layers = [cache, cache.clone()]
+    assert taint.hand_out(grants((0, 1), (1, 2)), faulty, layers) == 0
+    assert taint.hand_out(grants((1, 1), (1, 2), (FOREIGN, 3)), faulty, layers) == 1
+    for layer in layers:
+        assert layer[1].tolist() == [0, 0]
+        assert all(torch.isnan(layer[i].float()).all() for i in (0, 2, 3, 4, 5))
     cache[1] = float("nan")
-    assert taint.hand_out(grants((1, 1)), faulty, [cache]) == 0
+    assert taint.hand_out(grants((1, 1)), faulty, layers) == 0
 
 
 def test_a_request_that_starts_over_is_counted_anew() -> None:
@@ -111,3 +117,34 @@ def test_a_request_that_starts_over_is_counted_anew() -> None:
     tally.begin(step(0, 6))
     flips = {name: [0] for name in FLIPS}
     assert tally.of([1]) == {**flips, "written": [6], "preemptions": [1], "nonfinite_at": [-1]}
+
+
+CLOSING = """
+import faulthandler, gc, sys, types
+from vllm.distributed.device_communicators import shm_broadcast
+from kvspec.engine.session import _worker_sockets
+
+queue = shm_broadcast.MessageQueue
+if hasattr(queue, "_close_zmq_on_collect"):
+    queue._close_zmq_on_collect = lambda *_: None  # as before vLLM 0.32
+writer = queue(1, 1)
+executor = types.SimpleNamespace(rpc_broadcast_mq=writer, response_mqs=[queue.create_from_handle(writer.handle, 0)])
+executor.itself = writer.executor = executor.response_mqs[0].executor = executor  # only the collector frees these
+core = types.SimpleNamespace(model_executor=executor)
+sockets = _worker_sockets(types.SimpleNamespace(engine_core=types.SimpleNamespace(engine_core=core)))
+if sys.argv[1] == "closed":
+    for socket in sockets:
+        socket.close(linger=0)
+faulthandler.dump_traceback_later(5, exit=True)
+del sockets, core, executor, writer
+gc.collect()
+print("collected")
+"""
+
+
+@pytest.mark.parametrize("way", ["closed", "left open"])
+def test_an_engine_with_workers_can_be_collected_once_its_sockets_are_closed(way: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", CLOSING, way], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ("collected" in ended.stdout) == (way == "closed"), ended.stderr[-2000:]

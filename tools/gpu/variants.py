@@ -68,7 +68,8 @@ def measure(results: dict[str, Any], out: Path, _: float, model: Path, variant: 
         figures, rows = run(out, name, plan, engine)
         texts = {trial: row["token_ids"] for trial, row in rows.items()}
         flips = {trial: row["flips_landed"] for trial, row in rows.items()}
-        results.update({"wanted": wanted, "figures": figures, "flips": flips, "token_ids": texts})
+        results["wanted"], results["figures"] = wanted, figures
+        results["flips"], results["token_ids"] = flips, texts
         shuffled = plan_of(out, f"{name}-shuffled", model, again)
         results["shuffled_identical"] = same(rows, run(out, f"{name}-shuffled", shuffled, engine)[1])
     if wanted["format"].endswith("per_token_head"):
@@ -83,7 +84,6 @@ def codes(plan: Any) -> dict[str, int]:
     from kvspec import _native
     from kvspec.engine import session as sessions
     from kvspec.engine.session import Session, Shape
-    from kvspec.engine.vllm.storage import rounded
 
     model = plan.spec.model
     sessions.WORKER, stock = "tools.gpu.worker.CodesWorker", sessions.WORKER
@@ -93,18 +93,18 @@ def codes(plan: Any) -> dict[str, int]:
             heads, dim = session.geometry.kv_heads, session.geometry.head_size
             rows = torch.randn(2, 16, heads, dim, generator=torch.Generator().manual_seed(3))
             rows = (rows * torch.logspace(-3, 2, 16)[:, None, None]).to(torch.bfloat16)
-            native, scales = session.rpc("kvspec_codes", rows)
+            native, scales, rows = session.rpc("kvspec_codes", rows)
     finally:
         sessions.WORKER = stock
     equal, equal_scales, apart = 0, 0, 0
     for plane in (0, 1):
-        values, expected_scales = rounded(rows[plane].float(), model.storage_format)
+        values = rows[plane].float().contiguous()
+        expected_scales = _native.quantize(model.storage_format, values.view(-1, dim).numpy()).reshape(16, heads)
         expected = _native.encode(model.storage_format, values.numpy(), expected_scales)
         difference = abs(expected.astype(int) - native[plane].numpy().astype(int))
         equal += int((difference == 0).sum())
         apart = max(apart, int(difference.max()))
-        if expected_scales is not None:
-            equal_scales += int((expected_scales == scales[plane].numpy()).sum())
+        equal_scales += int((expected_scales == scales[plane].numpy()).sum())
     return {
         "codes": native.numel(), "codes_equal": equal, "most_apart": apart, "scales": scales.numel(),
         "scales_equal": equal_scales,

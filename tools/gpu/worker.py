@@ -12,6 +12,7 @@ import torch
 
 from kvspec.engine.vllm.layers import Unwrapped
 from kvspec.engine.vllm.layout import NULL_BLOCK
+from kvspec.engine.vllm.storage import ROTATED, _rotation
 from kvspec.engine.vllm.worker import KvspecWorker
 
 WORKER = "tools.gpu.worker.SwitchWorker"
@@ -55,9 +56,10 @@ class SwitchWorker(KvspecWorker):
 class CodesWorker(KvspecWorker):
     """Shows what the backend makes of given K and V."""
 
-    def kvspec_codes(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes `[2, tokens, heads, D]`, and the scales `[2, tokens, heads]` behind them, of bf16 `rows` of the same
-        shape as the codes, written by the backend of layer 0 into the block that no request has."""
+    def kvspec_codes(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Codes `[2, tokens, heads, D]`, the scales `[2, tokens, heads]` behind them, and the rows that they stand for,
+        rotated where the format rotates: of bf16 `rows` of the same shape, written by the backend of layer 0 into the
+        block that no request has."""
         attention, views = self.injector.layers[0], self.injector._views[0]  # type: ignore[union-attr]
         device = views.key.device
         at = torch.arange(rows.shape[1], device=device)
@@ -67,4 +69,6 @@ class CodesWorker(KvspecWorker):
         codes = views.at(torch.full_like(at, NULL_BLOCK), at)
         width = views.key.shape[-1]
         whole = attention.kv_cache[NULL_BLOCK, ..., width : width + 4].contiguous().view(torch.float32)
-        return codes.cpu(), whole[:, : rows.shape[1], :, 0].cpu()
+        if views.storage_format == ROTATED:
+            on = _rotation()(on)
+        return codes.cpu(), whole[:, : rows.shape[1], :, 0].cpu(), on.cpu()

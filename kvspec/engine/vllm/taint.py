@@ -26,8 +26,14 @@ class Taint:
         Returns how many blocks were zeroed in every layer.
         """
         dirty = sorted(self._tainted.intersection(grants.block.tolist()))
-        for cache in caches if dirty else ():
-            cache[dirty] = 0
+        if dirty:
+            index = torch.tensor(dirty)
+            if (device := caches[0].device).type == "cuda":
+                # once for all layers, and nothing waits
+                index = index.pin_memory().to(device, non_blocking=True)
+            for cache in caches:
+                # torch fills no tensors of float8
+                (cache.view(torch.uint8) if cache.element_size() == 1 else cache).index_fill_(0, index, 0)
         self._tainted.difference_update(dirty)
         self._tainted.update(grants.block[faulty[grants.entry]].tolist())
         return len(dirty)
