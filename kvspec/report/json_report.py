@@ -153,6 +153,7 @@ def _tasks(scores: Scores) -> dict[str, Any]:
         "clean": [asdict(found) for found in tasks.clean],
         "faulted": faulted,
         "pairs": [{**asdict(pair), "cell": names[pair.cell]} for pair in tasks.pairs],
+        "lengths": [{**asdict(found), "trials": list(found.trials)} for found in tasks.lengths],
     }
 
 

@@ -1,10 +1,11 @@
 """Graded answers: what stays right under a fault, what breaks first, and whether the step itself breaks.
 
-Three questions, each on common items:
+Four questions, each on common items:
 - How often is a task right, of the trials of items that the clean model solves?
 - Which fails more often, retrieval or reasoning? Trial t of an item's retrieval against trial t of its reasoning.
 - Given the operands, is the result right less often than clean? A worked answer states its operands first, so one
   answer shows both. Trials that state them are compared with the golden answer of the same prompt.
+- Does a longer context hurt more than its dose explains? (`kvspec.score.lengths`)
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from kvspec.score.grading import RIGHT, STATED, Graders
+from kvspec.score.lengths import LengthEffect, Sample, length_effects, length_sentences
 from kvspec.score.trials import GOLDEN, TrialScores
 from kvspec.stats.exact import ALPHA, holm, mcnemar
 from kvspec.stats.intervals import Proportion, Ratio, ratio_paired
@@ -104,6 +106,8 @@ class TaskScores:
     clean: tuple[CleanTask, ...] = ()
     faulted: tuple[FaultedTask, ...] = ()
     pairs: tuple[TaskPair, ...] = ()
+    lengths: tuple[LengthEffect, ...] = ()
+    """Every pair of contexts of every task; empty for one context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +149,18 @@ class ZombieState:
 class Answers:
     """Collects the flags of all answers of a run."""
 
-    def __init__(self, tasks: Sequence[Mapping[str, Any] | None], cells: int, per_prompt: int) -> None:
+    def __init__(self, tasks: Sequence[Mapping[str, Any] | None], series: Sequence[str], per_prompt: int) -> None:
+        """`series`: of every cell, equal for those that differ in their rate only."""
         self._tasks = tasks
+        cells = len(series)
+        self._series = np.unique(np.array(series, str), return_inverse=True)[1]
         self._graders = Graders(tasks)
         requests = len(tasks)
         self._golden: Flags = np.zeros(requests, np.uint8)
         self._faulted: Flags = np.zeros((cells, requests, per_prompt), np.uint8)
+        contexts = {task["context"] for task in tasks if task is not None}
+        self._flips = np.zeros(self._faulted.shape if len(contexts) > 1 else (0, 0, 0), np.int64)
+        """Landed flips, where contexts of several lengths are compared."""
 
     def add(self, batch: TrialScores, scored: NDArray[np.bool_], trial: NDArray[np.uint32]) -> None:
         """Take in a batch: golden trials and the fault trials `scored`."""
@@ -166,6 +176,8 @@ class Answers:
                 self._golden[request] = flags
             else:
                 self._faulted[batch.cell[row], request, trial[row]] = flags
+                if self._flips.size:
+                    self._flips[batch.cell[row], request, trial[row]] = batch.landed[row]
 
     def scores(self) -> TaskScores:
         """What the answers say."""
@@ -178,7 +190,17 @@ class Answers:
             self._under(cell, *key, requests) for key, requests in groups.items() for cell in range(len(self._faulted))
         ]
         pairs = list(self._pairs(groups))
-        return TaskScores(clean, tuple(_adjusted(faulted)), tuple(_adjusted(pairs)))
+        lengths = length_effects(
+            {key: self._sample(requests) for key, requests in groups.items()} if self._flips.size else {}
+        )
+        return TaskScores(clean, tuple(_adjusted(faulted)), tuple(_adjusted(pairs)), lengths)
+
+    def _sample(self, requests: list[int]) -> Sample:
+        solved = [request for request in requests if self._golden[request] & RIGHT]
+        flags = self._faulted[:, solved]
+        cell, item, trial = np.nonzero(flags & SEEN)
+        right = (flags[cell, item, trial] & RIGHT) > 0
+        return Sample(right, self._series[cell], cell, self._flips[:, solved][cell, item, trial])
 
     def _clean(self, context: int, name: str, requests: list[int]) -> CleanTask:
         task = self._task(requests)
@@ -317,6 +339,7 @@ def sentences(tasks: TaskScores, names: Sequence[str]) -> list[str]:
             f"comparisons, less often in {len(better)}, not distinguishable in {same} (McNemar, Holm)"
             + (f": worse in {_some(f'{f.task} under {names[f.cell]}' for f in worse)}." if worse else ".")
         )
+    said += length_sentences(tasks.lengths)
     for clean in tasks.clean:
         where = f" at {clean.context:,} tokens" if clean.context else ""
         chance = f", chance {clean.chance:.0%}" if clean.chance is not None else ""
