@@ -175,6 +175,6 @@ def _tables(scores: Scores, limits: Limits) -> list[dict[str, Any]]:
     return tables
 
 
-def _sentences(sentences: Sequence[str], limits: Limits, first: int = 7) -> dict[str, Any]:
+def _sentences(sentences: Sequence[str], limits: Limits, first: int = 8) -> dict[str, Any]:
     texts = [brief(sentence, limits.text) for sentence in sentences[: limits.sentences]]
     return {"shown": texts[:first], "more": texts[first:], "left_out": len(sentences) - len(texts)}
