@@ -1,7 +1,9 @@
 """The campaigns of docs/results on one GPU: `python tools/gpu_results.py OUT --seconds 400`.
 
-Streams of commands run side by side, each with its own engine and share of the GPU's memory. A command that fails or
-runs out of time is told, and the stream goes on; run folders and logs stay in OUT for `tools/results.py`.
+Streams of commands run side by side, each with its own engine and share of the GPU's memory; `--only` chooses among
+them, CUDA_VISIBLE_DEVICES among GPUs. A command that fails or runs out of time is told, and the stream goes on. Run
+folders and logs stay in OUT for `tools/results.py`. All five on one H100 for 440 s finished `small` and `formats` but
+for their last commands, and a fifth of each needle campaign.
 """
 
 from __future__ import annotations
@@ -19,16 +21,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FORMATS = ("bf16", "fp8_e4m3", "int8_per_token_head", "int4_per_token_head")
 CONTROLS = "--set controls.null_trials=20 --set controls.golden_repeats=20"
-MIXED = "--set engine.submission_seed=1"
+FOUR = "--set prompts.tasks=[retrieve_b,retrieve_both,sum,product]"
+"""What SmolLM2-135M does clean: 100, 61, 65 and 87 of 100; retrieve_a 47, two_hop 46, chain 7."""
 STREAMS = {
-    "needle": [f"run specs/needle_smollm2_full.yaml {MIXED}"],
-    "reads": [f"run specs/needle_smollm2_reads.yaml {MIXED}"],
-    "zombie": [f"search specs/zombie_search.yaml --set prompts.items=200 --steps 4 {MIXED}"],
+    "needle": [f"run specs/needle_smollm2_full.yaml {FOUR}"],
+    "reads": [f"run specs/needle_smollm2_reads.yaml {FOUR}"],
+    "zombie": ["search specs/zombie_search.yaml --set prompts.items=200 --steps 4"],
     "small": [
         f"run specs/quickstart.yaml --set trials=80 {CONTROLS}",
         "run specs/bit_anatomy.yaml --set trials=80",
         f"run specs/gpt2_bitrot.yaml --set model.id=bundled:smollm2 --set trials=40 {CONTROLS}",
-        f"run specs/context_length.yaml --set prompts.items=77 --set trials=5 {MIXED}",
+        "run specs/context_length.yaml --set prompts.items=77 --set trials=5",
     ],
     "formats": [
         f"run specs/fp8_vs_int4.yaml --set model.kv_cache_dtype={name} --set trials=80 {CONTROLS}" for name in FORMATS
