@@ -209,6 +209,8 @@ def index(folder: Path) -> str:
                 f"n = {min(cells):,} to {max(cells):,} a cell): {' '.join(report['verdict'])}"
             )
         parts.append("")
+    printed = [f"- [{file.name}]({file.name})" for file in sorted(folder.glob("*.txt"))]
+    parts += ["## Printed reports without their runs\n", *printed, ""] if printed else []
     pages = {file.stem for file in folder.glob("*.json")}
     left = ", ".join(f"`{file.stem}`" for file in sorted(SPECS.glob("*.yaml")) if file.stem not in pages)
     parts.append(f"## Not here yet\n\nSpecs of the library without a page: {left}.\n")
