@@ -10,7 +10,7 @@ import torch
 
 from kvspec import _native
 from kvspec.engine.events import SITE_COLUMNS, TYPES, Columns, EventData, Request
-from kvspec.engine.vllm.readback import ReadBack
+from kvspec.engine.vllm.readback import ReadBack, together
 from kvspec.engine.vllm.step import Step
 from kvspec.engine.vllm.storage import Written, rounded
 from kvspec.models import Geometry
@@ -64,13 +64,19 @@ STEPS = [((0, 1), (0, 0), (5, 11)), ((0, 1), (5, 11), (6, 1)), ((1,), (12,), (1,
 """(rows, starts, counts): prompts in chunks, then tokens one by one. Row i is entry i + 1."""
 
 
-def run(storage: str, sabotage: Any = None, *, restart: bool = False) -> tuple[ReadBack, list[Columns], Any]:
+def run(
+    storage: str, sabotage: Any = None, *, restart: bool = False, ranks: list[ReadBack] | None = None
+) -> tuple[ReadBack, list[Columns], Any]:
+    """The watch of the whole model, what was listed, what the injector counted. `ranks` gets the watches of two
+    tensor-parallel ranks, each with a head of its own and nothing else."""
     bits = _native.format_bits(storage)
     events = [listed(0, bits, 0), listed(400, bits, 1), listed(50, bits, 2)]
     requests = [Request([1] * 11, GenerationSpec(), 0, columns) for columns in events]
     data = EventData.of(storage, requests)
     table, watch = data.build(SHAPE), ReadBack(storage, data.starts, data.columns, record=True)
     cache, counted = Cache(storage), np.zeros(3, np.int64)
+    if ranks is not None:
+        ranks += [watch.of_heads(slice(head, head + 1)) for head in range(2)]
     for rows, starts, counts in [STEPS[0], *STEPS] if restart else STEPS:
         step = Step(*(np.array(c, np.uint32) for c in (rows, [r + 1 for r in rows], starts, counts)))
         faults = table.write_step(entry=step.entry, row=step.row, start=step.start, count=step.count)
@@ -90,6 +96,11 @@ def run(storage: str, sabotage: Any = None, *, restart: bool = False) -> tuple[R
             if sabotage is not None:
                 sabotage(cache.words[layer], cache.at(np.array(rows)[index], tokens))
             watch.check(layer, step, written, lambda r, t, layer=layer: cache.read(layer, r, t))
+            for head, rank in enumerate(ranks or ()):
+                mine = slice(head, head + 1)
+                scales = None if written.scales is None else written.scales[..., mine]
+                part = Written(written.key[:, mine], written.value[:, mine], scales, written.slots)
+                rank.check(layer, step, part, lambda r, t, layer=layer, mine=mine: cache.read(layer, r, t)[:, :, mine])
         np.add.at(counted, step.entry.astype(np.int64), faults.landed.astype(np.int64))
     return watch, events, counted
 
@@ -110,6 +121,35 @@ def test_what_is_listed_is_found(storage: str) -> None:
         assert found <= set(zip(*(events[entry][n].tolist() for n in names), strict=True))
         values = changes[entry]["before_value"].astype(np.uint32).view(np.float32)
         assert np.isfinite(values).all()
+
+
+@pytest.mark.parametrize("storage", ["bf16", "int8_per_token_head"])
+def test_what_ranks_find_in_their_heads_adds_up_to_the_whole(storage: str) -> None:
+    ranks: list[ReadBack] = []
+    watch, _, _ = run(storage, ranks=ranks)
+    parts, whole = [rank.result() for rank in ranks], watch.result()
+    assert all((part["landed"][1:] > 0).all() for part in parts)
+    assert [part["changes"][1]["head"].min() for part in parts] == [0, 1]
+    assert [part["changes"][1]["head"].max() for part in parts] == [0, 1]
+    found = together(parts)
+    assert found["checked"] == whole["checked"]
+    for name in ("landed", "mismatches"):
+        assert found[name].tolist() == whole[name].tolist()
+    assert set(found["changes"]) == set(whole["changes"])
+    for entry, columns in whole["changes"].items():
+        assert {n: c.tolist() for n, c in found["changes"][entry].items()} == {
+            n: c.tolist() for n, c in columns.items()
+        }
+
+
+def test_a_stray_bit_is_found_by_the_rank_that_holds_its_head() -> None:
+    def flip_one(words: Any, at: Any) -> None:
+        words[at[1, 0, 3, -1]] ^= 1 << 30
+
+    ranks: list[ReadBack] = []
+    run("bf16", flip_one, ranks=ranks)
+    held = [int(rank.mismatches.sum()) for rank in ranks]
+    assert sorted(held) == [0, SHAPE.layers * len(STEPS)]
 
 
 @pytest.mark.parametrize("storage", ["bf16", "int8_per_token_head"])

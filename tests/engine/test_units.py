@@ -119,6 +119,41 @@ def test_a_request_that_starts_over_is_counted_anew() -> None:
     assert tally.of([1]) == {**flips, "written": [6], "preemptions": [1], "nonfinite_at": [-1]}
 
 
+def test_listed_faults_are_found_in_the_steps_that_write_their_tokens() -> None:
+    pytest.importorskip("kvspec_kernels")
+    from kvspec.engine.events import EventData
+    from kvspec.engine.vllm.cuda import Listed
+
+    rng = np.random.default_rng(3)
+    sizes = [0, 300, 40, 120]
+    tops = {"request": 1, "layer": 3, "kv": 2, "head": 4, "token": 20, "elem": 8, "bit": 16, "op": 3}
+    columns = {name: rng.integers(0, top, sum(sizes)) for name, top in tops.items()}
+    entry = np.repeat(np.arange(4), sizes)
+    starts = np.cumsum([0, *sizes]).astype(np.uint64)
+    listed = Listed(EventData("bf16", starts, columns, np.zeros(4, np.uint32), np.ones(4, bool), np.ones(4, bool)))
+    assert len(listed) == sum(sizes)
+    # rows of the batch: entry 3 decodes, a stranger, entry 1 prefills, entry 0 prefills, entry 2 decodes
+    entries = np.array([3, FOREIGN, 1, 0, 2])
+    batch = SimpleNamespace(
+        slot=np.array([7, 2, 5, 0, 1]), start=np.array([11, 0, 4, 0, 19]), count=np.array([1, 6, 9, 3, 1])
+    )
+    layer, found = listed.of_step(batch, entries)  # type: ignore[arg-type]
+    rows = np.cumsum(batch.count) - batch.count
+    expected = []
+    for i, e in enumerate(entries):
+        for n in np.flatnonzero(entry == e):
+            c = {name: int(column[n]) for name, column in columns.items()}
+            if 0 <= c["token"] - batch.start[i] < batch.count[i]:
+                row = rows[i] + c["token"] - batch.start[i]
+                place = (batch.slot[i], row, c["token"], c["kv"], c["head"], c["elem"], 1 << c["bit"], c["op"])
+                expected.append((c["layer"], *map(int, place)))
+    assert layer.tolist() == sorted(layer.tolist())
+    assert sorted(zip(layer.tolist(), *found.tolist(), strict=True)) == sorted(expected)
+    assert len({row[1] for row in expected}) == 3
+    nothing, none = listed.of_step(batch, np.full(5, FOREIGN))  # type: ignore[arg-type]
+    assert (len(nothing), none.shape) == (0, (8, 0))
+
+
 CLOSING = """
 import faulthandler, gc, sys, types
 from vllm.distributed.device_communicators import shm_broadcast
