@@ -1,7 +1,8 @@
-"""1,000 trials of a mixed campaign, exported as maps and replayed: `python benches/replay.py FOLDER [--model ID]`.
+"""1,000 trials of a mixed campaign, exported as maps and replayed: `python benches/replay.py FOLDER [--reads]`.
 
-FOLDER keeps the run and the maps; called again, the script goes on where it stopped. Every second map is explicit. It
-prints how many trials have identical token ids, flips planned, landed and read back, and seconds.
+All trials run in one engine and one continuous batch, both times. With `--reads`, 500 trials of reads, of both sites
+and of stuck-ats. FOLDER keeps the run and the maps; called again, the script goes on where it stopped. Every second map
+is explicit. It prints how many trials have identical token ids, flips planned, landed and read back, and seconds.
 """
 
 from __future__ import annotations
@@ -35,29 +36,39 @@ PROMPTS = [
 ]
 
 
-def spec(model: str, tokens: int) -> dict[str, Any]:
-    """10 cells x 10 prompts x 10 trials."""
+def fault(name: str, model: str, rate: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"name": name, "model": model, "site": "KV_WRITE", "rate": rate, **more}
 
-    def fault(name: str, model: str, rate: dict[str, Any], **more: Any) -> dict[str, Any]:
-        return {"name": name, "model": model, "site": "KV_WRITE", "rate": rate, **more}
 
-    faults = [
-        fault("Random", "random", {"per_bit": [1e-6, 1e-5, 1e-4, 1e-3]}),
-        fault("Burst", "burst", {"per_bit": 1e-6}, burst_len=8),
-        *(
-            fault(policy, "msb_biased", {"per_element": 1e-5}, msb_policy=policy)
-            for policy in ("BYTE_TOPBITS", "FP16_EXPONENT", "INT4_NIBBLE")
-        ),
-        fault("Page", "page_local", {"per_page": [0.003, 0.03]}),
-    ]
+WRITES = [
+    fault("Random", "random", {"per_bit": [1e-6, 1e-5, 1e-4, 1e-3]}),
+    fault("Burst", "burst", {"per_bit": 1e-6}, burst_len=8),
+    *(
+        fault(policy, "msb_biased", {"per_element": 1e-5}, msb_policy=policy)
+        for policy in ("BYTE_TOPBITS", "FP16_EXPONENT", "INT4_NIBBLE")
+    ),
+    fault("Page", "page_local", {"per_page": [0.003, 0.03]}),
+]
+READS = [
+    fault("Read", "random", {"per_bit": [1e-6, 1e-5, 1e-4]}, site="KV_READ"),
+    fault("Both", "random", {"per_bit": [1e-6, 1e-5]}, site="BOTH"),
+    fault("Burst", "burst", {"per_bit": 1e-6}, site="KV_READ", burst_len=8),
+    fault("Page", "page_local", {"per_page": 0.003}, site="BOTH"),
+    fault("Window", "random", {"per_bit": 1e-5}, site="KV_READ", where={"steps": [0, "3-5"], "cache": ["V"]}),
+    fault("Stuck", "random", {"per_bit": 1e-5}, site=["KV_WRITE", "KV_READ"], op="set1"),
+]
+
+
+def spec(model: str, tokens: int, *, reads: bool) -> dict[str, Any]:
+    """10 cells x 10 prompts x 10 trials, or x 5."""
     return {
         "kvspec": 1,
         "name": "replay",
         "model": {"id": model},
         "prompts": {"inline": PROMPTS},
         "generation": {"max_tokens": tokens},
-        "faults": faults,
-        "trials": 10,
+        "faults": READS if reads else WRITES,
+        "trials": 5 if reads else 10,
         "seed": 7,
         "controls": {"golden_repeats": 1, "null_trials": 1},
     }
@@ -68,11 +79,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", default="bundled:smollm2")
     parser.add_argument("--tokens", type=int, default=8, help="tokens that each trial generates")
+    parser.add_argument("--reads", action="store_true", help="faults of reads, of both sites, and stuck-ats")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     arguments = parser.parse_args()
     folder: Path = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "spec.yaml").write_text(json.dumps(spec(arguments.model, arguments.tokens)), encoding="utf-8")
+    (folder / "spec.yaml").write_text(
+        json.dumps(spec(arguments.model, arguments.tokens, reads=arguments.reads)), encoding="utf-8"
+    )
     with CampaignProgress() as progress:
         ran = run_campaign(compile_plan(load_spec(folder / "spec.yaml")), folder / "run", progress)
     maps = folder / "maps"
@@ -94,6 +108,8 @@ def main() -> None:
         "flips planned": sum(t.planned for t in result.trials),
         "flips landed": sum(t.landed for t in result.trials),
         "flips read back": sum(t.read_back for t in result.trials),
+        "bits changed by reads": sum(t.exposed for t in result.trials),
+        "bits put back": sum(t.restored for t in result.trials),
         "campaign seconds": round(ran.seconds, 1),
         "replay seconds, start-up included": round(time.monotonic() - begun, 1),
     }

@@ -165,11 +165,20 @@ class EventTable:
         layers: int,
         bits: int,
         starts: NDArray[np.uint64],
+        prompt_len: NDArray[np.uint32],
         columns: dict[str, NDArray[Any]],
         op: NDArray[np.uint8],
     ) -> EventTable: ...
     def __len__(self) -> int: ...
     def write_step(
+        self,
+        *,
+        entry: NDArray[np.uint32],
+        row: NDArray[np.uint32],
+        start: NDArray[np.uint32],
+        count: NDArray[np.uint32],
+    ) -> StepFaults: ...
+    def read_step(
         self,
         *,
         entry: NDArray[np.uint32],

@@ -14,6 +14,8 @@ from click.testing import CliRunner
 from kvspec.cli import main
 from kvspec.errors import RecordsError
 from kvspec.maps import FaultMap, explicit, write_map
+from kvspec.maps.columns import DTYPES
+from kvspec.maps.generate import events_of
 from kvspec.replay.case import Case, Recorded, find_maps, load_cases, one_model
 from kvspec.replay.compare import Replay, Replayed, first_divergence
 from tests.maps.made import TRIAL, generative
@@ -107,9 +109,12 @@ def replayed(case: Case, **changes: Any) -> Replayed:
         "planned": 3,
         "landed": 3,
         "read_back": 3,
+        "exposed": 5,
+        "restored": 5,
         "mismatches": 0,
         "written": 9,
         "preemptions": 0,
+        "reruns": 0,
         "nonfinite_at": None,
         "divergence": None,
     }
@@ -121,7 +126,7 @@ def test_verdicts(tmp_path: Path) -> None:
     case = load_cases([tmp_path])[0]
     assert replayed(case).verdict == "identical"
     assert replayed(case, divergence=2).verdict == "differs"
-    for doubt in ({"landed": 2}, {"read_back": 2}, {"mismatches": 1}):
+    for doubt in ({"landed": 2}, {"read_back": 2}, {"mismatches": 1}, {"restored": 4}):
         assert replayed(case, divergence=2, **doubt).verdict == "not proven"
     assert replayed(replace(case, recorded=Recorded(None))).verdict == "no record"
     assert replayed(case).outcome == "sdc"
@@ -145,12 +150,12 @@ def test_another_machine_is_named_fact_by_fact(tmp_path: Path) -> None:
     assert Replay("gpt2", there, (replayed(case),)).differences == []
 
 
-def test_events_carry_the_op_of_every_flip() -> None:
-    pytest.importorskip("torch")
-    from kvspec.replay.bench import events_of
-
-    whole = explicit(fault_map(op="set1"))
-    events = events_of(whole)
-    assert whole.columns is not None
-    assert np.array_equal(events["token"], whole.columns["token"])
-    assert set(events["op"].tolist()) == {2}
+def test_events_carry_the_op_and_the_step_of_every_flip() -> None:
+    writes, reads = explicit(fault_map(op="set1")), explicit(fault_map(site="read"))
+    events = events_of([writes, reads])
+    assert writes.columns is not None
+    assert reads.columns is not None
+    assert np.array_equal(events["token"], np.concatenate([writes.columns["token"], reads.columns["token"]]))
+    assert np.array_equal(events["step"], np.concatenate([np.zeros(len(writes)), reads.columns["step"]]))
+    assert np.array_equal(events["op"], np.repeat([2, 0], [len(writes), len(reads)]))
+    assert {name: column.dtype for name, column in events.items()} == DTYPES

@@ -60,6 +60,7 @@ Verdict
 Floor (trials without faults that equal golden)
   golden repeats  4 of 4 identical, 100.0% [51.0-100.0%]
   null control    2 of 2 identical, 100.0% [34.2-100.0%]
+  injection       60 flips planned, 60 landed
 
 Experiment     Model            Rate  Accuracy  95 % interval   n   Avg Drift  Flips planned/landed  masked/sdc/due  Status
 ---------------------------------------------------------------------------------------------------------------------------

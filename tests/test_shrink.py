@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 pytest.importorskip("torch")
 
+from kvspec.cli import main
 from kvspec.errors import EngineError, RecordsError
 from kvspec.maps import explicit, read_map, write_map
 from kvspec.replay import shrink as module
@@ -53,12 +55,13 @@ class Bench:
             tokens = CHANGED if self.culprits <= rows else OTHER if len(rows) == 3 else GOLDEN
             changes = None
             if events is not None:
-                changes = {n: events[n].astype(np.int64) for n in ("layer", "kv", "head", "token", "elem")}
+                changes = {n: events[n].astype(np.int64) for n in ("step", "layer", "kv", "head", "token", "elem")}
                 changes["before"] = np.full(len(rows), 0x3F80)
                 changes["after"] = 0x3F80 ^ (1 << events["bit"].astype(np.int64))
                 for name in ("before", "after"):
                     changes[f"{name}_value"] = changes[name] << 16
             facts = {"planned": len(rows), "landed": len(rows), "read_back": len(rows), "mismatches": 0}
+            facts |= {"exposed": 0, "restored": 0}
             yield (
                 index,
                 Answer(
@@ -90,8 +93,8 @@ def case(tmp_path: Path) -> Case:
     return found
 
 
-def shrunk(case: Case, until: Any, bench: Bench | None = None) -> Shrunk:
-    return _Shrinking(case, until, bench or Bench(case.maps[0]), Silent()).run()  # type: ignore[arg-type]
+def shrunk(case: Case, until: Any, bench: Bench | None = None, right: Any = None) -> Shrunk:
+    return _Shrinking(case, until, bench or Bench(case.maps[0]), Silent(), right).run()  # type: ignore[arg-type]
 
 
 def without_breaker(case: Case) -> Bench:
@@ -125,10 +128,25 @@ def test_until_same_keeps_what_the_whole_map_answers(case: Case, tmp_path: Path)
     json.dumps(result.to_json(), allow_nan=False)
 
 
-def test_until_due_finds_the_one_that_breaks_it(case: Case) -> None:
+@pytest.mark.parametrize("until", ["due", "nan", "differs"])
+def test_one_flip_that_breaks_it_is_enough(until: str, case: Case) -> None:
     bench = Bench(case.maps[0])
-    result = shrunk(case, "due", bench)
-    assert bench.rows(result.fault_map.columns) == {bench.breaker}
+    assert bench.rows(shrunk(case, until, bench).fault_map.columns) == {bench.breaker}
+
+
+def test_until_wrong_asks_the_grader(case: Case) -> None:
+    bench = without_breaker(case)
+    result = shrunk(case, "wrong", bench, lambda text: text != str(CHANGED))
+    assert bench.rows(result.fault_map.columns) == bench.culprits
+
+
+@pytest.mark.parametrize(("until", "right"), [("wrong", lambda _: False), ("same", None)])
+def test_an_outcome_of_the_fault_free_request_is_refused(until: str, right: Any, case: Case) -> None:
+    bench = without_breaker(case)
+    bench.culprits = {10**9}
+    with pytest.raises(RecordsError) as error:
+        shrunk(case, until, bench, right)
+    assert "without any flip" in error.value.diagnostics[0].message
 
 
 def test_until_sdc_takes_any_finite_answer_that_is_not_golden(case: Case) -> None:
@@ -182,3 +200,31 @@ def test_a_map_without_flips_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordsError) as error:
         module.shrink(case, "sdc", case.model, Silent())
     assert "holds no flips" in error.value.diagnostics[0].message
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--until", "wrong"], "needs --right REGEX, or --against RUN"),
+        (["--until", "wrong", "--right", "("], "--right is no pattern"),
+        (["--right", "Paris"], "--right goes with --until wrong"),
+        (["--until", "better"], "'better' is not one of"),
+    ],
+)
+def test_wrong_usage_is_told_before_the_engine_is_looked_for(options: list[str], said: str, tmp_path: Path) -> None:
+    write_map(fault_map(), tmp_path / "a.parquet")
+    done = CliRunner().invoke(main, ["shrink", str(tmp_path / "a.parquet"), *options])
+    assert done.exit_code == 2
+    assert said in done.output
+    assert "Traceback" not in done.output
+
+
+def test_one_map_is_shrunk_at_a_time(case: Case, tmp_path: Path) -> None:
+    write_map(fault_map(), tmp_path / "b.parquet")
+    done = CliRunner().invoke(main, ["shrink", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "holds several maps" in done.output
+    both = replace(case, maps=case.maps * 2)
+    with pytest.raises(RecordsError) as error:
+        module.shrink(both, "sdc", case.model, Silent())
+    assert "two maps of one trial" in error.value.diagnostics[0].message

@@ -23,7 +23,7 @@ SHAPE = Geometry(4, 3, 16)
 TOKENS = 43
 
 
-def sampled(fault: SamplerParameters, keys: int = 4, **damage: Any) -> list[measure.Trial]:
+def sampled(fault: SamplerParameters, keys: int = 4, **damage: Any) -> list[measure.Draw]:
     """Trials as a sound injector changes them, optionally damaged."""
     sampler = fault.sampler(SHAPE, 16)
     trials = []
@@ -40,8 +40,12 @@ def sampled(fault: SamplerParameters, keys: int = 4, **damage: Any) -> list[meas
             dense <<= 1
         where = np.nonzero(dense)
         changes = dict(zip(("layer", "kv", "head", "token", "elem"), where, strict=True))
-        changes |= {"before": np.full(len(where[0]), 0x3F80), "after": dense[where] ^ 0x3F80}
-        trials.append(measure.Trial(changes, TOKENS))
+        changes |= {
+            "step": np.zeros(len(where[0]), np.int64),
+            "before": np.full(len(where[0]), 0x3F80),
+            "after": dense[where] ^ 0x3F80,
+        }
+        trials.append(measure.Draw(changes, TOKENS))
     return trials
 
 
@@ -82,7 +86,7 @@ def test_repeated_bits_are_seen() -> None:
 )
 def test_every_policy_that_a_format_knows_is_tested(storage: str, known: int | None) -> None:
     assert known is None or len(policies(storage)) == known
-    assert len(standard_faults(storage)) == 6 + len(policies(storage))
+    assert len(standard_faults(storage)) == 8 + len(policies(storage))
 
 
 def certificate(**changes: Any) -> Certificate:

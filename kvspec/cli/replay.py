@@ -103,6 +103,9 @@ def _print(result: Replay) -> None:
     proven = sum(t.proven for t in trials)
     counts = (f"{result.count(v)} {v}" for v in ("identical", "differs", "no record", "not proven") if result.count(v))
     click.echo(f"\n{', '.join(counts)}; {landed} of {planned} flips landed, {proven} of {len(trials)} trials proven")
+    if exposed := sum(t.exposed for t in trials):
+        restored = sum(t.restored for t in trials)
+        click.echo(f"reads changed {exposed} bits, all forwards counted, and put back {restored}")
     if result.count("no record"):
         click.echo("`no record`: the map does not say what the trial answered, so nothing was compared")
     if result.differences:

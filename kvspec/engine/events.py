@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,14 +19,18 @@ from kvspec.engine.session import Finished, Session
 from kvspec.engine.table import TableData
 from kvspec.engine.vllm.readback import ReadBack, together
 from kvspec.models import Geometry
+from kvspec.plan.events import read_events
 from kvspec.spec.model import GenerationSpec
 
 Columns = dict[str, NDArray[Any]]
 """Sites in the columns of a fault map, canonical order, with the column `op`."""
 
 OPS = ("flip", "set0", "set1")
-SITE_COLUMNS = ("request", "layer", "kv", "head", "token", "elem", "bit", "op")
-TYPES = (np.uint32, np.uint16, np.uint8, np.uint16, np.uint32, np.uint16, np.uint8, np.uint8)
+SITE_COLUMNS = ("request", "step", "layer", "kv", "head", "token", "elem", "bit", "op")
+"""`step` is the read event, or `WRITE`."""
+TYPES = (np.uint32, np.uint32, np.uint16, np.uint8, np.uint16, np.uint32, np.uint16, np.uint8, np.uint8)
+WRITE = 0
+"""The step of a write: no read event has it, since an event reads the tokens below its step."""
 EVENTS_AT_ONCE = 1 << 23
 """Listed faults in the engine at a time; more requests wait for the next load."""
 
@@ -75,6 +79,7 @@ class EventData:
             layers=geometry.layers,
             bits=_native.format_bits(self.storage_format),
             starts=self.starts,
+            prompt_len=self.prompt_len,
             columns={name: self.columns[name] for name in SITE_COLUMNS if name != "op"},
             op=self.columns["op"],
         )
@@ -94,8 +99,16 @@ class Request:
     """Golden requests are not; null controls are armed and have no events."""
 
     def planned(self, written: int) -> int:
-        """Faults in positions `0 .. written - 1`."""
-        return int(np.count_nonzero(self.events["token"] < written))
+        """Faults of a request that wrote positions `0 .. written - 1`; those of reads once per read event."""
+        step = self.events["step"]
+        events = read_events(len(self.prompt), written)
+        shown = np.where(step == WRITE, self.events["token"] < written, step < events.stop)
+        return int(np.count_nonzero(shown))
+
+    @property
+    def reads(self) -> bool:
+        """Whether it has faults of reads."""
+        return bool((self.events["step"] != WRITE).any())
 
 
 @dataclass(frozen=True)
@@ -108,15 +121,21 @@ class Answer:
     written: int
     """Token positions that reached the cache."""
     planned: int
-    """Listed faults in these positions."""
+    """Listed faults in these positions and in the read events that they make."""
     landed: int
     """Faults that the injector counted in the cache words."""
     read_back: int
     """Faults that an independent reading of the cache found in place."""
+    exposed: int
+    """Bits that reads changed, in every forward."""
+    restored: int
+    """Bits that were put back after the reads."""
     mismatches: int
-    """Elements of the cache that held anything but what was written and listed."""
+    """Elements of the cache that held anything but what was written and listed, or were left changed by a read."""
     preemptions: int
     nonfinite_at: int | None
+    reruns: int = 0
+    """1 if it was preempted and run again alone."""
     changes: Columns | None = None
     """With `record`: every element that differs from what was written: the columns of
     `readback.CHANGES`."""
@@ -127,7 +146,8 @@ class Answer:
     @property
     def proven(self) -> bool:
         """Whether exactly the listed faults were injected."""
-        return self.planned == self.landed == self.read_back and self.mismatches == 0
+        landed = self.planned == self.landed == self.read_back
+        return landed and self.exposed == self.restored and self.mismatches == 0
 
 
 def run_requests(
@@ -142,8 +162,10 @@ def run_requests(
     """Run requests through a started engine; (index, answer) as they end. Requests are taken as there is room for
     their faults, so an iterator need not hold all of them.
 
-    On a GPU the session must be `eager`. Every cache write is read back and compared, element by element. `record`
-    keeps the changes that were found.
+    On a GPU the session must be `eager`, and no request may list faults of reads. Every cache write is read back and
+    compared, element by element; where reads have faults, so is the whole cache of a request, before and after each
+    attention. A request with faults of reads that was preempted runs again, alone: its tokens came back as one
+    prefill, which no read event describes. `record` keeps the changes that were found.
     `drawn` is loaded in place of the lists of faults, which then only say what is expected; the requests must fit
     into one load.
     `order` rearranges the indices of a load before they are submitted. Raises `EngineError` (KVS406).
@@ -152,11 +174,11 @@ def run_requests(
     for load in _loads(requests):
         data = EventData.of(storage_format, load)
         session.rpc("kvspec_load", data if drawn is None else drawn)
-        session.rpc("kvspec_watch", ReadBack(storage_format, data.starts, data.columns, record=record))
+        watch = ReadBack(storage_format, data.starts, data.columns, data.prompt_len, record=record)
+        session.rpc("kvspec_watch", watch)
         try:
-            for ended in _drive(session, load, order(list(range(len(load))))):
-                for finished, answer in zip(ended, _answers(session, load, ended), strict=True):
-                    yield first + finished.entry, answer
+            for entry, answer in _drive(session, load, order(list(range(len(load))))):
+                yield first + entry, answer
         finally:
             session.rpc("kvspec_watch", None)
         first += len(load)
@@ -176,20 +198,35 @@ def _loads(requests: Iterable[Request]) -> Iterator[list[Request]]:
         yield load
 
 
-def _drive(session: Session, requests: Sequence[Request], order: Sequence[int]) -> Iterator[list[Finished]]:
+def _drive(session: Session, requests: Sequence[Request], order: Sequence[int]) -> Iterator[tuple[int, Answer]]:
     queue = iter(order)
     room = 4 * int(session.settings["max_num_seqs"])
+    preempted: dict[int, int] = {}
+    """Entries that must run again, with the preemptions that do not count against the second run."""
+    waiting: list[int] = []
 
-    def submit(number: int) -> None:
-        for entry in itertools.islice(queue, max(0, number)):
+    def submit(entries: Iterable[int]) -> None:
+        for entry in entries:
             request = requests[entry]
             session.submit(entry, request.prompt, request.generation, request.seed)
 
-    submit(room)
+    submit(itertools.islice(queue, room))
     while session.pending:
-        if ended := session.step():
-            yield ended
-            submit(room - session.pending)
+        ended = session.step()
+        for finished, answer in zip(ended, _answers(session, requests, ended), strict=True) if ended else ():
+            entry = finished.entry
+            if entry in preempted:
+                answer = replace(answer, preemptions=answer.preemptions - preempted[entry], reruns=1)
+            elif answer.preemptions and requests[entry].reads:
+                # The tally will take its second submission for one more preemption.
+                preempted[entry] = answer.preemptions + 1
+                waiting.append(entry)
+                continue
+            yield entry, answer
+        submit(itertools.islice(queue, max(0, room - session.pending)))
+        if waiting and not session.pending:
+            # Alone in the engine a request has the whole cache, so nothing takes its blocks away.
+            submit([waiting.pop()])
 
 
 def _answers(session: Session, requests: Sequence[Request], ended: list[Finished]) -> Iterator[Answer]:
@@ -206,6 +243,8 @@ def _answers(session: Session, requests: Sequence[Request], ended: list[Finished
             planned=requests[finished.entry].planned(written),
             landed=tally["landed"][i],
             read_back=int(seen["landed"][finished.entry]),
+            exposed=tally["exposed"][i],
+            restored=tally["restored"][i],
             mismatches=int(seen["mismatches"][finished.entry]),
             preemptions=tally["preemptions"][i],
             nonfinite_at=at if at >= 0 else None,

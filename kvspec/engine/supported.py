@@ -27,3 +27,15 @@ def refuse_unsupported(spec: Spec, device: str) -> None:
     ]
     if wrong:
         raise EngineError(spec.placed(wrong))
+
+
+def refuse_listed_reads(device: str, name: str) -> None:
+    """A map of reads where they are only drawn, not listed. Raises `EngineError` (KVS401)."""
+    if device != "cpu":
+        raise EngineError.one(
+            "KVS401",
+            f"`{name}` is a map of reads, which are not replayed on {device} yet",
+            path="$.site",
+            expected="write",
+            hint="replay it on the CPU engine, or a map of writes here",
+        )

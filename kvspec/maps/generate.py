@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from kvspec import _native
 from kvspec.errors import RecordsError
-from kvspec.maps.columns import IdHasher, concatenate, names
+from kvspec.maps.columns import DTYPES, IdHasher, concatenate, names
 from kvspec.maps.limits import MAX_DRAWS, MAX_EVENTS, MAX_ROWS
 from kvspec.maps.model import OPS, Columns, FaultMap, Generator, Header
 from kvspec.plan.events import shown_events
@@ -149,3 +149,22 @@ def explicit(fault_map: FaultMap) -> FaultMap:
             path="$.id",
         )
     return FaultMap(replace(header, kind="explicit"), concatenate(found, header.site, header.op))
+
+
+def events_of(maps: Sequence[FaultMap]) -> Columns:
+    """All flips of the maps of a trial, with the columns that a map may lack: `step`, which is 0 for a write, and `op`.
+
+    Raises like `explicit`.
+    """
+    parts = [_with_all_columns(explicit(fault_map)) for fault_map in maps]
+    return {name: np.concatenate([part[name] for part in parts]) for name in DTYPES}
+
+
+def _with_all_columns(whole: FaultMap) -> Columns:
+    assert whole.columns is not None
+    columns = dict(whole.columns)
+    if whole.header.site == "write":
+        columns["step"] = np.zeros(len(whole), DTYPES["step"])
+    if whole.header.op is not None:
+        columns["op"] = np.full(len(whole), OPS.index(whole.header.op), DTYPES["op"])
+    return columns

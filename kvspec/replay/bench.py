@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, Self
 
-import numpy as np
-
 from kvspec.engine.canary import LENGTH as CANARY_LENGTH
 from kvspec.engine.canary import run_canary
-from kvspec.engine.events import SITE_COLUMNS, Answer, Columns, Request, run_requests
+from kvspec.engine.events import Answer, Columns, Request, run_requests
 from kvspec.engine.fingerprint import facts
 from kvspec.engine.prompts import load_tokenizer, materialize
 from kvspec.engine.session import Session, Shape
+from kvspec.engine.supported import device, refuse_listed_reads
 from kvspec.errors import EngineError
-from kvspec.maps import FaultMap, MapGeometry, explicit, require_geometry
-from kvspec.maps.model import OPS
+from kvspec.maps import MapGeometry, require_geometry
 from kvspec.models import describe
 from kvspec.replay.case import Case, refused
 from kvspec.spec.model import EngineSpec, ModelSpec
@@ -36,12 +34,13 @@ class Bench:
     ) -> None:
         """Check all that can be checked, then start vLLM. `requests` is how many will run at most.
 
-        Raises `RecordsError` (KVS512 another geometry, KVS515 another tokenizer), `EngineError` (KVS403, KVS405,
-        KVS406), `PrerequisiteError` (9xx).
+        Raises `RecordsError` (KVS512 another geometry, KVS515 another tokenizer), `EngineError` (KVS401, KVS403,
+        KVS405, KVS406), `PrerequisiteError` (9xx).
         """
         self.cases, self.model = cases, model
         for case in cases:
-            _require_writes(case)
+            if any(m.header.site == "read" for m in case.maps):
+                refuse_listed_reads(device(), case.files[0])
         observer.phase("preparing the model")
         source = materialize(model)
         self.tokenizer = load_tokenizer(model, source)
@@ -94,26 +93,6 @@ class Bench:
 
     def __exit__(self, *_: object) -> None:
         self.session.close()
-
-
-def events_of(fault_map: FaultMap) -> Columns:
-    """The flips of a map as the engine takes them; a generative map is enumerated. Raises like `explicit`."""
-    whole = explicit(fault_map)
-    assert whole.columns is not None
-    columns = dict(whole.columns)
-    if whole.header.op is not None:
-        columns["op"] = np.full(len(whole), OPS.index(whole.header.op), np.uint8)
-    return {name: np.ascontiguousarray(columns[name]) for name in SITE_COLUMNS}
-
-
-def _require_writes(case: Case) -> None:
-    if any(m.header.site != "write" for m in case.maps):
-        raise EngineError.one(
-            "KVS401",
-            f"`{case.files[0]}` is a map of reads, which this engine does not replay yet",
-            path="$.site",
-            expected="write",
-        )
 
 
 def _tokens(tokenizer: Any, case: Case) -> list[int]:

@@ -40,10 +40,15 @@ class Replayed:
     planned: int
     landed: int
     read_back: int
+    exposed: int
+    """Bits that reads changed, in every forward."""
+    restored: int
+    """Bits that were put back after the reads."""
     mismatches: int
     """Elements of the cache that held something else than they must."""
     written: int
     preemptions: int
+    reruns: int
     nonfinite_at: int | None
     divergence: int | None
     """First token that differs from the record; `None` if none does or nothing is recorded."""
@@ -53,7 +58,8 @@ class Replayed:
     @property
     def proven(self) -> bool:
         """Whether exactly the map's flips were applied, by count and by read-back."""
-        return self.planned == self.landed == self.read_back and self.mismatches == 0
+        landed = self.planned == self.landed == self.read_back
+        return landed and self.exposed == self.restored and self.mismatches == 0
 
     @property
     def verdict(self) -> Verdict:
@@ -91,10 +97,13 @@ class Replayed:
                 "planned": self.planned,
                 "landed": self.landed,
                 "read_back": self.read_back,
+                "exposed": self.exposed,
+                "restored": self.restored,
                 "wrong_elements": self.mismatches,
             },
             "tokens_written": self.written,
             "preemptions": self.preemptions,
+            "reruns": self.reruns,
             "token_ids": self.token_ids,
             "text": self.text,
             "finish_reason": self.finish_reason,

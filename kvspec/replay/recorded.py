@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from kvspec.maps.runs import Run
 from kvspec.replay.case import Case, Recorded, refused
@@ -22,6 +23,13 @@ class RecordedRun:
     def texts(self) -> tuple[str, ...]:
         """The prompts of the run."""
         return self._run.plan.spec.prompts.texts
+
+    def grader(self, case: Case) -> dict[str, Any] | None:
+        """The grader of the prompt of a case, as plain data; `None` if the run has none for it."""
+        prompts = self._run.plan.spec.prompts
+        tasks = dict(zip(prompts.texts, prompts.tasks, strict=False))
+        task = tasks.get(case.text)
+        return None if task is None else asdict(task.grader)
 
     def answers(self, cases: Sequence[Case]) -> list[Case]:
         """The cases with what this run recorded of them. Raises KVS515 for a trial that it did not run."""

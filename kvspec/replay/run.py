@@ -10,9 +10,10 @@ from typing import Any, Protocol
 from kvspec.engine.events import Answer, Request
 from kvspec.errors import RecordsError
 from kvspec.maps import FaultMap, write_map
+from kvspec.maps.generate import events_of
 from kvspec.maps.runs import file_name
-from kvspec.replay.bench import Bench, events_of
-from kvspec.replay.case import Case
+from kvspec.replay.bench import Bench
+from kvspec.replay.case import Case, refused
 from kvspec.replay.compare import Replay, Replayed, around, first_divergence
 from kvspec.spec.model import EngineSpec, ModelSpec
 
@@ -40,8 +41,10 @@ def replay(
 ) -> Replay:
     """Run the trials of maps with exactly their flips. `engine` and `order` change how, never what.
 
-    Raises what `Bench` and `explicit` raise.
+    Raises what `Bench` and `explicit` raise, and `RecordsError` (KVS515) for a record of more flips than there are.
     """
+    for case in cases:
+        _require_whole(case)
     golden_of = _golden_requests(cases)
     golden = sorted(set(golden_of))
     total = len(golden) + len(cases)
@@ -51,8 +54,8 @@ def replay(
 
         def requests() -> Iterator[Request]:
             yield from (bench.request(case, None) for case in golden)
-            # One map at a time: enumerated when its turn comes.
-            yield from (bench.request(i, events_of(case.maps[0])) for i, case in enumerate(cases))
+            # One case at a time: its maps are enumerated when its turn comes.
+            yield from (bench.request(i, events_of(case.maps)) for i, case in enumerate(cases))
 
         for index, answer in bench.run(requests(), order=order):
             answers[index] = answer
@@ -63,6 +66,18 @@ def replay(
             for i, case in enumerate(cases)
         ]
         return Replay(model.id, bench.environment, tuple(trials))
+
+
+def _require_whole(case: Case) -> None:
+    """One map of a trial at BOTH cannot give the answer of the whole trial."""
+    landed = (case.header.record or {}).get("flips_landed", 0)
+    if len(case.maps) == 1 and landed > case.flips:
+        site = "reads" if case.header.site == "write" else "writes"
+        raise refused(
+            f"the record of `{case.files[0]}` is of a trial with {landed} flips, the map holds {case.flips}",
+            f"the map of its {site} as well, as for a trial at BOTH",
+            "$.record.flips_landed",
+        )
 
 
 def _golden_requests(cases: Sequence[Case]) -> list[int]:
@@ -91,9 +106,12 @@ def _replayed(case: Case, answer: Answer, golden: list[int], decode: Callable[[S
         planned=answer.planned,
         landed=answer.landed,
         read_back=answer.read_back,
+        exposed=answer.exposed,
+        restored=answer.restored,
         mismatches=answer.mismatches,
         written=answer.written,
         preemptions=answer.preemptions,
+        reruns=answer.reruns,
         nonfinite_at=answer.nonfinite_at,
         divergence=at,
         **sides,

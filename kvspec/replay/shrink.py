@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -12,19 +12,25 @@ import numpy as np
 from kvspec.engine.events import Answer, Columns
 from kvspec.errors import EngineError
 from kvspec.maps import FaultMap, explicit
+from kvspec.maps.generate import events_of
 from kvspec.maps.model import OPS
 from kvspec.maps.trial import subset
-from kvspec.replay.bench import Bench, events_of
+from kvspec.replay.bench import Bench
 from kvspec.replay.case import Case, refused
 from kvspec.replay.ddmin import Rows, ddmin
 from kvspec.spec.model import EngineSpec, ModelSpec
 
-Until = Literal["sdc", "due", "same"]
+Until = Literal["sdc", "due", "nan", "differs", "wrong", "same"]
 UNTIL: dict[Until, str] = {
     "sdc": "the answer is finished, finite, and not the fault-free one",
     "due": "logits are not finite, or the answer does not finish",
+    "nan": "logits are not finite",
+    "differs": "the answer is not the fault-free one, or does not finish as that does",
+    "wrong": "the answer is not right, while the fault-free one is",
     "same": "the answer is the one that the whole map gives, token by token",
 }
+Right = Callable[[str], bool]
+"""Whether the text of an answer is right."""
 FOUND = ("before", "after", "before_value", "after_value")
 AT_ONCE = 64
 """Candidates in one batch."""
@@ -47,6 +53,8 @@ class Observer(Protocol):
 class Flip:
     """One flip of the reduced map, with the value of its element before and after all flips of that element."""
 
+    step: int
+    """Read event, 0 for a write."""
     layer: int
     kv: str
     head: int
@@ -95,23 +103,32 @@ class Shrunk:
 
 
 def shrink(
-    case: Case, until: Until, model: ModelSpec, observer: Observer, *, engine: EngineSpec | None = None
+    case: Case,
+    until: Until,
+    model: ModelSpec,
+    observer: Observer,
+    *,
+    right: Right | None = None,
+    engine: EngineSpec | None = None,
 ) -> Shrunk:
-    """Reduce the map of a case by delta debugging. Ctrl-C ends it with the best so far.
+    """Reduce the map of a case by delta debugging. Ctrl-C ends it with the best so far. `wrong` needs `right`.
 
-    Raises what `Bench` raises, and `RecordsError` (KVS515) if the whole map does not give the outcome.
+    Raises what `Bench` raises, and `RecordsError` (KVS515) if the whole map does not give the outcome, or the request
+    without faults has it too.
     """
+    if len(case.maps) > 1:
+        raise refused(f"{' and '.join(case.files)} are two maps of one trial", "one map: of its writes or of its reads")
     if case.flips == 0:
         raise refused(f"`{case.files[0]}` holds no flips", "a map with flips")
     with Bench([case], model, engine or EngineSpec(), observer, requests=AT_ONCE) as bench:
-        return _Shrinking(case, until, bench, observer).run()
+        return _Shrinking(case, until, bench, observer, right).run()
 
 
 class _Shrinking:
-    def __init__(self, case: Case, until: Until, bench: Bench, observer: Observer) -> None:
-        self._until, self._bench, self._observer = until, bench, observer
+    def __init__(self, case: Case, until: Until, bench: Bench, observer: Observer, right: Right | None) -> None:
+        self._until, self._bench, self._observer, self._right = until, bench, observer, right
         self._map = explicit(case.maps[0])
-        self._events = events_of(self._map)
+        self._events = events_of([self._map])
         self._case = case
         self._answers: dict[bytes, Answer] = {}
         """Of candidates of the round that pass."""
@@ -125,6 +142,11 @@ class _Shrinking:
         if not self._passes(self._whole):
             raise refused(
                 f"with all {size} flips of `{self._case.files[0]}` the outcome is not `{self._until}`",
+                UNTIL[self._until],
+            )
+        if self._passes(self._golden):
+            raise refused(
+                f"the request of `{self._case.files[0]}` has the outcome `{self._until}` without any flip",
                 UNTIL[self._until],
             )
         best, answer, minimal = everything, self._whole, False
@@ -170,8 +192,16 @@ class _Shrinking:
         match self._until:
             case "due":
                 return due
+            case "nan":
+                return answer.nonfinite_at is not None
             case "sdc":
                 return not due and answer.token_ids != self._golden.token_ids
+            case "differs":
+                golden = self._golden
+                return due or (answer.token_ids, answer.finish_reason) != (golden.token_ids, golden.finish_reason)
+            case "wrong":
+                assert self._right is not None
+                return not self._right(answer.text)
             case "same":
                 return answer.token_ids == self._whole.token_ids
 
@@ -184,9 +214,8 @@ class _Shrinking:
             "flips_landed": answer.landed,
             "environment": self._bench.environment,
         }
-        coverage = replace(
-            reduced.header.coverage, tokens=max(answer.written, int(self._events["token"][rows].max()) + 1)
-        )
+        last = max(int(self._events["token"][rows].max()) + 1, int(self._events["step"][rows].max()))
+        coverage = replace(reduced.header.coverage, tokens=max(answer.written, last))
         header = replace(reduced.header, record=record, coverage=coverage)
         return Shrunk(
             fault_map=replace(reduced, header=header),
@@ -203,7 +232,7 @@ class _Shrinking:
 def _flips(events: Columns, answer: Answer) -> tuple[Flip, ...]:
     """The flips with the values that the read-back found. An element that no flip changed is not among the changes."""
     changes = answer.changes or {}
-    names = ("layer", "kv", "head", "token", "elem")
+    names = ("step", "layer", "kv", "head", "token", "elem")
     count = len(changes["before"]) if changes else 0
     places = {tuple(int(changes[n][i]) for n in names): i for i in range(count)}
     flips = []
@@ -212,7 +241,7 @@ def _flips(events: Columns, answer: Answer) -> tuple[Flip, ...]:
         found = {name: None if at is None else int(changes[name][at]) for name in FOUND}
         flips.append(
             Flip(
-                **{n: int(events[n][i]) for n in ("layer", "head", "token", "elem", "bit")},
+                **{n: int(events[n][i]) for n in ("step", "layer", "head", "token", "elem", "bit")},
                 kv="KV"[int(events["kv"][i])],
                 op=OPS[int(events["op"][i])],
                 before=_value(found["before_value"]),

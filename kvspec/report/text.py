@@ -36,6 +36,7 @@ def render_text(scores: Scores, *, width: int | None = None, colour: bool = Fals
     _header(console, scores)
     _verdict(console, scores)
     _floor(console, scores)
+    _injection(console, scores)
     for table in cell_tables(scores.cells, console):
         console.print()
         console.print(table)
@@ -91,6 +92,24 @@ def _floor(console: Console, scores: Scores) -> None:
         ("null control", scores.floor.null_trials),
     ):
         console.print(Text(f"  {name:<16}{_of(part)}"))
+
+
+def _injection(console: Console, scores: Scores) -> None:
+    """What proves that the faults were there, over all cells."""
+    planned, landed, changed, exposed, reruns = (
+        sum(getattr(cell.flips, name) for cell in scores.cells)
+        for name in ("planned", "landed", "changed", "exposed", "reruns")
+    )
+    if not planned:
+        return
+    parts = [f"{planned:,} flips planned, {landed:,} landed"]
+    if changed:
+        parts.append(f"{changed:,} changed a bit")
+    if exposed:
+        parts.append(f"reads changed {exposed:,} bits" + (" and put back each" if scores.sound else ""))
+    if reruns:
+        parts.append(f"{reruns:,} preempted trials ran again alone")
+    console.print(Text(f"  {'injection':<16}{', '.join(parts)}"))
 
 
 def _of(part: Proportion) -> str:

@@ -45,6 +45,12 @@ class Flips:
     landed: int
     trials: int
     """The finished trials."""
+    changed: int = 0
+    """Landed flips that changed a bit; a stuck-at may find it as it leaves it."""
+    exposed: int = 0
+    """Bits that reads changed, in every forward; all were put back, or the trial is invalid."""
+    reruns: int = 0
+    """Trials that were preempted and ran again alone."""
 
 
 @dataclass(frozen=True, slots=True)

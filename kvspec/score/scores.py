@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,7 +117,8 @@ class Totals:
         self._reason = np.zeros((cells, len(REASONS)), np.int64)
         self._crash = np.zeros(cells, np.int64)
         self._exact = np.zeros(cells, np.int64)
-        self._flips = np.zeros((cells, 2), np.int64)
+        self._flips = np.zeros((cells, 5), np.int64)
+        """Planned, landed, changed, exposed; and trials that ran again."""
         self._ended = np.zeros(cells, np.int64)
         self._preempted = np.zeros(cells, np.int64)
         self._drift_sum = np.zeros((cells, len(MEANS)), np.int64)
@@ -159,7 +161,14 @@ class Totals:
         # A trial that crashed stopped somewhere between planning and landing: its flips compare with nothing.
         ended = fault & batch.finished
         self._ended += np.bincount(cell[ended], minlength=len(self._ended))
-        for column, flips in enumerate((batch.planned, batch.landed)):
+        counts_of_flips: tuple[NDArray[Any], ...] = (
+            batch.planned,
+            batch.landed,
+            batch.changed,
+            batch.exposed,
+            batch.reruns,
+        )
+        for column, flips in enumerate(counts_of_flips):
             np.add.at(self._flips[:, column], cell[ended], flips[ended].astype(np.int64))
         self.grid.add(batch, fault & scored, trial)
         self.answers.add(batch, fault & scored, trial)
@@ -231,6 +240,7 @@ class Totals:
         divergence = [values[cells == c] for cells, values in self._divergence]
         values = np.concatenate(divergence) if divergence else np.zeros(0)
         known, kl, top1, unusable = self._logprobs[c].tolist()
+        planned, landed, changed, exposed, reruns = self._flips[c].tolist()
         reasons = dict(zip(REASONS, self._reason[c].tolist(), strict=True))
         return CellScore(
             plan=plan,
@@ -238,7 +248,7 @@ class Totals:
             exact_match=exact,
             drift_means={name: total / finished if finished else None for name, total in sums.items()},
             first_divergence_median=float(np.median(values)) if values.size else None,
-            flips=Flips(expected, int(self._flips[c, 0]), int(self._flips[c, 1]), int(self._ended[c])),
+            flips=Flips(expected, planned, landed, int(self._ended[c]), changed, exposed, reruns),
             outcome=outcome,
             due_reasons={name: reasons[name] for name in REASONS if name},
             status={"ok": n - crash, "crash": crash},

@@ -57,6 +57,12 @@ class TrialScores:
     """Flips that the plan's key gives over the tokens written."""
     landed: NDArray[np.uint64]
     """Flips counted in the cache."""
+    changed: NDArray[np.uint64]
+    """Those that changed a bit."""
+    exposed: NDArray[np.uint64]
+    """Bits that reads changed, in every forward."""
+    reruns: NDArray[np.uint32]
+    """How often the trial ran again."""
     finished: NDArray[np.bool_]
     """The engine ended the request by itself."""
     preempted: NDArray[np.bool_]
@@ -81,7 +87,8 @@ def score_batch(batch: pa.RecordBatch, golden: Golden) -> TrialScores:
     finished = _bools(pc.is_in(batch.column("finish_reason"), pa.array(FINISHED)))
     planned, landed = _numbers(batch, "flips_planned", np.uint64), _numbers(batch, "flips_landed", np.uint64)
     # What a read changed and did not put back stays in the cache, as no planned flip does.
-    restored = _numbers(batch, "flips_exposed", np.uint64) == _numbers(batch, "flips_restored", np.uint64)
+    exposed = _numbers(batch, "flips_exposed", np.uint64)
+    restored = exposed == _numbers(batch, "flips_restored", np.uint64)
     drift = _drift(batch, golden, answer)
     identical = drift["token_drift"] == 0
     outcome, reason, crash = classify(
@@ -110,6 +117,9 @@ def score_batch(batch: pa.RecordBatch, golden: Golden) -> TrialScores:
         drift=drift,
         planned=planned,
         landed=landed,
+        changed=_numbers(batch, "flips_changed", np.uint64),
+        exposed=exposed,
+        reruns=_numbers(batch, "reruns", np.uint32),
         finished=finished,
         preempted=_numbers(batch, "preemptions", np.uint32) > 0,
         kl=kl,

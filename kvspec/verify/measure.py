@@ -1,5 +1,7 @@
 """From what was read back to counts and exact tests. Pure: arrays in, numbers out.
 
+A draw is what a sampler draws at once: the writes of a trial, or one of its read events.
+
 A binomial test needs independent units. They differ by model: bits of `random` per bit, elements per element, rows
 per row; a burst flips several bits of a row, so rows are counted; a page is hit as a whole, so pages are.
 """
@@ -24,12 +26,12 @@ Changes = dict[str, NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One trial as it was read back."""
+class Draw:
+    """One draw as it was read back."""
 
     changes: Changes
-    written: int
-    """Token positions."""
+    tokens: int
+    """Token positions that it covers."""
 
 
 @dataclass(frozen=True)
@@ -48,47 +50,48 @@ class Rate:
         return self.p_value >= ALPHA
 
 
-def flips(trials: Sequence[Trial]) -> int:
+def flips(draws: Sequence[Draw]) -> int:
     """Bits that changed."""
-    return sum(_popcount(_masks(t.changes)) for t in trials)
+    return sum(_popcount(_masks(d.changes)) for d in draws)
 
 
-def stray_bits(trials: Sequence[Trial], mask: int) -> int:
+def stray_bits(draws: Sequence[Draw], mask: int) -> int:
     """Changed bits that the mask does not allow."""
-    return sum(_popcount(_masks(t.changes) & ~mask) for t in trials)
+    return sum(_popcount(_masks(d.changes) & ~mask) for d in draws)
 
 
-def rate(trials: Sequence[Trial], fault: SamplerParameters, geometry: Geometry) -> Rate:
+def rate(draws: Sequence[Draw], fault: SamplerParameters, geometry: Geometry) -> Rate:
     """Compare the number of units that were hit with the binomial distribution that the fault declares."""
     rows = geometry.layers * geometry.planes * geometry.kv_heads
     bits = fault.mask.bit_count()
-    positions = sum(t.written for t in trials)
+    positions = sum(d.tokens for d in draws)
     if fault.page_tokens:
         per_page = geometry.kv_heads * geometry.head_size * bits * fault.page_tokens
-        pages = sum(t.written // fault.page_tokens for t in trials) * geometry.layers * geometry.planes
-        hit = sum(_pages_hit(t, fault.page_tokens) for t in trials)
+        pages = sum(d.tokens // fault.page_tokens for d in draws) * geometry.layers * geometry.planes
+        hit = sum(_pages_hit(d, fault.page_tokens) for d in draws)
         return _rate("pages", pages, fault.page_rate * -np.expm1(per_page * np.log1p(-fault.rate)), hit)
     if fault.burst_len > 1:
         units = {"bit": geometry.head_size * bits, "element": geometry.head_size, "row": 1}[fault.per]
-        return _rate("rows", positions * rows, -np.expm1(units * np.log1p(-fault.rate)), _distinct(trials, ROW))
+        return _rate("rows", positions * rows, -np.expm1(units * np.log1p(-fault.rate)), _distinct(draws, ROW))
     if fault.per == "bit":
-        return _rate("bits", positions * rows * geometry.head_size * bits, fault.rate, flips(trials))
+        return _rate("bits", positions * rows * geometry.head_size * bits, fault.rate, flips(draws))
     if fault.per == "element":
-        return _rate("elements", positions * rows * geometry.head_size, fault.rate, _distinct(trials, ELEMENT))
-    return _rate("rows", positions * rows, fault.rate, _distinct(trials, ROW))
+        return _rate("elements", positions * rows * geometry.head_size, fault.rate, _distinct(draws, ELEMENT))
+    return _rate("rows", positions * rows, fault.rate, _distinct(draws, ROW))
 
 
 ROW = ("layer", "kv", "head", "token")
 ELEMENT = (*ROW, "elem")
+PLACE = ("step", *ELEMENT)
 
 
-def coincidences(trials: Sequence[Trial], along: str, probability: float, sites: int) -> Rate:
-    """Bits that flipped at two neighbouring tokens, or layers. Independent draws coincide in `probability` squared of
-    `sites` pairs; an injector that repeats its bits coincides in all of them."""
-    names = [n for n in ELEMENT if n != along]
+def coincidences(draws: Sequence[Draw], along: str, probability: float, sites: int) -> Rate:
+    """Bits that flipped at two neighbouring tokens, layers, or steps (read events). Independent draws coincide in
+    `probability` squared of `sites` pairs; an injector that repeats its bits coincides in all of them."""
+    names = [n for n in PLACE if n != along]
     found = 0
-    for trial in trials:
-        bits = _bits(trial.changes)
+    for draw in draws:
+        bits = _bits(draw.changes)
         here = {tuple(row) for row in np.stack([bits[along], *(bits[n] for n in names), bits["bit"]], 1).tolist()}
         found += sum((row[0] + 1, *row[1:]) in here for row in here)
     expected = probability**2
@@ -112,16 +115,16 @@ def _bits(changes: Changes) -> Changes:
     """One row per changed bit."""
     masks = _masks(changes)
     row, bit = np.nonzero(masks[:, None] >> np.arange(32) & 1)
-    return {name: changes[name][row] for name in ELEMENT} | {"bit": bit}
+    return {name: changes[name][row] for name in PLACE} | {"bit": bit}
 
 
-def _distinct(trials: Sequence[Trial], names: Sequence[str]) -> int:
-    return sum(len(np.unique(np.stack([t.changes[n] for n in names], 1), axis=0)) for t in trials)
+def _distinct(draws: Sequence[Draw], names: Sequence[str]) -> int:
+    return sum(len(np.unique(np.stack([d.changes[n] for n in names], 1), axis=0)) for d in draws)
 
 
-def _pages_hit(trial: Trial, page_tokens: int) -> int:
+def _pages_hit(draw: Draw, page_tokens: int) -> int:
     """Whole pages with a flip."""
-    page = trial.changes["token"] // page_tokens
-    whole = page < trial.written // page_tokens
-    found = np.stack([trial.changes["layer"][whole], trial.changes["kv"][whole], page[whole]], 1)
+    page = draw.changes["token"] // page_tokens
+    whole = page < draw.tokens // page_tokens
+    found = np.stack([draw.changes["layer"][whole], draw.changes["kv"][whole], page[whole]], 1)
     return len(np.unique(found, axis=0))

@@ -27,13 +27,19 @@ SEQUENCES = 32
 """Requests that run together: few, so that cache blocks change hands."""
 
 
-def self_test(model: ModelSpec, own: Spec | None) -> Plan:
-    """The plan: the standard faults, then those of a user's spec, on that spec's first prompts, all at writes."""
+def self_test(model: ModelSpec, own: Spec | None, *, reads: bool) -> Plan:
+    """The plan: the standard faults, then those of a user's spec, on that spec's first prompts. Without `reads` all of
+    them are injected at writes, where they stay and can be read back: the sampler is the same."""
     texts = PROMPTS if own is None else own.prompts.texts[:2]
-    faults = [*standard_faults(model.storage_format)]
-    for fault in own.faults if own is not None else ():
-        # Reads draw by the same sampler; here their faults are injected where they stay and can be read back.
-        faults.append(replace(fault, name=f"spec: {fault.name}", index=len(faults), site="KV_WRITE"))
+    faults = standard_faults(model.storage_format)
+    if not reads:
+        faults = [replace(f, index=i) for i, f in enumerate(f for f in faults if f.site == "KV_WRITE")]
+    if own is not None:
+        standard = len(faults)
+        faults += [
+            replace(f, name=f"spec: {f.name}", index=standard + f.index, site=f.site if reads else "KV_WRITE")
+            for f in own.faults
+        ]
     return compile_plan(
         Spec(
             name="self-test",
@@ -50,10 +56,16 @@ def self_test(model: ModelSpec, own: Spec | None) -> Plan:
     )
 
 
+WRITES, READS = "random per bit", "reads per bit"
+"""The faults whose flips are looked at for repetition."""
+
+
 def standard_faults(storage_format: str) -> list[Fault]:
     """Every model, unit and policy, everywhere; and one behind a selector."""
     faults = [
-        _fault("random per bit", "random", "per_bit", 2e-3),
+        _fault(WRITES, "random", "per_bit", 2e-3),
+        _fault(READS, "random", "per_bit", 1e-3, site="KV_READ"),
+        _fault("both, page_local", "page_local", "per_page", 0.2, page_tokens=4, page_density=2e-3, site="BOTH"),
         _fault("random per element", "random", "per_element", 1e-2),
         _fault("random per row", "random", "per_row", 0.2),
         _fault("burst of 4", "burst", "per_bit", 5e-4, burst_len=4),
@@ -76,5 +88,5 @@ def policies(storage_format: str) -> list[str]:
     return found
 
 
-def _fault(name: str, model: str, unit: str, rate: float, **more: object) -> Fault:
-    return Fault(name=name, index=0, site="KV_WRITE", model=model, rate=Rate(unit, rate), **more)  # type: ignore[arg-type]
+def _fault(name: str, model: str, unit: str, rate: float, site: str = "KV_WRITE", **more: object) -> Fault:
+    return Fault(name=name, index=0, site=site, model=model, rate=Rate(unit, rate), **more)  # type: ignore[arg-type]

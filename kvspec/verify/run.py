@@ -1,30 +1,33 @@
-"""The self-test on the engine: three batches of requests, every cache write of which is read back."""
+"""The self-test on the engine: three batches of requests; every write and every read of the cache is compared."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from kvspec import _native
-from kvspec.engine.events import SITE_COLUMNS, TYPES, Answer, Columns, Request, no_events, run_requests
+from kvspec.engine.events import SITE_COLUMNS, TYPES, WRITE, Answer, Columns, Request, no_events, run_requests
 from kvspec.engine.fingerprint import facts
 from kvspec.engine.prompts import load_tokenizer, materialize, tokenize
 from kvspec.engine.session import Session, Shape
+from kvspec.engine.supported import device
 from kvspec.engine.table import build_table
-from kvspec.maps import MapGeometry, explicit
+from kvspec.maps import MapGeometry
+from kvspec.maps.generate import events_of
 from kvspec.maps.model import OPS
 from kvspec.maps.trial import maps_of_trial
 from kvspec.models import describe
 from kvspec.plan import Plan, Trial
 from kvspec.plan.dose import sampler_parameters
+from kvspec.plan.events import read_events
 from kvspec.spec.model import Fault, ModelSpec, Selector, Spec
 from kvspec.verify import measure
 from kvspec.verify.certificate import Certificate, Check, FaultRow
-from kvspec.verify.plan import NEW_TOKENS, SEED, SEQUENCES, self_test
+from kvspec.verify.plan import NEW_TOKENS, READS, SEED, SEQUENCES, WRITES, self_test
 
 SHOWN = 6
 """Sites that a finding names."""
@@ -51,7 +54,7 @@ def verify(model: ModelSpec, own: Spec | None, observer: Observer) -> Certificat
     """
     begun = time.monotonic()
     observer.phase("preparing the model")
-    plan = self_test(model, own)
+    plan = self_test(model, own, reads=device() == "cpu")
     source = materialize(model)
     prompts = tokenize(plan.spec, load_tokenizer(model, source))
     info = describe(model)
@@ -118,19 +121,15 @@ class _Suite:
         if trial.kind != "fault":
             return no_events()
         length = len(self._prompts[trial.request])
-        (fault_map,) = maps_of_trial(
-            self._plan, trial, self._geometry, prompt_len=length, written=length + NEW_TOKENS - 1
+        return events_of(
+            maps_of_trial(self._plan, trial, self._geometry, prompt_len=length, written=length + NEW_TOKENS - 1)
         )
-        whole = explicit(fault_map)
-        assert whole.columns is not None
-        op = np.full(len(whole), OPS.index(whole.header.op or "flip"), np.uint8)
-        return {name: op if name == "op" else whole.columns[name] for name in SITE_COLUMNS}
 
     def _fault_row(self, cell: int, trials: Sequence[Trial], answers: Sequence[Answer]) -> FaultRow:
         fault = self._plan.cells[cell].fault
         mine = [a for t, a in zip(trials, answers, strict=True) if t.cell == cell]
         parameters = sampler_parameters(fault, self._format, self._geometry)
-        found = measured(mine)
+        found = self._draws(cell, trials, answers)
         tested = measure.rate(found, parameters, self._geometry) if _everywhere(fault) else None
         stray, proven = measure.stray_bits(found, parameters.mask), all(a.proven for a in mine)
         return FaultRow(
@@ -149,14 +148,34 @@ class _Suite:
             passed=proven and stray == 0 and (tested is None or tested.passed),
         )
 
+    def _draws(self, cell: int, trials: Sequence[Trial], answers: Sequence[Answer]) -> list[measure.Draw]:
+        """What was read back of the trials of a cell: a draw for all writes, one for each read event."""
+        site = self._plan.cells[cell].fault.site
+        found = []
+        for trial, answer in zip(trials, answers, strict=True):
+            if trial.cell != cell:
+                continue
+            changes = _changes(answer)
+            events = read_events(len(self._prompts[trial.request]), answer.written)
+            covers = {} if site == "KV_READ" else {WRITE: answer.written}
+            covers |= {} if site == "KV_WRITE" else {step: step for step in events}
+            for step, tokens in covers.items():
+                here = changes["step"] == step
+                found.append(measure.Draw({name: column[here] for name, column in changes.items()}, tokens))
+        return found
+
     def _as_planned(self, trials: Sequence[Trial], answers: Sequence[Answer]) -> Check:
         wrong = [t.id for t, a in zip(trials, answers, strict=True) if not a.proven]
         planned, landed = sum(a.planned for a in answers), sum(a.landed for a in answers)
-        found = f"{planned} flips planned, {landed} counted, {sum(a.read_back for a in answers)} read back in place"
+        found = f"{planned} flips planned, {landed} counted, {sum(a.read_back for a in answers)} read back in place; "
+        found += f"reads changed {sum(a.exposed for a in answers)} bits and put back {sum(a.restored for a in answers)}"
         if wrong:
             found += f"; {sum(a.mismatches for a in answers)} elements wrong, in {_some(wrong)}"
         return Check(
-            "read-back", "the cache holds exactly what was written and planned", not wrong and planned > 0, found
+            "read-back",
+            "writes and reads see exactly what was written and planned, and no read leaves a trace",
+            not wrong and planned > 0,
+            found,
         )
 
     def _only_eligible(self, rows: Sequence[FaultRow]) -> Check:
@@ -172,17 +191,26 @@ class _Suite:
         return Check("rates", "faults are as frequent as declared", not wrong, found)
 
     def _independent(self, trials: Sequence[Trial], answers: Sequence[Answer]) -> Check:
-        fault = self._plan.cells[0].fault
-        found = measured([a for t, a in zip(trials, answers, strict=True) if t.cell == 0])
+        cells = {cell.name: cell for cell in self._plan.cells}
         shape = self._geometry
-        bits = shape.rows_per_token * shape.head_size * _native.format_bits(self._format)
-        tokens = sum(t.written - 1 for t in found) * shape.layers * bits
-        layers = sum(t.written for t in found) * (shape.layers - 1) * bits
-        rate = fault.rate.value
-        tests = [measure.coincidences(found, "token", rate, tokens), measure.coincidences(found, "layer", rate, layers)]
+        per_layer = shape.rows_per_token * shape.head_size * _native.format_bits(self._format)
+
+        def test(name: str, along: str, draws: Sequence[measure.Draw], pairs: int) -> measure.Rate:
+            return measure.coincidences(draws, along, cells[name].fault.rate.value, pairs * per_layer)
+
+        writes = self._draws(cells[WRITES].index, trials, answers)
+        tokens = sum(d.tokens - 1 for d in writes) * shape.layers
+        layers = sum(d.tokens for d in writes) * (shape.layers - 1)
+        tests = [test(WRITES, "token", writes, tokens), test(WRITES, "layer", writes, layers)]
+        if READS in cells:
+            read = [(t, a) for t, a in zip(trials, answers, strict=True) if t.cell == cells[READS].index]
+            reads = [measure.Draw(_changes(a), a.written) for _, a in read]
+            # An event shares with the next one all tokens that it reads.
+            steps = sum(sum(read_events(len(self._prompts[t.request]), a.written)[:-1]) for t, a in read)
+            tests.append(test(READS, "step", reads, steps * shape.layers))
         words = [f"{t.measured} of {t.exposed} {t.unit} coincide, {t.expected:.1f} expected" for t in tests]
         return Check(
-            "independence", "no token or layer repeats another", all(t.passed for t in tests), "; ".join(words)
+            "independence", "no token, layer or read repeats another", all(t.passed for t in tests), "; ".join(words)
         )
 
     def _controls(self, trials: Sequence[Trial], answers: Sequence[Answer]) -> Check:
@@ -198,27 +226,39 @@ class _Suite:
     # The second batch: one site at a time.
 
     def _sites(self) -> Check:
-        shape, ids = self._geometry, self._prompts[0]
+        shape, prompt = self._geometry, len(self._prompts[0])
         bits, width = _native.format_bits(self._format), shape.head_size
+        reads = READS in {cell.name for cell in self._plan.cells}
         names: list[str] = []
         requests: list[Request] = []
-        for layer, kv, head in np.ndindex(shape.layers, 2, shape.kv_heads):
-            number = len(names) // 2
-            for token in (number % len(ids), len(ids) + number % (NEW_TOKENS - 1)):
-                names.append(f"layer {layer} {'KV'[kv]} head {head} token {token}")
-                requests.append(self._row_of_flips(layer, kv, head, token, range(width), [bits - 1]))
+
+        def add(name: str, step: int, row: tuple[int, int, int], token: int, elems: Iterable[int], bit: int) -> None:
+            names.append(name)
+            # The prefill shows it, or the first token of the answer does.
+            decode = max(token + 1, step) > prompt
+            sites = [(0, step, *row, token, elem, bit, OPS.index("flip")) for elem in elems]
+            requests.append(self._listed(sites, new_tokens=2 if decode else 1))
+
+        for number, (layer, kv, head) in enumerate(np.ndindex(shape.layers, 2, shape.kv_heads)):
+            name, row, token = f"layer {layer} {'KV'[kv]} head {head}", (layer, kv, head), number % prompt
+            add(f"{name} token {token}", WRITE, row, token, range(width), bits - 1)
+            add(f"{name} token {prompt}", WRITE, row, prompt, range(width), bits - 1)
+            if not reads:
+                continue
+            step = prompt + number % 2
+            add(f"{name} read event {step}", step, row, token, range(width), bits - 1)
         for bit in range(bits):
-            names.append(f"bit {bit}")
-            requests.append(self._row_of_flips(0, 1, 0, len(ids) - 1, range(width), [bit]))
+            add(f"bit {bit}", WRITE, (0, 1, 0), prompt - 1, range(width), bit)
         for elem in range(width):
-            names.append(f"element {elem}")
             # Not the sign: that of a zero changes nothing.
-            requests.append(self._row_of_flips(0, 1, 0, len(ids) - 1, [elem], [bits - 2]))
+            add(f"element {elem}", WRITE, (0, 1, 0), prompt - 1, [elem], bits - 2)
         answers = self._run(requests)
+        golden = self._golden[0].logits
         lost = [n for n, a in zip(names, answers, strict=True) if not a.proven]
-        silent = [n for n, a in zip(names, answers, strict=True) if a.logits == self._golden[0].logits]
+        silent = [n for n, a in zip(names, answers, strict=True) if a.logits == golden[: len(a.logits)]]
         found = f"{len(names) - len(silent)} of {len(names)} sites change the logits: {shape.layers} layers x K, V x "
-        found += f"{shape.kv_heads} heads in prompt and decode, {bits} bits, {width} elements"
+        where = "prompt, decode and reads" if reads else "prompt and decode"
+        found += f"{shape.kv_heads} heads in {where}, {bits} bits, {width} elements"
         if lost:
             found += f"; not as listed: {_some(lost)}"
         if silent:
@@ -227,16 +267,11 @@ class _Suite:
             "sites", "every layer, plane, head, element and bit reaches the logits", not lost and not silent, found
         )
 
-    def _row_of_flips(
-        self, layer: int, kv: int, head: int, token: int, elems: Iterable[int], bits: list[int]
-    ) -> Request:
-        sites = [(0, layer, kv, head, token, elem, bit, 0) for elem in elems for bit in bits]
-        return self._listed(sites)
-
-    def _listed(self, sites: Sequence[tuple[int, ...]], prompt: int = 0) -> Request:
+    def _listed(self, sites: Sequence[tuple[int, ...]], new_tokens: int = NEW_TOKENS) -> Request:
         columns = dict(zip(SITE_COLUMNS, zip(*sites, strict=True), strict=True))
         events = {n: np.array(columns[n], dtype) for n, dtype in zip(SITE_COLUMNS, TYPES, strict=True)}
-        return Request(self._prompts[prompt], self._plan.spec.generation, 0, events)
+        generation = replace(self._plan.spec.generation, max_tokens=new_tokens)
+        return Request(self._prompts[0], generation, 0, events)
 
     # The third batch: what must not leak.
 
@@ -247,7 +282,7 @@ class _Suite:
         ids, shape = self._prompts[0], self._geometry
         ones = range(_native.format_bits(self._format) - 1)
         sites = [
-            (0, layer, 1, head, token, elem, bit, OPS.index("set1"))
+            (0, WRITE, layer, 1, head, token, elem, bit, OPS.index("set1"))
             for layer, head, token, elem, bit in np.ndindex(shape.layers, shape.kv_heads, len(ids), 1, len(ones))
         ]
         poisoned = [self._listed(sites)] * (2 * SEQUENCES)
@@ -271,15 +306,14 @@ class _Suite:
         return [found[index] for index in range(len(requests))]
 
 
-def measured(answers: Sequence[Answer]) -> list[measure.Trial]:
-    """Trials as they were read back."""
-    nothing = {name: np.zeros(0, np.int64) for name in (*measure.ELEMENT, "before", "after")}
-    return [measure.Trial(a.changes or nothing, a.written) for a in answers]
+def _changes(answer: Answer) -> measure.Changes:
+    """All that was read back changed."""
+    return answer.changes or {name: np.zeros(0, np.int64) for name in (*measure.PLACE, "before", "after")}
 
 
 def _everywhere(fault: Fault) -> bool:
     """Whether a rate can be tested by counting: a selector hides flips, a stuck-at changes about half of its bits."""
-    return fault.where == Selector() and getattr(fault, "op", "flip") == "flip" and fault.site == "KV_WRITE"
+    return fault.where == Selector() and fault.op == "flip"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -106,7 +106,7 @@ def listed(model: str) -> list[dict[str, Any]]:
         geometry = engine.geometry
         for number in range(5):
             prompt = [3 + number, 5, 7, 11, 13][: 3 + number % 3]
-            tops = (1, geometry.layers, 2, geometry.kv_heads, len(prompt) + 2, geometry.head_size, 16)
+            tops = (1, 1, geometry.layers, 2, geometry.kv_heads, len(prompt) + 2, geometry.head_size, 16)
             sites = np.unique(np.stack([rng.integers(0, top, 60) for top in tops], axis=1), axis=0)
             columns = [*sites.T, rng.integers(0, 3, len(sites))]
             events = {n: c.astype(t) for n, c, t in zip(SITE_COLUMNS, columns, TYPES, strict=True)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,18 @@ BLOCK, BLOCKS = 8, 12
 OFFSETS = np.random.default_rng(0).permutation(2 * BLOCK * 2 * 16).astype(np.int64).reshape(2, BLOCK, 2, 16)
 
 
-def listed(count: int, bits: int, seed: int) -> Columns:
-    """Distinct sites in canonical order, every op among them."""
+PROMPT = 11
+
+
+def listed(count: int, bits: int, seed: int, reads: int = 0) -> Columns:
+    """Distinct sites in canonical order, every op among them; `reads` more in the read events of the prompt and of
+    five tokens, of which not all are made."""
     generator = np.random.default_rng(seed)
-    tops = (1, SHAPE.layers, 2, 2, 20, 16, bits)
-    sites = np.unique(np.stack([generator.integers(0, top, count) for top in tops], 1), axis=0)
+    tops = (1, 1, SHAPE.layers, 2, 2, 20, 16, bits)
+    sites = np.stack([generator.integers(0, top, count + reads) for top in tops], 1)
+    sites[count:, 1] = generator.integers(PROMPT, PROMPT + 6, reads)
+    sites[count:, 5] %= sites[count:, 1]
+    sites = np.unique(sites, axis=0)
     columns = [*sites.T, generator.integers(0, 3, len(sites))]
     return {name: c.astype(dtype) for name, c, dtype in zip(SITE_COLUMNS, columns, TYPES, strict=True)}
 
@@ -59,74 +67,105 @@ class Cache:
         found = self.words[layer][self.at(rows, tokens)].view(np.float32)
         return torch.from_numpy(found).permute(0, 3, 1, 2)
 
+    def read_heads(self, layer: int, heads: slice, rows: Any, tokens: Any) -> torch.Tensor:
+        """What a tensor-parallel rank sees."""
+        return self.read(layer, rows, tokens)[:, :, heads]
+
 
 STEPS = [((0, 1), (0, 0), (5, 11)), ((0, 1), (5, 11), (6, 1)), ((1,), (12,), (1,)), ((0, 1), (11, 13), (1, 1))]
 """(rows, starts, counts): prompts in chunks, then tokens one by one. Row i is entry i + 1."""
 
 
 def run(
-    storage: str, sabotage: Any = None, *, restart: bool = False, ranks: list[ReadBack] | None = None
-) -> tuple[ReadBack, list[Columns], Any]:
-    """The watch of the whole model, what was listed, what the injector counted. `ranks` gets the watches of two
-    tensor-parallel ranks, each with a head of its own and nothing else."""
+    storage: str,
+    sabotage: Any = None,
+    *,
+    reads: int = 0,
+    restart: bool = False,
+    when: str = "written",
+    ranks: list[ReadBack] | None = None,
+) -> tuple[ReadBack, list[Request], Any]:
+    """The watch of the whole model, what was listed, what the injector counted. `sabotage` changes the cache once it is
+    `written`, while it is `exposed` to attention, or `after` that. `ranks` gets the watches of two tensor-parallel
+    ranks, each with a head of its own and nothing else."""
     bits = _native.format_bits(storage)
-    events = [listed(0, bits, 0), listed(400, bits, 1), listed(50, bits, 2)]
-    requests = [Request([1] * 11, GenerationSpec(), 0, columns) for columns in events]
+    events = [listed(0, bits, 0), listed(400, bits, 1, reads), listed(50, bits, 2, reads)]
+    requests = [Request([1] * PROMPT, GenerationSpec(), 0, columns) for columns in events]
     data = EventData.of(storage, requests)
-    table, watch = data.build(SHAPE), ReadBack(storage, data.starts, data.columns, record=True)
+    table, watch = data.build(SHAPE), ReadBack(storage, data.starts, data.columns, data.prompt_len, record=True)
     cache, counted = Cache(storage), np.zeros(3, np.int64)
     if ranks is not None:
         ranks += [watch.of_heads(slice(head, head + 1)) for head in range(2)]
     for rows, starts, counts in [STEPS[0], *STEPS] if restart else STEPS:
         step = Step(*(np.array(c, np.uint32) for c in (rows, [r + 1 for r in rows], starts, counts)))
-        faults = table.write_step(entry=step.entry, row=step.row, start=step.start, count=step.count)
+        columns = {"entry": step.entry, "row": step.row, "start": step.start, "count": step.count}
+        writes, transient = table.write_step(**columns), table.read_step(**columns)
         index = np.repeat(np.arange(len(rows)), counts)
         tokens = np.concatenate([np.arange(s, s + c) for s, c in zip(starts, counts, strict=True)])
         for layer in range(SHAPE.layers):
+            at = cache.at(np.array(rows)[index], tokens)
+            how: dict[str, Any] = {
+                "block_table": cache.blocks,
+                "offsets": OFFSETS,
+                "block_stride": OFFSETS.size,
+                "format": storage,
+                "scales": cache.scales[layer].view(np.uint32) if _native.format_scaled(storage) else None,
+            }
+            words, read = cache.words[layer], partial(cache.read, layer)
+
+            def reached(moment: str, words: Any = words, at: Any = at) -> None:
+                if sabotage is not None and moment == when:
+                    sabotage(words, at)
+
             written = cache.write(layer, np.array(rows)[index], tokens)
-            faults.inject(
-                layer,
-                cache.words[layer],
-                block_table=cache.blocks,
-                offsets=OFFSETS,
-                block_stride=OFFSETS.size,
-                format=storage,
-                scales=cache.scales[layer].view(np.uint32) if _native.format_scaled(storage) else None,
-            )
-            if sabotage is not None:
-                sabotage(cache.words[layer], cache.at(np.array(rows)[index], tokens))
-            watch.check(layer, step, written, lambda r, t, layer=layer: cache.read(layer, r, t))
-            for head, rank in enumerate(ranks or ()):
-                mine = slice(head, head + 1)
+            writes.inject(layer, words, **how)
+            reached("written")
+            watch.check(layer, step, written, read)
+            heads = [(rank, slice(head, head + 1)) for head, rank in enumerate(ranks or ())]
+            for rank, mine in heads:
                 scales = None if written.scales is None else written.scales[..., mine]
                 part = Written(written.key[:, mine], written.value[:, mine], scales, written.slots)
-                rank.check(layer, step, part, lambda r, t, layer=layer, mine=mine: cache.read(layer, r, t)[:, :, mine])
-        np.add.at(counted, step.entry.astype(np.int64), faults.landed.astype(np.int64))
-    return watch, events, counted
+                rank.check(layer, step, part, partial(cache.read_heads, layer, mine))
+            for exposed in (True, False):
+                if exposed:
+                    transient.inject(layer, words, **how)
+                else:
+                    transient.restore(words, format=storage)
+                reached("exposed" if exposed else "after")
+                watch.check_read(layer, step, read, exposed=exposed)
+                for rank, mine in heads:
+                    rank.check_read(layer, step, partial(cache.read_heads, layer, mine), exposed=exposed)
+        for faults in (writes, transient):
+            np.add.at(counted, step.entry.astype(np.int64), faults.landed.astype(np.int64))
+        assert np.array_equal(transient.exposed, transient.restored)
+    return watch, requests, counted
 
 
+@pytest.mark.parametrize("reads", [0, 400])
 @pytest.mark.parametrize("storage", ["bf16", "fp16", "fp8_e4m3", "int8_per_token_head"])
-def test_what_is_listed_is_found(storage: str) -> None:
-    watch, events, counted = run(storage)
+def test_what_is_listed_is_found(storage: str, reads: int) -> None:
+    watch, requests, counted = run(storage, reads=reads)
     written = [0, 12, 14]
-    planned = [int((e["token"] < w).sum()) for e, w in zip(events, written, strict=True)]
-    assert planned[1] > 100
+    planned = [r.planned(w) for r, w in zip(requests, written, strict=True)]
+    assert planned[1] > 100 + reads / 4
     assert watch.landed.tolist() == planned == counted.tolist()
     assert watch.mismatches.tolist() == [0, 0, 0]
     changes = watch.result()["changes"]
     assert set(changes) == {1, 2}
-    names = ("layer", "kv", "head", "token", "elem")
+    names = ("step", "layer", "kv", "head", "token", "elem")
     for entry in (1, 2):
         found = set(zip(*(changes[entry][n].tolist() for n in names), strict=True))
-        assert found <= set(zip(*(events[entry][n].tolist() for n in names), strict=True))
-        values = changes[entry]["before_value"].astype(np.uint32).view(np.float32)
+        assert found <= set(zip(*(requests[entry].events[n].tolist() for n in names), strict=True))
+        assert (len(np.unique(changes[entry]["step"])) > 1) == bool(reads)
+        values = changes[entry]["before_value"][changes[entry]["step"] == 0].astype(np.uint32).view(np.float32)
         assert np.isfinite(values).all()
 
 
+@pytest.mark.parametrize("reads", [0, 400])
 @pytest.mark.parametrize("storage", ["bf16", "int8_per_token_head"])
-def test_what_ranks_find_in_their_heads_adds_up_to_the_whole(storage: str) -> None:
+def test_what_ranks_find_in_their_heads_adds_up_to_the_whole(storage: str, reads: int) -> None:
     ranks: list[ReadBack] = []
-    watch, _, _ = run(storage, ranks=ranks)
+    watch, _, _ = run(storage, reads=reads, ranks=ranks)
     parts, whole = [rank.result() for rank in ranks], watch.result()
     assert all((part["landed"][1:] > 0).all() for part in parts)
     assert [part["changes"][1]["head"].min() for part in parts] == [0, 1]
@@ -152,13 +191,39 @@ def test_a_stray_bit_is_found_by_the_rank_that_holds_its_head() -> None:
     assert sorted(held) == [0, SHAPE.layers * len(STEPS)]
 
 
+@pytest.mark.parametrize("when", ["written", "exposed", "after"])
 @pytest.mark.parametrize("storage", ["bf16", "int8_per_token_head"])
-def test_one_stray_bit_is_found(storage: str) -> None:
+def test_one_stray_bit_is_found(storage: str, when: str) -> None:
     def flip_one(words: Any, at: Any) -> None:
         words[at[1, 0, 3, -1]] ^= 1 << 30
 
-    watch, _, _ = run(storage, flip_one)
-    assert watch.mismatches.sum() == SHAPE.layers * len(STEPS)
+    watch, _, _ = run(storage, flip_one, reads=400, when=when)
+    # What attention was shown and was not taken back is wrong before it and after it.
+    expected = SHAPE.layers * len(STEPS) * (2 if when == "exposed" else 1)
+    if storage == "bf16":
+        assert watch.mismatches.sum() == expected
+    else:
+        assert watch.mismatches.sum() > expected  # no value of the format: found again by every later read
+
+
+def test_reads_that_were_not_put_back_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound, _, _ = run("bf16", reads=400)
+    assert sound.mismatches.sum() == 0
+
+    class Forgetful(ReadBack):
+        def check_read(self, layer: int, step: Step, read: Any, *, exposed: bool) -> None:
+            # as if the injector had left the flips: what was exposed is read again
+            self.kept = read(*self._at(step)) if exposed else self.kept
+            super().check_read(layer, step, (lambda *_: self.kept), exposed=exposed)
+
+        def _at(self, step: Step) -> tuple[Any, Any]:
+            seen = self._seen(step)
+            return seen.row, seen.token
+
+    monkeypatch.setitem(globals(), "ReadBack", Forgetful)
+    watch, _, _ = run("bf16", reads=400)
+    assert watch.mismatches.sum() > 100
+    assert watch.landed.tolist() == sound.landed.tolist()
 
 
 def test_a_value_that_the_format_cannot_hold_is_found() -> None:

@@ -34,7 +34,18 @@ FAULTS = [
         "rate": {"per_element": 1e-2},
         "where": {"layers": [1], "cache": ["V"]},
     },
+    {"name": "Read", "model": "random", "site": ["KV_READ", "BOTH"], "rate": {"per_bit": 1e-4}, "bits": "mantissa"},
+    {
+        "name": "StuckRead",
+        "model": "burst",
+        "burst_len": 3,
+        "op": "set1",
+        "site": "KV_READ",
+        "rate": {"per_bit": 1e-3},
+        "where": {"steps": [0, "5-9"]},
+    },
 ]
+TRIALS = 2 * 2 * 8
 
 
 class Silent:
@@ -121,15 +132,46 @@ def test_a_map_gives_the_same_flips_and_answers_however_the_engine_runs(
     maps: Path, engine: EngineSpec, order: Callable[[list[int]], list[int]]
 ) -> None:
     result = again(maps, engine, order)
-    assert len(result.trials) == 20
+    assert len(result.trials) == TRIALS
+    assert sum(len(t.case.maps) for t in result.trials) == TRIALS + 4
     for trial in result.trials:
         assert trial.verdict == "identical", trial.to_json()
         assert trial.planned == trial.landed == trial.read_back == trial.case.flips
         assert trial.golden_identical
+        assert trial.exposed == trial.restored
+        assert (trial.exposed > 0) == any(m.header.site == "read" for m in trial.case.maps)
     assert sum(t.planned for t in result.trials) > 10_000
+    assert sum(t.token_ids != t.golden for t in result.trials if t.exposed) > 3
     assert result.differences == []
     if engine.kv_cache_gib is not None:
         assert sum(t.preemptions for t in result.trials) > 0
+        assert sum(t.reruns for t in result.trials) > 0
+
+
+def test_reads_from_a_run_to_a_replay_by_the_commands(maps: Path, tmp_path: Path) -> None:
+    chosen = [word for cell in (5, 6, 7) for word in ("--trial", f"c{cell}/p0/t0")]
+    done = kvspec("map", "export", maps.parent / "run", *chosen, "--out", tmp_path / "m", "--explicit")
+    assert done.exit_code == 0, done.output
+    names = ["c5-p0-t0.read", "c6-p0-t0.read", "c6-p0-t0.write", "c7-p0-t0.read"]
+    assert sorted(path.stem for path in (tmp_path / "m").iterdir()) == names
+    done = kvspec("map", "verify", *(tmp_path / "m").iterdir())
+    assert done.exit_code == 0, done.output
+    done = kvspec("replay", tmp_path / "m", "--quiet")
+    assert done.exit_code == 0, done.output
+    assert "3 identical" in done.stdout
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("reads changed")]
+    changed, restored = (int(word) for word in line.replace(",", "").split() if word.isdigit())
+    assert changed == restored > 0
+
+
+def test_one_half_of_a_trial_at_both_is_refused(maps: Path, tmp_path: Path) -> None:
+    writes = sorted(maps.glob("*.write.parquet"))
+    half = next(p for p in writes if p.with_name(p.name.replace("write", "read")).exists())
+    (tmp_path / half.name).write_bytes(half.read_bytes())
+    with pytest.raises(RecordsError) as error:
+        again(tmp_path)
+    assert error.value.diagnostics[0].code == "KVS515"
+    assert "the map of its reads as well" in (error.value.diagnostics[0].expected or "")
 
 
 @pytest.mark.parametrize("storage", ["fp8_e4m3", "int4_per_token_head"])
@@ -137,11 +179,11 @@ def test_other_storage_formats_replay(
     storage: str, gpt2: Path, run: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    faults = [{"name": "F", "model": "random", "site": "KV_WRITE", "rate": {"per_bit": 1e-3}}]
+    faults = [{"name": "F", "model": "random", "site": ["KV_WRITE", "KV_READ"], "rate": {"per_bit": 1e-3}}]
     model = {"id": str(gpt2), "kv_cache_dtype": storage}
     run(spec(gpt2, model=model, faults=faults, generation={"max_tokens": 6}), out=out)
     result = again(export(out, tmp_path / "maps"))
-    assert [t.verdict for t in result.trials] == ["identical"] * 4
+    assert [t.verdict for t in result.trials] == ["identical"] * 8
     assert all(t.planned == t.read_back > 0 for t in result.trials)
 
 
@@ -228,10 +270,8 @@ def one_stray_element(columns: dict[str, Any]) -> None:
     columns["elem"] = columns["elem"] ^ (np.arange(len(columns["elem"])) == 3)
 
 
-@pytest.mark.parametrize("sabotage", [layer_off_by_one, dropped, another_bit, one_stray_element])
-def test_the_read_back_notices_a_broken_injector(
-    sabotage: Callable[[dict[str, Any]], None], maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def listed_otherwise(sabotage: Callable[[dict[str, Any]], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The injector gets other columns than the read-back."""
     from kvspec.engine.events import EventData
 
     original = EventData.build
@@ -243,8 +283,55 @@ def test_the_read_back_notices_a_broken_injector(
         return original(replace(self, columns=columns), geometry)
 
     monkeypatch.setattr(EventData, "build", build)
+
+
+@pytest.mark.parametrize("sabotage", [layer_off_by_one, dropped, another_bit, one_stray_element])
+def test_the_read_back_notices_a_broken_injector(
+    sabotage: Callable[[dict[str, Any]], None], maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed_otherwise(sabotage, monkeypatch)
     path: Sequence[Path] = [p for p in sorted(maps.iterdir()) if 50 < len(read_map(p)) < 500]
     write_map(read_map(path[0]), tmp_path / "a.parquet")
+    trial = again(tmp_path).trials[0]
+    assert trial.verdict == "not proven"
+    assert trial.mismatches > 0
+
+
+def another_event(columns: dict[str, Any]) -> None:
+    columns["step"] = columns["step"] + 1
+
+
+def one_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of the flips of a read stays in the cache of one layer, once the start-up canary has passed."""
+    from kvspec.engine.events import EventData
+    from kvspec.engine.vllm.cpu import CpuInjector
+
+    original = CpuInjector._check_read
+    shown: dict[int, Any] = {}
+
+    def check(self: Any, layer: int, *, exposed: bool) -> None:
+        words = self.cache.words[layer]
+        if exposed:
+            shown[layer] = words.copy()
+        elif layer == 2 and isinstance(self._data, EventData):
+            first = np.flatnonzero(words != shown[layer])[:1]
+            words[first] = shown[layer][first]
+        original(self, layer, exposed=exposed)
+
+    monkeypatch.setattr(CpuInjector, "_check_read", check)
+
+
+@pytest.mark.parametrize("sabotage", [layer_off_by_one, another_event, another_bit, one_trace])
+def test_the_read_back_notices_broken_reads(
+    sabotage: Callable[[Any], None], maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if sabotage is one_trace:
+        one_trace(monkeypatch)
+    else:
+        listed_otherwise(sabotage, monkeypatch)
+    path = next(p for p in sorted(maps.iterdir()) if ".read" in p.name)
+    fault_map = read_map(path)
+    write_map(replace(fault_map, header=replace(fault_map.header, record=None)), tmp_path / "a.parquet")
     trial = again(tmp_path).trials[0]
     assert trial.verdict == "not proven"
     assert trial.mismatches > 0

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from jsonschema import Draft7Validator
@@ -25,7 +26,8 @@ def kvspec(*args: object) -> Result:
 @pytest.fixture
 def spec(gpt2: Path, tmp_path: Path) -> Path:
     path = tmp_path / "spec.yaml"
-    fault = {"name": "Mine", "model": "random", "site": "KV_WRITE", "rate": {"per_bit": 3e-3}, "bits": "mantissa"}
+    rate = {"per_bit": 3e-3}
+    fault = {"name": "Mine", "model": "random", "site": ["KV_WRITE", "KV_READ"], "rate": rate, "bits": "mantissa"}
     data = {"kvspec": 1, "name": "own", "model": {"id": str(gpt2)}, "prompts": {"inline": ["Who was the first"]}}
     path.write_text(json.dumps({**data, "faults": [fault], "trials": 1}), encoding="utf-8")
     return path
@@ -49,9 +51,11 @@ def test_a_sound_injector_passes(spec: Path, tmp_path: Path) -> None:
     assert failed(certificate) == set()
     Draft7Validator(json.loads(_native.schema("certificate"))).validate(certificate)
     rows = {row["fault"]: row for row in certificate["faults"]}
-    assert set(rows) >= {"random per bit", "burst of 4", "page_local", "msb FP16_EXPONENT", "spec: Mine"}
+    assert set(rows) >= {"random per bit", "burst of 4", "page_local", "msb FP16_EXPONENT", "reads per bit"}
     assert all(row["flips_planned"] == row["flips_measured"] > 0 for row in rows.values())
-    assert rows["spec: Mine"]["mask"] == "7f"
+    own = [row for name, row in rows.items() if name.startswith("spec: Mine")]
+    assert [row["mask"] for row in own] == ["7f", "7f"]
+    assert own[1]["exposed"] > 5 * own[0]["exposed"]  # every read event is exposed anew
 
 
 def wrong_mask(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,18 +88,24 @@ class Dropping(Wrapped):
         return 0 if layer == 1 else int(self._faults.layer_len(layer))
 
 
-def through(kind: type[Wrapped]) -> Sabotage:
-    """Both tables give wrapped faults."""
+class Shifted(Wrapped):
+    def layer_len(self, layer: int) -> int:
+        return int(self._faults.layer_len((layer + 1) % 4))
+
+    def inject(self, layer: int, *args: Any, **kwargs: Any) -> None:
+        self._faults.inject((layer + 1) % 4, *args, **kwargs)
+
+
+def through(kind: type[Wrapped], step: str = "write_step") -> Sabotage:
+    """Both tables give wrapped faults of writes, or of reads."""
 
     class Table:
         def __init__(self, table: Any) -> None:
             self._table = table
 
-        def write_step(self, **rows: Any) -> Any:
-            return kind(self._table.write_step(**rows))
-
         def __getattr__(self, name: str) -> Any:
-            return getattr(self._table, name)
+            method = getattr(self._table, name)
+            return (lambda **rows: kind(method(**rows))) if name == step else method
 
     def sabotage(monkeypatch: pytest.MonkeyPatch) -> None:
         from kvspec.engine.events import EventData
@@ -108,11 +118,110 @@ def through(kind: type[Wrapped]) -> Sabotage:
     return sabotage
 
 
+def repeating(along: str) -> Sabotage:
+    """The flips of token 0 at every token, or of the first read event at every event, in the injector and in the plan
+    too: only independence can tell."""
+
+    def sabotage(monkeypatch: pytest.MonkeyPatch) -> None:
+        from kvspec.engine.events import WRITE, EventData, Request
+        from kvspec.engine.table import TableData
+        from kvspec.verify import run
+
+        original = run._Suite._expected
+        planned: list[Request] = []
+
+        def repeated(self: Any, trial: Any) -> Any:
+            events = original(self, trial)
+            prompt = self._prompts[trial.request]
+            last = len(prompt) + run.NEW_TOKENS - 1
+            if along == "token":
+                first, others = (events["step"] == WRITE) & (events["token"] == 0), events["step"] != WRITE
+                values = np.arange(last, dtype=np.uint32)
+            else:
+                first, others = events["step"] == len(prompt), events["step"] == WRITE
+                values = np.arange(len(prompt), last + 1, dtype=np.uint32)
+            columns = {n: np.concatenate([c[others], np.tile(c[first], len(values))]) for n, c in events.items()}
+            columns[along] = np.concatenate([events[along][others], np.repeat(values, int(first.sum()))])
+            planned.append(Request(prompt, self._plan.spec.generation, 0, columns))
+            return columns
+
+        def build(self: TableData, geometry: Any) -> Any:
+            return EventData.of(self.storage_format, planned).build(geometry)
+
+        monkeypatch.setattr(run._Suite, "_expected", repeated)
+        monkeypatch.setattr(TableData, "build", build)
+
+    return sabotage
+
+
+def leaking_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kvspec.engine.vllm.taint import Taint
+
+    monkeypatch.setattr(Taint, "hand_out", lambda *_: 0)
+
+
+def a_deaf_site(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Faults in V of the last layer are undone right after they were counted and read back: nobody reads them."""
+    from kvspec.engine.vllm.cpu import CpuInjector
+
+    original = CpuInjector._after_write
+
+    def write(self: Any, layer: int, *rest: Any) -> None:
+        saved = self.cache.words[layer].copy() if layer == 3 and self._cache is not None else None
+        original(self, layer, *rest)
+        if saved is not None:
+            self.cache.words[layer][:] = saved
+
+    monkeypatch.setattr(CpuInjector, "_after_write", write)
+
+
+def deaf_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Faults of reads are taken back right after they were counted and read back, before attention."""
+    from kvspec.engine.vllm.cpu import CpuInjector
+
+    original = CpuInjector._before_read
+
+    def read(self: Any, layer: int) -> None:
+        original(self, layer)
+        if layer == 3 and self._reads is not None:
+            self._reads.restore(self.cache.words[layer], format=self._format)
+
+    monkeypatch.setattr(CpuInjector, "_before_read", read)
+
+
+def a_trace_of_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of the flips of a read is not taken back, and the counts do not tell."""
+    from kvspec.engine.vllm.cpu import CpuInjector
+
+    original = CpuInjector._check_read
+    shown: dict[int, Any] = {}
+
+    def check(self: Any, layer: int, *, exposed: bool) -> None:
+        words = self.cache.words[layer]
+        if exposed:
+            shown[layer] = words.copy()
+        elif layer == 2:
+            first = np.flatnonzero(words != shown[layer])[:1]
+            words[first] = shown[layer][first]
+        original(self, layer, exposed=exposed)
+
+    monkeypatch.setattr(CpuInjector, "_check_read", check)
+
+
 @pytest.mark.parametrize(
     ("sabotage", "noticed"),
     [
         pytest.param(wrong_mask, {"read-back", "masks"}, id="wrong mask"),
         pytest.param(through(Dropping), {"read-back", "rates", "sites"}, id="dropped flips"),
+        pytest.param(through(Shifted), {"read-back", "sites"}, id="layer off by one"),
+        pytest.param(repeating("token"), {"independence"}, id="same bits for every token"),
+        pytest.param(repeating("step"), {"independence"}, id="same bits at every read"),
+        pytest.param(through(Dropping, "read_step"), {"read-back", "rates", "sites"}, id="dropped reads"),
+        pytest.param(through(Shifted, "read_step"), {"read-back", "sites"}, id="reads of another layer"),
+        pytest.param(a_trace_of_reads, {"read-back"}, id="a trace of reads"),
+        pytest.param(deaf_reads, {"sites"}, id="reads that attention does not see"),
+        pytest.param(leaking_blocks, {"isolation"}, id="leaking blocks"),
+        pytest.param(a_deaf_site, {"sites"}, id="a site nobody reads"),
     ],
 )
 def test_a_broken_injector_fails(

@@ -138,8 +138,7 @@ class CpuInjector:
             "count": self._armed.count,
         }
         self._writes = self._table.write_step(**rows)
-        # Listed faults are those of writes.
-        self._reads = self._table.read_step(**rows) if isinstance(self._table, _native.TrialTable) else None
+        self._reads = self._table.read_step(**rows)
         if len(self._writes) or self._reads or self.canary is not None:
             self._blocks = self.runner.block_table(len(order))
 

@@ -1,8 +1,9 @@
-"""Independent read-back: every position that a step writes, compared with the projections and the listed faults.
+"""Independent read-back: every position that a step writes, compared with the projections and the listed faults; and
+around each attention what it reads, compared with what was there.
 
 The other side of the proof of injection. It shares the probed layout with the injector and nothing else: faults are
 looked up by numpy in the columns of the map, the cache is read by plain tensor indexing, and each element of each
-written position is compared, so a stray bit is seen as well as a missing one.
+position is compared, so a stray bit is seen as well as a missing one.
 """
 
 from __future__ import annotations
@@ -20,8 +21,22 @@ from kvspec.engine.vllm.canary import Read
 from kvspec.engine.vllm.step import Step
 from kvspec.engine.vllm.storage import Written
 
-CHANGES = ("layer", "kv", "head", "token", "elem", "before", "after", "before_value", "after_value")
-"""Codes of the storage format, and the float32 values that they stand for, as their bits."""
+CHANGES = ("step", "layer", "kv", "head", "token", "elem", "before", "after", "before_value", "after_value")
+"""Read event, or 0 for a write; codes of the storage format, and the float32 values that they stand for, as their
+bits."""
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Positions of requests whose elements `[2, n, H, D]` are compared; all fields have `n` values."""
+
+    row: NDArray[Any]
+    entry: NDArray[np.int64]
+    token: NDArray[Any]
+    step: NDArray[np.int64]
+    """Read event, 0 for a write."""
+    new: NDArray[np.bool_]
+    """Whether no earlier forward of the event showed this position: what is found there counts."""
 
 
 @dataclass
@@ -31,14 +46,20 @@ class ReadBack:
     storage_format: str
     starts: NDArray[np.uint64]
     columns: dict[str, NDArray[Any]]
+    prompt_len: NDArray[np.uint32]
+    """Tokens, by entry."""
     first_head: int = 0
     """Global index of the first KV head that is watched."""
     record: bool = False
     """Keep every element that was found changed, with its code before and after, and a hash of all logits."""
     checked: int = 0
     """Elements compared so far."""
-    _layers: dict[int, tuple[NDArray[np.uint64], NDArray[np.intp]]] = field(default_factory=dict)
-    """Of each layer: (entry << 32 | token) of its events ascending, and their rows."""
+    _listed: dict[int, tuple[NDArray[Any], NDArray[np.intp]]] = field(default_factory=dict)
+    """Of each layer: the places of its events ascending, and their rows."""
+    _before: dict[int, tuple[torch.Tensor, NDArray[np.float32] | None]] = field(default_factory=dict)
+    """By layer, from its write to the end of its attention, if reads have faults: what lies there, and its scales."""
+    _scales: dict[tuple[int, int], NDArray[np.float32]] = field(default_factory=dict)
+    """Of scaled formats, by layer and entry: `[2, tokens so far, H]`."""
     _changes: list[NDArray[np.int64]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -47,13 +68,15 @@ class ReadBack:
         self.mismatches = np.zeros(entries, dtype=np.int64)
         self._logits: dict[int, list[bytes]] = {}
         self._lives = np.zeros(entries, dtype=np.int64)
-        entry = np.repeat(np.arange(entries, dtype=np.uint64), np.diff(self.starts.astype(np.int64)))
-        place = entry << np.uint64(32) | self.columns["token"].astype(np.uint64)
-        order = np.lexsort((place, self.columns["layer"]))
+        self._reads = bool((self.columns["step"] != 0).any())
+        entry = np.repeat(np.arange(entries), np.diff(self.starts.astype(np.int64)))
+        self._events = np.unique(_pair(entry, self.columns["step"]))
+        places = self._places(entry, self.columns["step"], self.columns["token"])
+        order = np.lexsort((places, self.columns["layer"]))
         layers = self.columns["layer"][order]
         for layer in np.unique(layers).tolist():
             rows = order[slice(*np.searchsorted(layers, [layer, layer + 1]))]
-            self._layers[layer] = place[rows], rows
+            self._listed[layer] = places[rows], rows
 
     def of_heads(self, heads: slice) -> ReadBack:
         """The same for a tensor-parallel rank that holds these KV heads."""
@@ -61,50 +84,82 @@ class ReadBack:
         before = np.concatenate([[0], np.cumsum(here)])
         columns = {name: column[here] for name, column in self.columns.items()}
         starts = before[self.starts.astype(np.int64)].astype(np.uint64)
-        return ReadBack(self.storage_format, starts, columns, first_head=heads.start, record=self.record)
+        return ReadBack(
+            self.storage_format, starts, columns, self.prompt_len, first_head=heads.start, record=self.record
+        )
 
     def check(self, layer: int, step: Step, written: Written, read: Read) -> None:
         """Compare the cache of one layer with what has just been written, before its faults."""
-        count = step.count.astype(np.int64)
-        index = np.repeat(np.arange(len(count)), count)
-        position = np.arange(len(index)) - np.repeat(np.cumsum(count) - count, count) + step.start[index]
+        index, token = _tokens(step.start, step.count)
         entry = step.entry[index].astype(np.int64)
         if layer == 0:
             self._restart(step.entry[step.start == 0])
         rows = slice(len(index))
         scales = None if written.scales is None else written.scales[:, rows]
+        at = Positions(step.row[index], entry, token, np.zeros_like(entry), np.ones(len(entry), bool))
         clean = torch.stack([written.key[rows], written.value[rows]])
-        stored = read(step.row[index], position)
+        self._compare(layer, at, clean, read(at.row, at.token), scales)
+        if self._reads:
+            seen = self._seen(step)
+            self._before[layer] = read(seen.row, seen.token), self._all_scales(layer, step, scales)
+
+    def check_read(self, layer: int, step: Step, read: Read, *, exposed: bool) -> None:
+        """Compare what the attention of one layer reads with what lay there before its faults; and afterwards, bit for
+        bit, with the same."""
+        if layer not in self._before:
+            return
+        values, scales = self._before[layer]
+        at = self._seen(step)
+        found = read(at.row, at.token)
+        if exposed:
+            self._compare(layer, at, values, found, scales)
+            return
+        del self._before[layer]
+        wrong = (found.view(torch.int32) != values.view(torch.int32)).numpy()
+        self.checked += wrong.size
+        np.add.at(self.mismatches, at.entry, wrong.sum(axis=(0, 2, 3)))
+
+    def _seen(self, step: Step) -> Positions:
+        """The whole cache of every request of a step, with the read event that each makes."""
+        seen = step.start.astype(np.int64) + step.count
+        prompt = self.prompt_len[step.entry].astype(np.int64)
+        prefill = seen <= prompt
+        # A forward with queries of several events makes none: only the recompute of a preempted request.
+        event = np.where(prefill | (step.count == 1), np.maximum(seen, prompt), -1)
+        index, token = _tokens(np.zeros_like(seen), seen)
+        new = token >= np.where(prefill, step.start, 0)[index]
+        return Positions(step.row[index], step.entry[index].astype(np.int64), token, event[index], new)
+
+    def _all_scales(self, layer: int, step: Step, scales: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+        """The scales of all positions of the requests of a step, once those of this step are known."""
+        if scales is None:
+            return None
+        parts = np.split(scales, np.cumsum(step.count)[:-1], axis=1)
+        for entry, start, part in zip(step.entry.tolist(), step.start.tolist(), parts, strict=True):
+            old = self._scales.get((layer, entry), part)[:, :start]
+            self._scales[layer, entry] = np.concatenate([old, part], axis=1)
+        return np.concatenate([self._scales[layer, entry] for entry in step.entry.tolist()], axis=1)
+
+    def _compare(
+        self, layer: int, at: Positions, clean: torch.Tensor, stored: torch.Tensor, scales: NDArray[np.float32] | None
+    ) -> None:
+        """Hold what is stored against what was there before, `[2, n, H, D]` both, and what is listed."""
         before, _ = self._codes(clean, scales)
         after, lost = self._codes(stored, scales)
         expected = before.copy()
-        self._apply(layer, entry, position, before, after, expected)
+        self._apply(layer, at, before, after, expected)
         self.checked += after.size
         wrong = (after != expected) | lost
         if wrong.any():
-            np.add.at(self.mismatches, entry, wrong.sum(axis=(0, 2, 3)))
+            np.add.at(self.mismatches, at.entry, wrong.sum(axis=(0, 2, 3)))
         if self.record:
-            kv, n, head, elem = np.nonzero(before != after)
-            at = kv, n, head, elem
-            layers = np.full(len(n), layer)
-            life = self._lives[entry[n]]
-            values = [_bits(x.cpu()[at]) for x in (clean, stored)]
-            found = [
-                entry[n],
-                life,
-                layers,
-                kv,
-                head + self.first_head,
-                position[n],
-                elem,
-                before[at],
-                after[at],
-                *values,
-            ]
+            kv, n, head, elem = np.nonzero((before != after) & at.new[:, None, None])
+            where = kv, n, head, elem
+            layers, entry = np.full(len(n), layer), at.entry[n]
+            values = [_bits(x.cpu()[where]) for x in (clean, stored)]
+            place = [at.step[n], layers, kv, head + self.first_head, at.token[n], elem]
+            found = [entry, self._lives[entry], *place, before[where], after[where], *values]
             self._changes.append(np.stack([np.asarray(c, dtype=np.int64) for c in found]))
-
-    def check_read(self, layer: int, step: Step, read: Read, *, exposed: bool) -> None:
-        """Listed faults are those of writes: reads have none to look for."""
 
     def logits(self, step: Step, logits: torch.Tensor) -> None:
         """Hash the logits that each entry sees in a step."""
@@ -113,21 +168,20 @@ class ReadBack:
                 values = logits[row].detach().contiguous().view(torch.uint8).cpu().numpy()
                 self._logits.setdefault(entry, []).append(hashlib.blake2b(values, digest_size=8).digest())
 
-    def _apply(self, layer: int, entry: Any, position: Any, before: Any, after: Any, expected: Any) -> None:
+    def _apply(self, layer: int, at: Positions, before: Any, after: Any, expected: Any) -> None:
         """Do to `expected` what is listed, and count the listed bits that `after` has as they must be."""
-        if layer not in self._layers:
+        if layer not in self._listed:
             return
-        places, rows = self._layers[layer]
-        place = entry.astype(np.uint64) << np.uint64(32) | position.astype(np.uint64)
+        places, rows = self._listed[layer]
+        place = self._places(at.entry, at.step, at.token)
         first, last = np.searchsorted(places, place, "left"), np.searchsorted(places, place, "right")
-        size = last - first
-        n = np.repeat(np.arange(len(place)), size)
+        n, number = _tokens(first, last - first)
         if not len(n):
             return
-        row = rows[np.arange(len(n)) - np.repeat(np.cumsum(size) - size, size) + np.repeat(first, size)]
+        row = rows[number]
         kv, head, elem = (self.columns[name][row] for name in ("kv", "head", "elem"))
         head = head.astype(np.int64) - self.first_head
-        at = kv, n, head, elem
+        where = kv, n, head, elem
         op, shift = self.columns["op"][row], self.columns["bit"][row].astype(np.uint32)
         bit = np.uint32(1) << shift
         for code, change, bits in (
@@ -136,10 +190,17 @@ class ReadBack:
             (2, np.bitwise_or, bit),
         ):
             if (chosen := op == code).any():
-                change.at(expected, tuple(c[chosen] for c in at), bits[chosen])
-        found = after[at] >> shift & 1
-        wanted = np.where(op == 0, before[at] >> shift & 1 ^ 1, op == 2)
-        np.add.at(self.landed, entry[n], found == wanted)
+                change.at(expected, tuple(c[chosen] for c in where), bits[chosen])
+        found = after[where] >> shift & 1
+        wanted = np.where(op == 0, before[where] >> shift & 1 ^ 1, op == 2)
+        np.add.at(self.landed, at.entry[n], (found == wanted) & at.new[n])
+
+    def _places(self, entry: Any, step: Any, token: Any) -> NDArray[np.uint64]:
+        """(entry, step, token) as one number that orders like it; beyond all listed ones if the event is not listed."""
+        pair = _pair(entry, step)
+        event, behind = (np.searchsorted(self._events, pair, side) for side in ("left", "right"))
+        event = np.where(event == behind, len(self._events), event)
+        return _pair(event, token)
 
     def _restart(self, entries: NDArray[np.uint32]) -> None:
         """A request that starts, perhaps after a preemption: its faults land anew."""
@@ -171,7 +232,7 @@ class ReadBack:
             return {}
         table = np.concatenate(self._changes, axis=1)
         table = table[:, table[1] == self._lives[table[0]]]
-        table = table[:, np.lexsort(table[[6, 5, 4, 3, 2, 0]])]
+        table = table[:, np.lexsort(table[[7, 6, 5, 4, 3, 2, 0]])]
         entries, first = np.unique(table[0], return_index=True)
         parts = np.split(table[2:], first[1:], axis=1)
         return {int(e): dict(zip(CHANGES, part, strict=True)) for e, part in zip(entries, parts, strict=True)}
@@ -194,5 +255,18 @@ def together(ranks: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _merged(parts: list[dict[str, NDArray[np.int64]]]) -> dict[str, NDArray[np.int64]]:
     columns = {name: np.concatenate([part[name] for part in parts]) for name in CHANGES}
-    order = np.lexsort([columns[name] for name in reversed(CHANGES[:5])])
+    order = np.lexsort([columns[name] for name in reversed(CHANGES[:6])])
     return {name: column[order] for name, column in columns.items()}
+
+
+def _pair(high: Any, low: Any) -> NDArray[np.uint64]:
+    """Two 32-bit numbers as one that orders like them."""
+    pair: NDArray[np.uint64] = high.astype(np.uint64) << np.uint64(32) | low.astype(np.uint64)
+    return pair
+
+
+def _tokens(start: Any, count: Any) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    """The numbers `start[i] .. start[i] + count[i] - 1` of all i, one after the other, each with its i."""
+    count = count.astype(np.int64)
+    index = np.repeat(np.arange(len(count)), count)
+    return index, np.arange(len(index)) - np.repeat(np.cumsum(count) - count, count) + start[index]

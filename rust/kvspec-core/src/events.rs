@@ -1,18 +1,23 @@
 //! Explicit faults of trials: what fault maps list, in place of what samplers draw.
 
+use std::ops::Range;
+
 use crate::enumerate::MAX_LAYERS;
 use crate::error::Error;
 use crate::inject::{LayerFaults, RowFaults, StepFaults};
 use crate::map::Op;
 use crate::sites::{SiteError, Sites};
-use crate::step::{StepRows, check_index, check_length};
+use crate::step::{ReadEvent, StepRows, check_index, check_length};
 
-/// The listed write faults of all trials of a batch; index = entry. The counterpart of a
-/// [`TrialTable`](crate::TrialTable): a step takes from it the faults of the tokens it writes.
+/// The listed faults of all trials of a batch; index = entry. The counterpart of a
+/// [`TrialTable`](crate::TrialTable): a step takes from it the faults of the tokens it writes, and of the read
+/// event that it belongs to.
 #[derive(Clone, Debug)]
 pub struct EventTable {
     layers: u32,
     bits: u32,
+    /// Tokens of each entry's prompt, where its first read event ends.
+    prompt_len: Vec<u32>,
     /// Events of entry i are `starts[i]..starts[i + 1]`.
     starts: Vec<usize>,
     /// Of each entry in ascending order of [`Event::key`].
@@ -22,6 +27,8 @@ pub struct EventTable {
 /// What happens to the bits of one element.
 #[derive(Clone, Copy, Debug)]
 struct Event {
+    /// Read event, [`WRITE`] for a fault of a write.
+    step: u32,
     token: u32,
     mask: u32,
     layer: u16,
@@ -31,28 +38,36 @@ struct Event {
     op: Op,
 }
 
+/// The step of writes: no read event has it, since an event reads the tokens below its step.
+const WRITE: u32 = 0;
+
 impl Event {
-    /// Token first, since a step asks for tokens; then the order in which a step lists its faults.
-    fn key(&self) -> (u32, u16, u8, u16, Op, u16) {
-        (
-            self.token, self.layer, self.kv, self.head, self.op, self.elem,
-        )
+    /// Step and token first, since a forward asks for those; then the order in which it lists its faults.
+    fn key(&self) -> ((u32, u32), (u16, u8, u16), Op, u16) {
+        (self.place(), self.row(), self.op, self.elem)
+    }
+
+    fn place(&self) -> (u32, u32) {
+        (self.step, self.token)
+    }
+
+    fn row(&self) -> (u16, u8, u16) {
+        (self.layer, self.kv, self.head)
     }
 
     fn same_row(&self, other: &Self) -> bool {
-        let (token, layer, kv, head, op, _) = self.key();
-        (token, layer, kv, head, op) == (other.token, other.layer, other.kv, other.head, other.op)
+        (self.place(), self.row()) == (other.place(), other.row())
     }
 
     fn same_element(&self, other: &Self) -> bool {
-        let place = |e: &Self| (e.token, e.layer, e.kv, e.head, e.elem);
-        place(self) == place(other)
+        self.same_row(other) && self.elem == other.elem
     }
 }
 
 impl EventTable {
-    /// A table for a model of `layers` layers whose elements have `bits` bits. Entry i has the rows
-    /// `starts[i]..starts[i + 1]` of `sites`, in any order, each with its op.
+    /// A table for a model of `layers` layers whose elements have `bits` bits. Entry i has a prompt of
+    /// `prompt_len[i]` tokens and the rows `starts[i]..starts[i + 1]` of `sites`, in any order, each with its op.
+    /// Step 0 is a fault of a write, any other one that of a read event.
     ///
     /// Heads, elements and tokens are held against the cache by [`StepFaults::inject`].
     ///
@@ -64,6 +79,7 @@ impl EventTable {
         layers: u32,
         bits: u32,
         starts: &[u64],
+        prompt_len: &[u32],
         sites: &Sites<'_>,
         ops: &[Op],
     ) -> Result<Self, Error> {
@@ -85,12 +101,14 @@ impl EventTable {
         }
         check_length("op", ops.len(), sites.len())?;
         let starts = check_starts(starts, sites.len())?;
+        check_length("prompt_len", prompt_len.len(), starts.len() - 1)?;
         let mut rows = Vec::with_capacity(sites.len());
         for (i, &op) in ops.iter().enumerate() {
             check_index("layer", sites.layer[i].into(), layers.into())?;
             check_index("kv", sites.kv[i].into(), 2)?;
             check_index("bit", sites.bit[i].into(), bits.into())?;
             rows.push(Event {
+                step: sites.step.map_or(WRITE, |step| step[i]),
                 token: sites.token[i],
                 mask: 1 << sites.bit[i],
                 layer: sites.layer[i],
@@ -122,6 +140,7 @@ impl EventTable {
         Ok(Self {
             layers,
             bits,
+            prompt_len: prompt_len.to_vec(),
             starts: merged_starts,
             events,
         })
@@ -142,39 +161,75 @@ impl EventTable {
     /// The faults of the tokens that a step writes.
     ///
     /// # Errors
-    /// [`Error::Length`] for columns of unequal length, [`Error::Index`] for an entry that is not there.
+    /// [`Error::Length`] for columns of unequal length, [`Error::Index`] for an entry that is not there,
+    /// [`Error::Range`] for tokens beyond 2^32.
     pub fn write_step(&self, step: &StepRows<'_>) -> Result<StepFaults, Error> {
-        let expected = step.entry.len();
-        check_length("row", step.row.len(), expected)?;
-        check_length("start", step.start.len(), expected)?;
-        check_length("count", step.count.len(), expected)?;
         let mut faults = vec![LayerFaults::default(); self.layers as usize];
-        for (i, &entry) in step.entry.iter().enumerate() {
-            check_index("entry", entry.into(), self.len() as u64)?;
-            let events = &self.events[self.starts[entry as usize]..self.starts[entry as usize + 1]];
-            let start = u64::from(step.start[i]);
-            let end = start + u64::from(step.count[i]);
-            let before = |token: u64| events.partition_point(|e| u64::from(e.token) < token);
-            for row in events[before(start)..before(end)].chunk_by(Event::same_row) {
-                let Event {
-                    token,
-                    layer,
-                    kv,
-                    head,
-                    op,
-                    ..
-                } = row[0];
-                let place = RowFaults::new(i as u32, step.row[i], token, kv, head, op);
-                faults[layer as usize].push_row(place, row.iter().map(|e| (e.elem, e.mask)));
+        for (i, entry, tokens) in step.checked(self.len())? {
+            self.push(&mut faults, (i, step.row[i]), entry, WRITE, tokens);
+        }
+        Ok(self.faults(faults, step, None))
+    }
+
+    /// The faults that the attention of a step reads, forward by forward as in
+    /// [`TrialTable::read_step`](crate::TrialTable::read_step).
+    ///
+    /// # Errors
+    /// As [`Self::write_step`], with [`Error::Range`] also for an event beyond 2^32.
+    pub fn read_step(&self, step: &StepRows<'_>) -> Result<StepFaults, Error> {
+        let mut faults = vec![LayerFaults::default(); self.layers as usize];
+        let mut first_shown = vec![0; step.entry.len()];
+        for (i, entry, tokens) in step.checked(self.len())? {
+            if let Some(event) = ReadEvent::of(&tokens, self.prompt_len[entry])? {
+                first_shown[i] = event.first_shown;
+                let seen = 0..tokens.end;
+                self.push(&mut faults, (i, step.row[i]), entry, event.step, seen);
             }
         }
-        Ok(StepFaults::new(
+        Ok(self.faults(faults, step, Some(first_shown)))
+    }
+
+    /// Appends an entry's faults of one event in `tokens`. `owner` is its index in the step and its row of the batch.
+    fn push(
+        &self,
+        faults: &mut [LayerFaults],
+        owner: (usize, u32),
+        entry: usize,
+        step: u32,
+        tokens: Range<u64>,
+    ) {
+        let events = &self.events[self.starts[entry]..self.starts[entry + 1]];
+        let before =
+            |token: u64| events.partition_point(|e| (e.step, u64::from(e.token)) < (step, token));
+        let same = |a: &Event, b: &Event| a.same_row(b) && a.op == b.op;
+        for row in events[before(tokens.start)..before(tokens.end)].chunk_by(same) {
+            let Event {
+                token,
+                layer,
+                kv,
+                head,
+                op,
+                ..
+            } = row[0];
+            let place = RowFaults::new(owner.0 as u32, owner.1, token, kv, head, op);
+            faults[layer as usize].push_row(place, row.iter().map(|e| (e.elem, e.mask)));
+        }
+    }
+
+    fn faults(
+        &self,
+        faults: Vec<LayerFaults>,
+        step: &StepRows<'_>,
+        first_shown: Option<Vec<u32>>,
+    ) -> StepFaults {
+        let entries = step.entry.len();
+        StepFaults::new(
             self.layers,
             Some(self.bits),
             vec![faults],
-            expected,
-            None,
-        ))
+            entries,
+            first_shown,
+        )
     }
 }
 
@@ -198,9 +253,7 @@ fn check_starts(starts: &[u64], rows: usize) -> Result<Vec<usize>, Error> {
 /// Fails if an element of one entry has a bit with two ops. `index` is the entry's first row.
 fn check_elements(events: &[Event], index: usize) -> Result<(), Error> {
     // Rows with several ops are rare: only the events of such rows are compared.
-    for row in
-        events.chunk_by(|a, b| (a.token, a.layer, a.kv, a.head) == (b.token, b.layer, b.kv, b.head))
-    {
+    for row in events.chunk_by(Event::same_row) {
         if row[0].op == row[row.len() - 1].op {
             continue;
         }

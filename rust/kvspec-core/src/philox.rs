@@ -10,6 +10,11 @@
 //! | 2 | request |
 //! | 3 | domain << 24 \| block |
 
+#![expect(
+    clippy::inline_always,
+    reason = "has to inherit the instruction set of its caller"
+)]
+
 /// A Philox key.
 pub type Key = [u32; 2];
 /// A counter, or the four words drawn from it.
@@ -80,6 +85,12 @@ pub struct Lanes {
 }
 
 impl Lanes {
+    pub(crate) const fn new() -> Self {
+        Self {
+            words: [[0; LANES]; 4],
+        }
+    }
+
     /// The four words of one lane.
     #[inline]
     #[must_use]
@@ -90,10 +101,6 @@ impl Lanes {
 }
 
 /// [`LANES`] blocks whose counter word `WORD` is `counter[WORD] + lane * stride`, modulo 2^32.
-#[expect(
-    clippy::inline_always,
-    reason = "has to inherit the instruction set of its caller"
-)]
 #[inline(always)]
 #[must_use]
 pub fn philox_lanes<const WORD: usize>(counter: Block, stride: u32, key: Key) -> Lanes {
@@ -127,6 +134,42 @@ pub fn philox_lanes<const WORD: usize>(counter: Block, stride: u32, key: Key) ->
     let narrow = |lanes: [u64; LANES]| lanes.map(|value| value as u32);
     Lanes {
         words: [narrow(a), narrow(b), narrow(c), narrow(d)],
+    }
+}
+
+/// Blocks whose counter word `WORD` grows by `stride` from lane to lane, with the widest instructions of the machine.
+pub(crate) fn philox_fill<const WORD: usize>(
+    blocks: &mut [Lanes],
+    counter: Block,
+    stride: u32,
+    key: Key,
+) {
+    pulp::Arch::new().dispatch(Fill::<WORD> {
+        blocks,
+        counter,
+        stride,
+        key,
+    });
+}
+
+/// A type of its own: a closure is called through a shim that no instruction set is inlined into.
+struct Fill<'a, const WORD: usize> {
+    blocks: &'a mut [Lanes],
+    counter: Block,
+    stride: u32,
+    key: Key,
+}
+
+impl<const WORD: usize> pulp::WithSimd for Fill<'_, WORD> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(mut self, _: S) {
+        for lanes in self.blocks {
+            *lanes = philox_lanes::<WORD>(self.counter, self.stride, self.key);
+            let step = self.stride.wrapping_mul(LANES as u32);
+            self.counter[WORD] = self.counter[WORD].wrapping_add(step);
+        }
     }
 }
 

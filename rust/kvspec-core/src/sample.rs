@@ -8,12 +8,16 @@ use std::ops::Range;
 use crate::dense::Dense;
 use crate::fault::{Level, Sampler};
 use crate::philox::{
-    Block, Domain, Key, LANES, Lanes, bounded, draw, philox, philox_lanes, word1, word3,
+    Block, Domain, Key, LANES, Lanes, bounded, draw, philox, philox_fill, philox_lanes, word1,
+    word3,
 };
 use crate::select::Rows;
 
 /// Hits of a cell from which on its blocks are computed in lanes.
 const LANE_HITS: u32 = 8;
+
+/// Lanes that a scan fills at once: they stay in the first-level cache.
+const SCAN: usize = 16;
 
 /// Stride of the layer in counter word 1.
 const LAYER_STRIDE: u32 = 1 << 16;
@@ -174,23 +178,26 @@ impl Sampler {
             return;
         };
         let floor = (first >> 32) as u32;
-        let mut counter = start.counter(Domain::Token, 0);
-        let mut base = 0;
-        while base < len {
-            let lanes = philox_lanes::<WORD>(counter, stride, start.key);
-            let any = lanes.words[0]
-                .iter()
-                .fold(0, |any, &w| any | u32::from(w >= floor));
-            if any != 0 {
-                let live = (len - base).min(LANES as u64) as usize;
-                for lane in 0..live {
+        let mut lanes = [const { Lanes::new() }; SCAN];
+        for base in (0..len).step_by(SCAN * LANES) {
+            let live = (len - base).min((SCAN * LANES) as u64) as usize;
+            let lanes = &mut lanes[..live.div_ceil(LANES)];
+            let mut counter = start.counter(Domain::Token, 0);
+            counter[WORD] = counter[WORD].wrapping_add(stride.wrapping_mul(base as u32));
+            philox_fill::<WORD>(lanes, counter, stride, start.key);
+            for (first, lanes) in (0..live).step_by(LANES).zip(&*lanes) {
+                let any = lanes.words[0]
+                    .iter()
+                    .fold(0, |any, &w| any | u32::from(w >= floor));
+                if any == 0 {
+                    continue;
+                }
+                for lane in 0..LANES.min(live - first) {
                     if lanes.words[0][lane] >= floor {
-                        visit(base as u32 + lane as u32, &lanes.block(lane));
+                        visit((base as usize + first + lane) as u32, &lanes.block(lane));
                     }
                 }
             }
-            counter[WORD] = counter[WORD].wrapping_add(stride.wrapping_mul(LANES as u32));
-            base += LANES as u64;
         }
     }
 

@@ -35,10 +35,16 @@ pub fn scatter<W: Word>(
             expected,
         });
     }
-    if let Some((index, _)) = sites.disorder(None) {
-        return Err(Error::Order { index });
+    let mut before = None;
+    for (start, part) in parts(sites) {
+        if let Some((index, _)) = part.disorder(before) {
+            let index = start + index;
+            return Err(Error::Order { index });
+        }
+        check_bounds::<W>(&part, layout)?;
+        before = Some(part.key(part.len() - 1));
     }
-    apply_ordered(cache, sites, layout, op)
+    write_all(cache, sites, layout, op)
 }
 
 /// [`scatter`] for columns whose lengths and order are known to be right.
@@ -48,10 +54,31 @@ pub(crate) fn apply_ordered<W: Word>(
     layout: &Layout,
     op: Op,
 ) -> Result<(), Error> {
+    for (_, part) in parts(sites) {
+        check_bounds::<W>(&part, layout)?;
+    }
+    write_all(cache, sites, layout, op)
+}
+
+/// The rows in parts that stay in the second-level cache while they are checked, each with its first row.
+fn parts<'a>(sites: &Sites<'a>) -> impl Iterator<Item = (usize, Sites<'a>)> {
+    const ROWS: usize = 1 << 13;
+    let sites = *sites;
+    (0..sites.len())
+        .step_by(ROWS)
+        .map(move |start| (start, sites.rows(start..(start + ROWS).min(sites.len()))))
+}
+
+/// Applies `op` to sites that are known to be inside the layout.
+fn write_all<W: Word>(
+    cache: &mut [W],
+    sites: &Sites<'_>,
+    layout: &Layout,
+    op: Op,
+) -> Result<(), Error> {
     if sites.is_empty() {
         return Ok(());
     }
-    check_bounds::<W>(sites, layout)?;
     let strides = layout.checked_strides(cache.len())?;
     match op {
         Op::Flip => write(cache, sites, layout.base, &strides, |word, bit| word ^ bit),
@@ -70,9 +97,9 @@ fn write<W: Word>(
 ) {
     let mut offsets = [0; CHUNK];
     for start in (0..sites.len()).step_by(CHUNK) {
-        let end = (start + CHUNK).min(sites.len());
-        let offsets = &mut offsets[..end - start];
-        address(offsets, sites, start, base, strides);
+        let part = sites.rows(start..(start + CHUNK).min(sites.len()));
+        let offsets = &mut offsets[..part.len()];
+        address(offsets, &part, base, strides);
         // Loads first: they do not wait for each other, while a store keeps its place in the store queue until
         // its line has arrived. By the time of the writes the lines are here.
         black_box(
@@ -80,61 +107,39 @@ fn write<W: Word>(
                 .iter()
                 .fold(W::bit(0), |all, &offset| all | cache[offset]),
         );
-        for (&offset, &bit) in offsets.iter().zip(&sites.bit[start..end]) {
+        for (&offset, &bit) in offsets.iter().zip(part.bit) {
             cache[offset] = change(cache[offset], W::bit(bit));
         }
     }
 }
 
-/// Offsets of the rows from `start` on. Bounds are proved; arithmetic wraps, since strides may be negative.
-fn address(
-    offsets: &mut [usize],
-    sites: &Sites<'_>,
-    start: usize,
-    base: usize,
-    strides: &[usize; 6],
-) {
-    let end = start + offsets.len();
-    let mut first = start;
-    while first < end {
-        let place = |i: usize| (sites.key(i).0, sites.key(i).1);
-        let here = place(first);
-        // In ascending order, equal ends mean that all between are equal; a change is looked for by bisection.
-        let last = if place(end - 1) == here {
-            end
-        } else {
-            let (mut same, mut other) = (first, end - 1);
-            while other - same > 1 {
-                let middle = usize::midpoint(same, other);
-                if place(middle) == here {
-                    same = middle;
-                } else {
-                    other = middle;
-                }
-            }
-            other
-        };
-        let origin = [
-            sites.request[first] as usize,
-            sites.layer[first] as usize,
-            sites.kv[first] as usize,
-            sites.head[first] as usize,
-        ]
-        .iter()
-        .zip(strides)
-        .fold(base, |sum, (&x, &stride)| {
+/// The offset of each site. Bounds are proved; arithmetic wraps, since strides may be negative.
+fn address(offsets: &mut [usize], sites: &Sites<'_>, base: usize, strides: &[usize; 6]) {
+    let inner = |origin: usize, token: u32, elem: u16| {
+        origin
+            .wrapping_add((token as usize).wrapping_mul(strides[4]))
+            .wrapping_add((elem as usize).wrapping_mul(strides[5]))
+    };
+    let outer = |i: usize| {
+        let place = [
+            sites.request[i] as usize,
+            sites.layer[i] as usize,
+            sites.kv[i] as usize,
+            sites.head[i] as usize,
+        ];
+        place.iter().zip(strides).fold(base, |sum, (&x, &stride)| {
             sum.wrapping_add(x.wrapping_mul(stride))
-        });
-        let places = sites.token[first..last]
-            .iter()
-            .zip(&sites.elem[first..last]);
-        for (offset, (&token, &elem)) in offsets[first - start..last - start].iter_mut().zip(places)
-        {
-            *offset = origin
-                .wrapping_add((token as usize).wrapping_mul(strides[4]))
-                .wrapping_add((elem as usize).wrapping_mul(strides[5]));
-        }
-        first = last;
+        })
+    };
+    let place = |i: usize| (sites.key(i).0, sites.key(i).1);
+    let rows = offsets.iter_mut().zip(sites.token.iter().zip(sites.elem));
+    // In ascending order, equal ends mean that all between are equal.
+    if place(0) == place(sites.len() - 1) {
+        let origin = outer(0);
+        rows.for_each(|(offset, (&token, &elem))| *offset = inner(origin, token, elem));
+    } else {
+        rows.enumerate()
+            .for_each(|(i, (offset, (&token, &elem)))| *offset = inner(outer(i), token, elem));
     }
 }
 

@@ -40,6 +40,23 @@ pub struct Sites<'a> {
 pub(crate) type Key = (u64, u64, u64);
 
 impl Sites<'_> {
+    /// Some of the rows.
+    pub(crate) fn rows(&self, rows: Range<usize>) -> Self {
+        fn part<'a, T>(column: &'a [T], rows: &Range<usize>) -> &'a [T] {
+            &column[rows.start..rows.end]
+        }
+        Sites {
+            request: part(self.request, &rows),
+            step: self.step.map(|step| part(step, &rows)),
+            layer: part(self.layer, &rows),
+            kv: part(self.kv, &rows),
+            head: part(self.head, &rows),
+            token: part(self.token, &rows),
+            elem: part(self.elem, &rows),
+            bit: part(self.bit, &rows),
+        }
+    }
+
     /// Number of rows, as the first column has it.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -85,7 +102,7 @@ impl Sites<'_> {
             Some(_) => Some(0),
             // Blocks without an early exit vectorize; the row is looked for only in a block that has one.
             None => pulp::Arch::new()
-                .dispatch(|| self.disordered_block())
+                .dispatch(DisorderedBlock(self))
                 .and_then(|mut rows| rows.find(|&i| self.key(i - 1) >= self.key(i))),
         };
         row.map(|i| {
@@ -284,14 +301,33 @@ fn inside<T: Copy + Ord + Into<u64>>(
 
 /// The least and the greatest value.
 pub(crate) fn extremes<T: Copy + Ord>(values: &[T]) -> Option<(T, T)> {
-    pulp::Arch::new().dispatch(
-        #[inline(always)]
-        || {
-            let &first = values.first()?;
-            let wider = |(least, most): (T, T), &x: &T| (least.min(x), most.max(x));
-            Some(values.iter().fold((first, first), wider))
-        },
-    )
+    pulp::Arch::new().dispatch(Extremes(values))
+}
+
+// Types of their own: a closure is called through a shim that no instruction set is inlined into.
+
+struct Extremes<'a, T>(&'a [T]);
+
+impl<T: Copy + Ord> pulp::WithSimd for Extremes<'_, T> {
+    type Output = Option<(T, T)>;
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) -> Self::Output {
+        let &first = self.0.first()?;
+        let wider = |(least, most): (T, T), &x: &T| (least.min(x), most.max(x));
+        Some(self.0.iter().fold((first, first), wider))
+    }
+}
+
+struct DisorderedBlock<'a>(&'a Sites<'a>);
+
+impl pulp::WithSimd for DisorderedBlock<'_> {
+    type Output = Option<Range<usize>>;
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) -> Self::Output {
+        self.0.disordered_block()
+    }
 }
 
 fn below_step(token: &[u32], step: &[u32], start: u64) -> Result<(), SiteError> {

@@ -84,6 +84,27 @@ pub struct StepRows<'a> {
     pub count: &'a [u32],
 }
 
+impl StepRows<'_> {
+    /// Each row with its index, its entry among `entries`, and the tokens it writes.
+    ///
+    /// # Errors
+    /// [`Error::Length`], [`Error::Index`], [`Error::Range`].
+    pub(crate) fn checked(&self, entries: usize) -> Result<Vec<(usize, usize, Range<u64>)>, Error> {
+        let expected = self.entry.len();
+        check_length("row", self.row.len(), expected)?;
+        check_length("start", self.start.len(), expected)?;
+        check_length("count", self.count.len(), expected)?;
+        let row = |(i, &entry): (usize, &u32)| {
+            check_index("entry", entry.into(), entries as u64)?;
+            let start = u64::from(self.start[i]);
+            let tokens = start..start + u64::from(self.count[i]);
+            check_range("tokens", &tokens, MAX_TOKENS)?;
+            Ok((i, entry as usize, tokens))
+        };
+        self.entry.iter().enumerate().map(row).collect()
+    }
+}
+
 /// The fault entries of all trials of a campaign.
 #[derive(Clone, Debug)]
 pub struct TrialTable {
@@ -253,18 +274,11 @@ impl TrialTable {
 
     /// Checks a step; each row with its index, its entry and the tokens it writes.
     fn rows_of(&self, step: &StepRows<'_>) -> Result<Vec<StepRow<'_>>, Error> {
-        let expected = step.entry.len();
-        check_length("row", step.row.len(), expected)?;
-        check_length("start", step.start.len(), expected)?;
-        check_length("count", step.count.len(), expected)?;
-        let row = |(i, &entry): (usize, &u32)| {
-            check_index("entry", entry.into(), self.entries.len() as u64)?;
-            let start = u64::from(step.start[i]);
-            let tokens = start..start + u64::from(step.count[i]);
-            check_range("tokens", &tokens, MAX_TOKENS)?;
-            Ok((i, &self.entries[entry as usize], tokens))
-        };
-        step.entry.iter().enumerate().map(row).collect()
+        let rows = step.checked(self.entries.len())?;
+        Ok(rows
+            .into_iter()
+            .map(|(i, entry, tokens)| (i, &self.entries[entry], tokens))
+            .collect())
     }
 
     /// The spans of a step's writes that can hold a flip.

@@ -2,7 +2,7 @@
 
 use kvspec_core::{
     CacheTables, Columns, Error, EventTable, FaultModel, Format, Geometry, Grid, Op, Per, Sampler,
-    Selector, StepRows, TrialTable, Trials,
+    Selector, Site, Sites, StepRows, TrialTable, Trials, read_key,
 };
 use proptest::prelude::*;
 
@@ -15,6 +15,7 @@ const GEOMETRY: Geometry = Geometry {
     first_plane: 0,
 };
 const TOKENS: u32 = 40;
+const PROMPT: u32 = 25;
 const BLOCK: usize = 8;
 
 fn sampler(rate: f64, burst_len: u32) -> Sampler {
@@ -28,12 +29,12 @@ fn sampler(rate: f64, burst_len: u32) -> Sampler {
     Sampler::new(&model, &GEOMETRY).expect("legal")
 }
 
-fn flips(sampler: &Sampler, key: [u32; 2], request: u32) -> Columns {
+fn flips(sampler: &Sampler, key: [u32; 2], request: u32, tokens: u32) -> Columns {
     let grid = Grid {
         request,
         layers: 0..LAYERS,
-        tokens: 0..u64::from(TOKENS),
-        prompt_len: 5,
+        tokens: 0..u64::from(tokens),
+        prompt_len: PROMPT,
     };
     let map = sampler.enumerate(key, &grid, &Selector::default());
     map.expect("legal").into_columns()
@@ -61,32 +62,55 @@ fn one(bit: u8) -> Columns {
     }
 }
 
+/// All faults of a trial, those of writes at step 0.
+fn trial(sampler: &Sampler, keys: [[u32; 2]; 2], request: u32) -> (Columns, Vec<u32>) {
+    let mut all = flips(sampler, keys[0], request, TOKENS);
+    let mut steps = vec![0; all.bit.len()];
+    for step in PROMPT..=TOKENS {
+        append(
+            &mut all,
+            &flips(sampler, read_key(keys[1], request, step), request, step),
+        );
+        steps.resize(all.bit.len(), step);
+    }
+    (all, steps)
+}
+
 proptest! {
-    /// However the tokens are cut into steps, both tables name the same bits and write the same words.
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// However the tokens are cut into steps, both tables name the same bits, write the same words and show the
+    /// same reads, which leave nothing behind.
     #[test]
     fn a_map_does_what_its_generator_does(
-        rate in prop::sample::select(vec![0.0, 1e-4, 1e-2, 0.3]),
+        rate in prop::sample::select(vec![0.0, 1e-4, 1e-2, 0.05]),
         burst_len in 1..4_u32,
         cuts in prop::collection::vec(1..15_u32, 3..12),
         seed in any::<u32>(),
     ) {
         let sampler = sampler(rate, burst_len);
-        let keys = [[seed, 1], [seed, 2]];
+        let keys = [[[seed, 1], [seed, 3]], [[seed, 2], [seed, 4]]];
         let trials = Trials {
             sampler: vec![0, 0],
             selector: vec![0, 0],
-            write_key: keys.to_vec(),
+            write_key: vec![keys[0][0], keys[1][0]],
             request: vec![7, 8],
-            prompt_len: vec![5, 5],
+            prompt_len: vec![PROMPT, PROMPT],
+            site: vec![Site::Both],
+            read_master: vec![keys[0][1], keys[1][1]],
             ..Trials::default()
         };
         let drawn = TrialTable::new(LAYERS, vec![sampler.clone()], vec![Selector::default()], &trials).expect("legal");
-        let mut all = flips(&sampler, keys[0], 7);
+        let (mut all, mut steps) = trial(&sampler, keys[0], 7);
         let first = all.bit.len() as u64;
-        append(&mut all, &flips(&sampler, keys[1], 8));
+        let (more, later) = trial(&sampler, keys[1], 8);
+        append(&mut all, &more);
+        steps.extend(later);
         let rows = all.bit.len();
         let ops = vec![Op::Flip; rows];
-        let listed = EventTable::new(LAYERS, 16, &[0, first, rows as u64], &all.sites(), &ops).expect("legal");
+        let sites = Sites { step: Some(&steps), ..all.sites() };
+        let starts = [0, first, rows as u64];
+        let listed = EventTable::new(LAYERS, 16, &starts, &[PROMPT; 2], &sites, &ops).expect("legal");
 
         let (blocks, size) = (TOKENS as usize / BLOCK, 2 * BLOCK * 2 * 8);
         let offsets: Vec<i64> = (0..256).rev().collect();
@@ -101,24 +125,44 @@ proptest! {
         };
         let mut caches = [vec![0x3FC0_0000_u32; size * 2 * blocks], vec![0x3FC0_0000_u32; size * 2 * blocks]];
         let mut at = 0;
-        let mut landed = 0;
+        let (mut landed, mut shown) = (0, Vec::new());
         for count in cuts {
             let count = count.min(TOKENS - at);
             // the rows of the batch are not in the order of the entries
             let step = StepRows { entry: &[1, 0], row: &[0, 1], start: &[at, at], count: &[count, count] };
-            let mut faults = [drawn.write_step(&step).expect("legal"), listed.write_step(&step).expect("legal")];
+            let mut writes = [drawn.write_step(&step).expect("legal"), listed.write_step(&step).expect("legal")];
+            let mut reads = [drawn.read_step(&step).expect("legal"), listed.read_step(&step).expect("legal")];
             for layer in 0..LAYERS {
-                prop_assert_eq!(faults[0].columns(layer).expect("there"), faults[1].columns(layer).expect("there"));
-                for (faults, cache) in faults.iter_mut().zip(&mut caches) {
-                    faults.inject(layer, cache, &tables, Format::Bf16).expect("covered");
+                for faults in [&writes, &reads] {
+                    prop_assert_eq!(faults[0].columns(layer).expect("there"), faults[1].columns(layer).expect("there"));
+                }
+                for ((writes, reads), cache) in writes.iter_mut().zip(&mut reads).zip(&mut caches) {
+                    writes.inject(layer, cache, &tables, Format::Bf16).expect("covered");
+                    let stored = cache.clone();
+                    reads.inject(layer, cache, &tables, Format::Bf16).expect("covered");
+                    prop_assert_eq!(reads.layer_len(layer).expect("there") > 0, &stored != cache);
+                    reads.restore(cache, Format::Bf16).expect("the same cache");
+                    prop_assert_eq!(&stored, cache);
                 }
             }
-            prop_assert_eq!(faults[0].landed(), faults[1].landed());
-            landed += faults[1].landed().iter().sum::<u64>();
+            for faults in [&writes, &reads] {
+                prop_assert_eq!(faults[0].landed(), faults[1].landed());
+                prop_assert_eq!(faults[1].exposed(), faults[1].restored());
+                landed += faults[1].landed().iter().sum::<u64>();
+            }
+            prop_assert_eq!(reads[0].exposed(), reads[1].exposed());
             at += count;
+            if count == 1 || count > 0 && at <= PROMPT {
+                shown.push((at.max(PROMPT), at));
+            }
         }
         prop_assert_eq!(&caches[0], &caches[1]);
-        prop_assert_eq!(landed as usize, all.token.iter().filter(|&&token| token < at).count());
+        // A write lands with its token; a read in each event that some forward shows, as far as its tokens are there.
+        let there = |(&token, &step): (&u32, &u32)| match step {
+            0 => token < at,
+            _ => shown.iter().any(|&(event, seen)| event == step && token < seen),
+        };
+        prop_assert_eq!(landed as usize, all.token.iter().zip(&steps).filter(|&pair| there(pair)).count());
     }
 }
 
@@ -130,7 +174,8 @@ fn ops_are_per_bit() {
         append(&mut all, &one(bit));
     }
     let ops = [Op::Set1, Op::Set0, Op::Flip, Op::Set1, Op::Set0];
-    let table = EventTable::new(LAYERS, 16, &[0, 0, 5], &all.sites(), &ops).expect("legal");
+    let table =
+        EventTable::new(LAYERS, 16, &[0, 0, 5], &[5, 5], &all.sites(), &ops).expect("legal");
     assert_eq!(table.len(), 2);
     let step = StepRows {
         entry: &[0, 1],
@@ -171,7 +216,8 @@ fn ops_are_per_bit() {
 fn tables_that_are_none_are_refused() {
     let good = one(15);
     let make = |columns: &Columns, starts: &[u64], ops: &[Op]| {
-        EventTable::new(LAYERS, 16, starts, &columns.sites(), ops).map(|_| ())
+        let prompts = vec![5; starts.len().saturating_sub(1)];
+        EventTable::new(LAYERS, 16, starts, &prompts, &columns.sites(), ops).map(|_| ())
     };
     assert_eq!(make(&good, &[0, 1], &[Op::Flip]), Ok(()));
     for starts in [&[][..], &[1][..], &[0][..], &[0, 2][..], &[0, 2, 1][..]] {
@@ -209,13 +255,30 @@ fn tables_that_are_none_are_refused() {
     }
     // the same site in two entries is two faults
     assert_eq!(make(&twice, &[0, 1, 2], &[Op::Flip; 2]), Ok(()));
-    let table = EventTable::new(LAYERS, 16, &[0, 1], &good.sites(), &[Op::Flip]).expect("legal");
+    // nor is the same site in two events
+    let events = Sites {
+        step: Some(&[6, 7]),
+        ..twice.sites()
+    };
+    let table = EventTable::new(LAYERS, 16, &[0, 2], &[5], &events, &[Op::Flip; 2]);
+    assert_eq!(table.map(|table| table.len()), Ok(1));
+    let same = Sites {
+        step: Some(&[6, 6]),
+        ..twice.sites()
+    };
+    let table = EventTable::new(LAYERS, 16, &[0, 2], &[5], &same, &[Op::Flip; 2]);
+    assert_eq!(table.map(|_| ()), Err(Error::Order { index: 0 }));
+    let prompts = EventTable::new(LAYERS, 16, &[0, 1], &[], &good.sites(), &[Op::Flip]);
+    assert!(prompts.is_err());
+
+    let table =
+        EventTable::new(LAYERS, 16, &[0, 1], &[5], &good.sites(), &[Op::Flip]).expect("legal");
     let step = |entry: u32, start: u32| {
         table.write_step(&StepRows {
             entry: &[entry],
             row: &[0],
             start: &[start],
-            count: &[u32::MAX],
+            count: &[100],
         })
     };
     assert_eq!(step(0, 9).expect("legal").len(), 1);

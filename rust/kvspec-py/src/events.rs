@@ -11,19 +11,20 @@ use crate::maps::{ColumnArrays, slice};
 use crate::trials::{OwnedRows, StepFaults};
 use crate::value_error;
 
-/// The listed write faults of all trials of a batch.
+/// The listed faults of all trials of a batch.
 #[pyclass(frozen, module = "kvspec._native")]
 pub(crate) struct EventTable(kvspec_core::EventTable);
 
 #[pymethods]
 impl EventTable {
     #[new]
-    #[pyo3(signature = (*, layers, bits, starts, columns, op))]
+    #[pyo3(signature = (*, layers, bits, starts, prompt_len, columns, op))]
     #[expect(clippy::needless_pass_by_value, reason = "arguments from Python")]
     fn new(
         layers: u32,
         bits: u32,
         starts: PyReadonlyArray1<'_, u64>,
+        prompt_len: PyReadonlyArray1<'_, u32>,
         columns: &Bound<'_, PyDict>,
         op: PyReadonlyArray1<'_, u8>,
     ) -> PyResult<Self> {
@@ -36,6 +37,7 @@ impl EventTable {
             layers,
             bits,
             slice("starts", &starts)?,
+            slice("prompt_len", &prompt_len)?,
             &arrays.sites()?,
             &ops.map_err(value_error)?,
         )
@@ -59,6 +61,21 @@ impl EventTable {
     ) -> PyResult<StepFaults> {
         let rows = OwnedRows::new([&entry, &row, &start, &count]);
         let faults = py.detach(|| self.0.write_step(&rows.borrow()));
+        Ok(StepFaults(Mutex::new(faults.map_err(value_error)?)))
+    }
+
+    #[pyo3(signature = (*, entry, row, start, count))]
+    #[expect(clippy::needless_pass_by_value, reason = "arguments from Python")]
+    fn read_step(
+        &self,
+        py: Python<'_>,
+        entry: PyReadonlyArray1<'_, u32>,
+        row: PyReadonlyArray1<'_, u32>,
+        start: PyReadonlyArray1<'_, u32>,
+        count: PyReadonlyArray1<'_, u32>,
+    ) -> PyResult<StepFaults> {
+        let rows = OwnedRows::new([&entry, &row, &start, &count]);
+        let faults = py.detach(|| self.0.read_step(&rows.borrow()));
         Ok(StepFaults(Mutex::new(faults.map_err(value_error)?)))
     }
 }
