@@ -73,7 +73,12 @@ def test_kl_divergence_of_impossible_tokens():
     inf = np.float32(np.inf)
     assert drift.kl_divergence([[0.0, -inf]], [[-inf, 0.0]]).tolist() == [np.inf]
     assert drift.kl_divergence([[-inf, 0.0]], [[-inf, 0.0]]).tolist() == [0.0]
-    assert np.isnan(drift.kl_divergence([[np.nan, 0.0]], [[-1.0, 0.0]])[0])
+    nan = np.float32(np.nan)
+    for p, q in (([nan, 0.0], [-1.0, 0.0]), ([-inf, 0.0], [nan, 0.0])):
+        assert np.isnan(drift.kl_divergence([p], [q])[0])
+    for q_ids in ([[1, 2]], [[8, 9]]):  # the NaN is no less one among the tokens that are merged
+        assert np.isnan(drift.kl_divergence([[nan, -0.1]], [[-0.1, -3]], golden_ids=[[1, 2]], faulty_ids=q_ids)[0])
+        assert np.isnan(drift.kl_divergence([[-0.1, -3]], [[nan, -0.1]], golden_ids=[[1, 2]], faulty_ids=q_ids)[0])
     with pytest.raises(ValueError, match="shapes differ"):
         drift.kl_divergence([[0.0, 0.0]], [[0.0]])
     with pytest.raises(ValueError, match="both sides"):

@@ -5,7 +5,7 @@
 const SMALLEST_REST: f64 = 1e-6;
 
 /// Kullback-Leibler divergence `sum_t p(t) (ln p(t) - ln q(t))` of two full distributions given as natural logarithms
-/// over one vocabulary. Infinite if `q` rules out a token that `p` allows; never below zero.
+/// over one vocabulary. Infinite if `q` rules out a token that `p` allows; never below zero; NaN if a logarithm is.
 #[must_use]
 pub fn kl_full(golden: &[f32], faulty: &[f32]) -> f64 {
     let terms = golden
@@ -19,9 +19,12 @@ pub fn kl_full(golden: &[f32], faulty: &[f32]) -> f64 {
 /// hold count one by one, all others together as one event.
 ///
 /// Merging events can only lower a divergence, so this is a lower bound of the full one, and equal to it where both
-/// lists hold the whole vocabulary.
+/// lists hold the whole vocabulary. NaN if a logarithm is, also one that would be merged.
 #[must_use]
 pub fn kl_topk(golden: (&[u32], &[f32]), faulty: (&[u32], &[f32])) -> f64 {
+    if golden.1.iter().chain(faulty.1).any(|value| value.is_nan()) {
+        return f64::NAN;
+    }
     let (mut sum, mut golden_rest, mut faulty_rest) = (0.0, 1.0, 1.0);
     for (id, &p) in golden.0.iter().zip(golden.1) {
         if let Some(at) = faulty.0.iter().position(|other| other == id)
@@ -48,9 +51,9 @@ pub fn topk_agreement(golden: &[u32], faulty: &[u32]) -> f64 {
     golden.iter().filter(|id| faulty.contains(id)).count() as f64 / longest as f64
 }
 
-/// `p (ln p - ln q)` from logarithms; a token of probability zero adds nothing.
+/// `p (ln p - ln q)` from logarithms; a token of probability zero adds nothing, NaN apart.
 fn term(p: f64, q: f64) -> f64 {
-    if p == f64::NEG_INFINITY {
+    if p == f64::NEG_INFINITY && !q.is_nan() {
         0.0
     } else {
         p.exp() * (p - q)
