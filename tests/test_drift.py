@@ -244,6 +244,19 @@ def as_forms(rows: list[list[int]]) -> dict[str, object]:
         ),
         "ragged": Ragged(np.array(flat, np.uint32), offsets),
         "tuple": (np.array(flat, np.int32), offsets),
+        "tuple with a list": (np.array(flat, np.int32), offsets.tolist()),
+        "tuple of arrow arrays": (pa.array(flat), pa.array(offsets)),
+        "tuple of a window": (np.array([-1, -1, *flat, 2**40]), offsets + 2),
+        "tuple off its alignment": (
+            np.frombuffer(b"-" + np.array(flat, np.uint32).tobytes(), "u1")[1:].view("u4"),
+            offsets,
+        ),
+        "other byte order": (np.array(flat, ">i4"), offsets.astype(">i4")),
+        "arrays, empty ones of float": [np.array(row, np.int32 if row else float) for row in rows],
+        "arrays of signed and unsigned": [
+            np.array(row, kind) for row, kind in zip(rows, ("i8", "u8", "u8", "i8"), strict=True)
+        ],
+        "arrow slice between nulls": pa.array([[None], *rows, [-1], [None]], pa.list_(pa.int64()))[1:-2],
     }
 
 
@@ -273,10 +286,35 @@ def test_arrow_buffers_are_not_copied():
     assert offsets.__array_interface__["data"][0] == array.offsets.buffers()[1].address
 
 
+def test_a_slice_costs_no_more_than_itself():
+    array = pa.array(ROWS * 100, pa.list_(pa.int32()))[4:8]
+    values, offsets = drift.ragged(array)
+    assert (len(values), offsets[0]) == (8, 0)
+    assert values.__array_interface__["data"][0] == array.values.buffers()[1].address + 8 * 4
+    values, offsets = drift.ragged((np.arange(100, dtype=np.uint32), np.array([90, 95, 97])))
+    assert (values.tolist(), offsets.tolist()) == ([*range(90, 97)], [0, 5, 7])
+
+
+def test_a_metric_can_be_named_alone():
+    assert list(score("a", ["b"], metrics="drift")) == ["drift"]
+
+
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [
         (lambda: score([[1]], [[1]], metrics=["nope"]), ValueError, "unknown metrics"),
+        (lambda: score([[1]], [[1]], threads=-1), ValueError, "threads"),
+        (lambda: score([[1]], [[1]], [-1]), ValueError, "a golden index is negative"),
+        (lambda: score([[1]], [[1]], [0.0]), TypeError, "a golden index is float64"),
+        (lambda: score([[1.5]], [[1]]), TypeError, "'float' object cannot be interpreted as an integer"),
+        (lambda: score([[1], "12"], [[1], [1, 2]]), TypeError, "'str' object cannot be interpreted as an integer"),
+        (lambda: score([[2**64]], [[1]]), ValueError, "32 bits"),
+        (lambda: score([1, 2], [[1, 2]]), TypeError, "a single output is a list of one"),
+        (lambda: score((np.zeros(2, np.uint32), np.array([0, 1.5])), [[1]]), TypeError, "an offset is float64"),
+        (lambda: score("a", np.array(["a"])), TypeError, "golden is a str, faulty a ndarray"),
+        (lambda: score(pa.table({"a": [[1]]}), [[1]]), TypeError, "cannot be read from Table"),
+        (lambda: score(pa.array([[1.5]]), [[1]]), TypeError, "a token id is double"),
+        (lambda: score(pa.array([[True]]), [[1]]), TypeError, "a token id is bool"),
         (lambda: score([[1]], [[1]], metrics=["edit_rate"], limit=3), ValueError, "leave `limit` out"),
         (lambda: score([[1]], [[1]], metrics=["lcs"], limit=3), ValueError, "leave `limit` out"),
         (lambda: score([[1]], [[1]], metrics=["first_divergence_bytes"]), TypeError, "need texts"),
@@ -284,7 +322,7 @@ def test_arrow_buffers_are_not_copied():
         (lambda: score([[1], [2]], [[1], [2], [3]]), ValueError, "need a `golden_index`"),
         (lambda: score([[1]], [[1]], [1]), ValueError, "trial 0 has golden index 1, but there are 1"),
         (lambda: score([[1]], [[1]], [0, 0]), ValueError, "2 golden indices for 1 trials"),
-        (lambda: score(["a"], [[1]]), TypeError, "both be texts"),
+        (lambda: score(["a"], [[1]]), TypeError, "must both be texts"),
         (lambda: score(["a"], ["a", 3]), TypeError, r"`texts\[1\]` is not a str"),
         (lambda: score([[-1]], [[1]]), ValueError, "negative"),
         (lambda: score([[2**32]], [[1]]), ValueError, "32 bits"),
@@ -292,7 +330,7 @@ def test_arrow_buffers_are_not_copied():
         (lambda: score([np.array([-1], np.int32)], [[1]]), ValueError, "negative"),
         (lambda: score([np.array([2**32])], [[1]]), ValueError, "32 bits"),
         (lambda: score([np.array([[1]])], [[1]]), TypeError, "more than one dimension"),
-        (lambda: score([np.array([0.5])], [[1]]), TypeError, "not integers"),
+        (lambda: score([np.array([0.5])], [[1]]), TypeError, "not an integer"),
         (lambda: score(3, [[1]]), TypeError, "int"),
         (lambda: score(pa.array([[1], None]), pa.array([[1], [2]])), ValueError, "null"),
         (lambda: score(pa.array([[1, None]]), pa.array([[1]])), ValueError, "null"),

@@ -42,6 +42,11 @@ def test_repetition_of_the_guide():
     assert found["tail_length"].tolist() == [20, 1, 20, 0]
 
 
+@pytest.mark.parametrize("repeats", [16, 17, 2**62, 2**70])
+def test_repeats_are_not_too_many_to_count(repeats):
+    assert drift.repetition(["ab" * 16], repeats=repeats)["collapsed"].tolist() == [repeats <= 16]
+
+
 def log_softmax(rng: np.random.Generator, rows: int, vocab: int) -> np.ndarray:
     logits = rng.normal(0, 3, (rows, vocab))
     return (logits - np.log(np.exp(logits).sum(1, keepdims=True))).astype(np.float32)
@@ -89,6 +94,26 @@ def test_kl_divergence_of_impossible_tokens():
 def test_topk_agreement(rows):
     golden, faulty = np.array([list(g) for g, _ in rows]), np.array([list(f) for _, f in rows])
     assert drift.topk_agreement(golden, faulty).tolist() == [len(g & f) / 4 for g, f in rows]
+
+
+def test_topk_agreement_of_no_tokens():
+    assert drift.topk_agreement(np.zeros((2, 0), int), np.zeros((2, 0), int)).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda: drift.divergence_histogram([1.5], 3), TypeError, "a first divergence is float64"),
+        (lambda: drift.divergence_histogram(np.array([2**64 - 1], np.uint64), 3), ValueError, "63 bits"),
+        (lambda: drift.survival([1.5], [2], 3), TypeError, "a first divergence is float64"),
+        (lambda: drift.survival([-1], [-1], 3), ValueError, "a length is negative"),
+        (lambda: drift.repetition(["a", None]), TypeError, r"`outputs\[1\]` is not a str"),
+        (lambda: drift.repetition(["a", "b\ud800"]), ValueError, r"`outputs\[1\]` has a lone surrogate at character 1"),
+    ],
+)
+def test_wrong_arguments_are_named(call, error, match):
+    with pytest.raises(error, match=match):
+        call()
 
 
 @given(st.lists(st.tuples(st.integers(-1, 9), st.integers(0, 9)), min_size=1, max_size=40))

@@ -9,9 +9,9 @@ kvspec.score([[5, 6, 7]], [[5, 6, 9], [5, 6]], golden_index=[0, 0])["first_diver
 
 `kvspec.score(...)` is `kvspec.score.drift.score(...)`. This module itself needs numpy, and pyarrow for Arrow input.
 
-Outputs are texts (`list[str]`, measured in Unicode code points) or token ids: an Arrow list array, a pair `(values,
-offsets)`, a two-dimensional array, or a list of arrays or lists. The first two are read without a Python object per
-token. A str with a lone surrogate is not Unicode text and raises ValueError.
+Outputs are texts (a list of `str` or an Arrow array of them, measured in Unicode code points) or token ids: an Arrow
+list array, a pair of arrays `(values, offsets)`, a two-dimensional array, or a list of arrays or lists. The first two
+are read without a Python object per token. A str with a lone surrogate is not Unicode text and raises ValueError.
 
 With `g` the golden and `f` the faulty sequence, the metrics are:
 
@@ -36,6 +36,8 @@ With `g` the golden and `f` the faulty sequence, the metrics are:
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
+from operator import index as as_int
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,12 +89,12 @@ def score(
         threads: at most so many; 0 takes all. The result does not depend on it.
 
     Raises:
-        ValueError: an unknown metric, arrays that do not fit each other, token ids outside 0 .. 2^32 - 1, a lone
-            surrogate, or a sequence of 2^31 symbols or more.
-        TypeError: outputs of a kind that is not listed above, texts against token ids, or token ids for a metric of
-            texts.
+        ValueError: an unknown metric, arrays that do not fit each other, token ids outside 0 .. 2^32 - 1, a null, a
+            lone surrogate, a sequence of 2^31 symbols or more, or a limit or a number of threads out of range.
+        TypeError: outputs of a kind that is not listed above, token ids or offsets that are not integers, texts against
+            token ids, or token ids for a metric of texts.
     """
-    wanted = list(metrics)
+    wanted = [metrics] if isinstance(metrics, str) else list(metrics)
     unknown = sorted(set(wanted) - set(METRICS))
     if unknown:
         raise ValueError(f"unknown metrics {unknown}; known are {list(METRICS)}")
@@ -101,6 +103,8 @@ def score(
         raise ValueError(f"`{unlimited[0]}` needs the full distance; leave `limit` out")
     if limit is not None and not 0 <= limit < 2**32 - 1:
         raise ValueError(f"limit {limit} is not in 0 .. 2^32 - 2")
+    if threads < 0:
+        raise ValueError(f"{threads} threads are less than none")
 
     golden_texts, faulty_texts = _texts(golden), _texts(faulty)
     by_byte = any(name in TEXT_ONLY for name in wanted)
@@ -109,8 +113,11 @@ def score(
         golden_texts = [] if golden_texts is None and _is_empty(golden) else golden_texts
         faulty_texts = [] if faulty_texts is None and _is_empty(faulty) else faulty_texts
         if golden_texts is None or faulty_texts is None:
+            if by_byte and golden_texts is faulty_texts:
+                raise TypeError(f"{list(TEXT_ONLY)} need texts")
             raise TypeError(
-                f"golden and faulty outputs must both be texts or both be token ids; {list(TEXT_ONLY)} need texts"
+                "golden and faulty outputs must both be texts, each side a list of str, or both be token ids; "
+                f"golden is a {type(golden).__name__}, faulty a {type(faulty).__name__}"
             )
     indel = any(name in INDEL for name in wanted)
     detailed = indel or "edit_rate" in wanted or any(name in DETAIL for name in wanted)
@@ -154,11 +161,15 @@ def repetition(outputs: Any, *, longest_period: int = 16, repeats: int = 4, symb
     if texts is None:
         rows = ragged(outputs)
     else:
-        code_points = [np.frombuffer(text.encode("utf-32-le"), np.uint32) for text in texts]
-        rows = ragged(code_points)
+        rows = ragged([_code_points(text, number) for number, text in enumerate(texts)])
     length, period = _native.periodic_tails(*rows, longest_period)
-    long_enough = length >= np.maximum(symbols, repeats * period.astype(np.int64))
-    return {"tail_length": length, "tail_period": period, "collapsed": long_enough & (period > 0)}
+    # Divided, because a product could overflow.
+    held = length / np.maximum(period, 1)
+    return {
+        "tail_length": length,
+        "tail_period": period,
+        "collapsed": (period > 0) & (length >= symbols) & (held >= repeats),
+    }
 
 
 def position_counts(
@@ -175,7 +186,7 @@ def position_counts(
 
 def divergence_histogram(first_divergence: ArrayLike, positions: int) -> NDArray[np.uint64]:
     """`h[t] = #{trials with first_divergence == t}` for `t < positions`; identical trials (-1) are in no bin."""
-    return _native.first_divergence_histogram(_offsets(first_divergence), positions)
+    return _native.first_divergence_histogram(_offsets(first_divergence, "a first divergence"), positions)
 
 
 def survival(first_divergence: ArrayLike, lengths: ArrayLike, positions: int) -> NDArray[np.float64]:
@@ -185,7 +196,9 @@ def survival(first_divergence: ArrayLike, lengths: ArrayLike, positions: int) ->
     at `t`, out of `at_risk(t)` that had not diverged before and go on to `t`. An identical output of `lengths` tokens
     leaves at its end without counting as diverged, so outputs of different lengths go into one curve.
     """
-    return _native.survival(_offsets(first_divergence), _ids(np.asarray(lengths)), positions)
+    return _native.survival(
+        _offsets(first_divergence, "a first divergence"), _ids(np.asarray(lengths), "a length"), positions
+    )
 
 
 def kl_divergence(
@@ -206,6 +219,7 @@ def kl_divergence(
     Without ids the value is `sum_t p(t) (ln p(t) - ln q(t))`, infinite where `q` rules out what `p` allows. With ids,
     tokens in both lists count one by one and all others as one event, whose probability is taken as at least 1e-6
     (32-bit logarithms are no finer). Merging events can only lower the divergence: it is a lower bound of the full one.
+    A row with a NaN is NaN.
     """
     p, q = np.ascontiguousarray(golden, np.float32), np.ascontiguousarray(faulty, np.float32)
     if (golden_ids is None) != (faulty_ids is None):
@@ -246,7 +260,7 @@ def _texts(outputs: Any) -> list[str] | None:
     if _is_arrow(outputs):
         import pyarrow as pa
 
-        kind = outputs.type
+        kind = outputs.type if isinstance(outputs, (pa.Array, pa.ChunkedArray)) else pa.null()
         if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
             texts: list[str] = outputs.to_pylist()
             return texts
@@ -256,6 +270,17 @@ def _texts(outputs: Any) -> list[str] | None:
     if isinstance(outputs, Sequence) and len(outputs) > 0 and isinstance(outputs[0], str):
         return list(outputs)
     return None
+
+
+def _code_points(text: Any, number: int) -> NDArray[np.uint32]:
+    if not isinstance(text, str):
+        raise TypeError(f"`outputs[{number}]` is not a str")
+    try:
+        return np.frombuffer(text.encode("utf-32-le"), np.dtype("<u4"))
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"`outputs[{number}]` has a lone surrogate at character {error.start}: it is not Unicode text"
+        ) from None
 
 
 def _is_empty(outputs: Any) -> bool:
@@ -276,23 +301,36 @@ def ragged(tokens: Any) -> Ragged:
     if isinstance(tokens, np.ndarray) and tokens.ndim == 2:
         rows, width = tokens.shape
         return Ragged(_ids(tokens.reshape(-1)), np.arange(rows + 1, dtype=np.int64) * width)
-    if isinstance(tokens, tuple) and len(tokens) == 2 and isinstance(tokens[1], np.ndarray):
-        return Ragged(_ids(tokens[0]), _offsets(tokens[1]))
+    if (
+        isinstance(tokens, tuple)
+        and len(tokens) == 2
+        and any(isinstance(x, np.ndarray) or _is_arrow(x) for x in tokens)
+    ):
+        values, offsets = _window(np.asarray(tokens[0]), _offsets(tokens[1]))
+        return Ragged(_ids(values), offsets)
     if isinstance(tokens, list) and tokens and isinstance(tokens[0], np.ndarray):
         together = _native.concatenate(tokens)
         if together is not None:
             return Ragged(*together)
     if isinstance(tokens, Sequence) and not isinstance(tokens, (str, bytes)):
         offsets = np.zeros(len(tokens) + 1, np.int64)
-        np.cumsum(np.fromiter(map(len, tokens), np.int64, len(tokens)), out=offsets[1:])
+        try:
+            lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
+        except TypeError:
+            raise TypeError("an output is not a sequence of token ids; a single output is a list of one") from None
+        np.cumsum(lengths, out=offsets[1:])
         if not len(tokens):
             return Ragged(np.zeros(0, np.uint32), offsets)
         if isinstance(tokens[0], np.ndarray):
-            values = np.concatenate(tokens)
-            if values.ndim != 1:
+            # One by one: numpy's common type of all could be a float.
+            arrays = [_ids(row) for row in tokens]
+            if any(array.ndim != 1 for array in arrays):
                 raise TypeError("an output has more than one dimension")
-            return Ragged(_ids(values), offsets)
-        flat = np.fromiter((token for row in tokens for token in row), np.int64, int(offsets[-1]))
+            return Ragged(np.concatenate(arrays), offsets)
+        try:
+            flat = np.fromiter(map(as_int, chain.from_iterable(tokens)), np.int64, int(offsets[-1]))
+        except OverflowError:
+            raise ValueError("a token id does not fit 32 bits") from None
         return Ragged(_ids(flat), offsets)
     raise TypeError(f"token ids cannot be read from {type(tokens).__name__}")
 
@@ -306,45 +344,66 @@ def _from_arrow(array: Any) -> Ragged:
 
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
+    if not isinstance(array, pa.Array):
+        raise TypeError(f"token ids cannot be read from {type(array).__name__}")
     if array.null_count:
         raise ValueError("an output is null")
     if pa.types.is_fixed_size_list(array.type):
         offsets = np.arange(len(array) + 1, dtype=np.int64) * array.type.list_size
         values = array.flatten()
     elif pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
-        offsets = np.asarray(array.offsets, dtype=np.int64)
-        values = array.values
+        values, offsets = _window(array.values, np.asarray(array.offsets, dtype=np.int64))
     else:
         raise TypeError(f"token ids cannot be read from Arrow type {array.type}")
     if values.null_count:
         raise ValueError("a token id is null")
+    if not pa.types.is_integer(values.type):
+        raise TypeError(f"a token id is {values.type}, not an integer")
     return Ragged(_ids(values.to_numpy(zero_copy_only=True)), offsets)
 
 
-def _ids(tokens: Any) -> NDArray[np.uint32]:
+def _window(values: Any, offsets: NDArray[np.int64]) -> tuple[Any, NDArray[np.int64]]:
+    """The values between the first and the last offset: what lies around a slice is neither checked nor copied."""
+    if offsets.ndim != 1 or not len(offsets):
+        return values, offsets
+    first, last = int(offsets[0]), int(offsets[-1])
+    if not 0 <= first <= last <= len(values) or last - first == len(values):
+        return values, offsets
+    return values[first:last], offsets - first if first else offsets
+
+
+def _ids(tokens: Any, what: str = "a token id") -> NDArray[np.uint32]:
     values: NDArray[Any] = np.ascontiguousarray(tokens)
     if values.dtype == np.uint32:
-        return values
+        return values if values.flags.aligned else values.copy()
     if values.size == 0:
-        return np.zeros(0, np.uint32)
+        return np.zeros(values.shape, np.uint32)
     if values.dtype.kind not in "iu":
-        raise TypeError(f"token ids are {values.dtype}, not integers")
+        raise TypeError(f"{what} is {values.dtype}, not an integer")
     if values.dtype.kind == "i" and values.min() < 0:
-        raise ValueError("a token id is negative")
+        raise ValueError(f"{what} is negative")
     if values.dtype.itemsize > 4 and values.max() >= 2**32:
-        raise ValueError("a token id does not fit 32 bits")
+        raise ValueError(f"{what} does not fit 32 bits")
     # Not negative, so the bits of an int32 are those of the uint32.
-    return values.view(np.uint32) if values.dtype == np.int32 else values.astype(np.uint32)
+    if values.dtype == np.int32 and values.flags.aligned:
+        return values.view(np.uint32)
+    return values.astype(np.uint32)
 
 
-def _offsets(offsets: Any) -> NDArray[np.int64]:
-    out: NDArray[np.int64] = np.ascontiguousarray(offsets, dtype=np.int64)
-    return out
+def _offsets(offsets: Any, what: str = "an offset") -> NDArray[np.int64]:
+    values: NDArray[Any] = np.ascontiguousarray(offsets)
+    if values.dtype == np.int64:
+        return values if values.flags.aligned else values.copy()
+    if values.size and values.dtype.kind not in "iu":
+        raise TypeError(f"{what} is {values.dtype}, not an integer")
+    if values.size and values.dtype == np.uint64 and values.max() >= 2**63:
+        raise ValueError(f"{what} does not fit 63 bits")
+    return values.astype(np.int64)
 
 
 def _index(golden_index: ArrayLike | None, golden: int, faulty: int) -> NDArray[np.uint32]:
     if golden_index is not None:
-        return _ids(np.asarray(golden_index))
+        return _ids(np.asarray(golden_index), "a golden index")
     if golden < 0 or faulty < 0:
         raise ValueError("the offsets are empty; they need one entry more than there are rows")
     if golden == 1:
