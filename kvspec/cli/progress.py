@@ -93,6 +93,7 @@ class CampaignProgress(_Display):
     def start(self, total: int, done: int) -> None:
         """Trials begin."""
         self._total, self._done, self._before = total, done, done
+        self._steps, self._counts = 0, dict.fromkeys(self._counts, 0)  # a search has several campaigns
         self._began = self._shown = time.monotonic()
         self._progress.update(self._task, description="trials", total=total, completed=done)
         resumed = f", {done} already recorded" if done else ""
