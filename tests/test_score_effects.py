@@ -94,8 +94,10 @@ def test_cells_above_a_floor_that_is_not_clean(tmp_path: Path) -> None:
 
     scores = scored(tmp_path, make_plan(prompts=4, per_prompt=10), noisy)
     assert not any("Not distinguishable" in sentence for sentence in scores.verdict)
-    (said,) = [sentence for sentence in scores.verdict if "above the floor" in sentence]
-    assert said.startswith("Accuracy lies above the floor, not below it, in 4 of 4 cells: BitRot[1e-07] (+33.3%)")
+    (said,) = [sentence for sentence in scores.verdict if "Not below the floor" in sentence]
+    assert "more often equal to golden than the controls (not tested, for no fault explains that)" in said
+    assert "in 4 of 4 cells: BitRot[1e-07] (+33.3%)" in said
+    assert not any("above the floor" in sentence for sentence in scores.verdict), "no test was made upwards"
     assert against_controls(scores.cells[0]).startswith("above controls (")
 
 
