@@ -177,7 +177,9 @@ def test_an_unsound_run_says_so_first(tmp_path: Path) -> None:
 def test_a_crash_has_no_drift_and_no_percentage_out_of_nothing(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", PLAN, lambda t, r: crashed(r) if t.kind == "fault" else r)
     row = next(line for line in render(score_run(run), "text").splitlines() if line.startswith("Burst"))
-    assert row.split()[3:] == ["0.0%", "0.0-27.8%", "10", "-", "0/0", "0/0/10", "CRASH", "10/10"]
+    assert row.split()[3:] == ["0.0%", "0.0-27.8%", "10", "-", "-", "0/0/10", "CRASH", "10/10"]
+    latex = next(line for line in render(score_run(run), "latex").splitlines() if line.startswith("Burst"))
+    assert "& 10 & -- & -- & 0/0/10" in latex
 
 
 def test_json_holds_the_shape_of_the_issue(run: Path) -> None:

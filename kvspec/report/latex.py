@@ -53,7 +53,7 @@ def _row(cell: CellScore) -> tuple[str, ...]:
         "--" if match.low is None or match.high is None else f"{match.low * 100:.1f}--{match.high * 100:.1f}",
         f"{match.n}",
         "--" if drift is None else f"{drift:.1f}",
-        f"{cell.flips.landed}" if cell.recorded else "--",
+        f"{cell.flips.landed}" if cell.flips.trials else "--",
         "--" if not match.n else words.outcomes(cell).replace(",", ""),
     )
 

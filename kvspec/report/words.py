@@ -71,8 +71,8 @@ def outcomes(cell: CellScore) -> str:
 
 
 def flips(cell: CellScore) -> str:
-    """`planned/landed` as counts."""
-    return f"{cell.flips.planned:,}/{cell.flips.landed:,}" if cell.recorded else DASH
+    """`planned/landed` as counts, or a dash where no trial finished, for flips are counted at the end of a trial."""
+    return f"{cell.flips.planned:,}/{cell.flips.landed:,}" if cell.flips.trials else DASH
 
 
 def status(cell: CellScore) -> str:
