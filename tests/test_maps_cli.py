@@ -223,7 +223,9 @@ def test_diff(pair: tuple[Path, Path]) -> None:
     assert "only in B:" in done.output
     assert "$.generator.burst_len: 1 | 2" in done.output
     done = kvspec("map", "diff", *pair, "--format", "json", "--limit", 1)
-    assert (done.exit_code, json.loads(done.output)["only_a"]) == (1, 0)
+    data = json.loads(done.output)
+    assert (done.exit_code, data["only_a"]) == (1, 0)
+    assert data["first_b"][0]["op"] == "flip", "named as `map show` names it"
 
 
 def test_verify(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -27,9 +27,9 @@ class MapDiff:
     """Flips in both; `None` where the geometries differ and sites cannot be compared."""
     only_a: int | None
     only_b: int | None
-    first_a: tuple[dict[str, int], ...]
+    first_a: tuple[dict[str, int | str], ...]
     """The first flips that only A has."""
-    first_b: tuple[dict[str, int], ...]
+    first_b: tuple[dict[str, int | str], ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -81,5 +81,6 @@ def _sites(fault_map: FaultMap) -> NDArray[np.void]:
     return sites
 
 
-def _rows(sites: NDArray[np.void]) -> tuple[dict[str, int], ...]:
-    return tuple({name: int(site[name]) for name in site.dtype.names or ()} for site in sites)
+def _rows(sites: NDArray[np.void]) -> tuple[dict[str, int | str], ...]:
+    rows = ({name: int(site[name]) for name in site.dtype.names or ()} for site in sites)
+    return tuple({**row, "op": OPS[row["op"]]} for row in rows)
