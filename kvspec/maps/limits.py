@@ -9,6 +9,8 @@ MAX_HEADER_BYTES = 8 << 20
 MAX_JSON_BYTES = 64 << 20
 """A map in the JSON view."""
 MAX_JSON_ROWS = 1 << 20
+MAX_JSON_PARTS = 1 << 16
+"""Lists, objects and strings of a JSON map beside its rows: a Python object of each takes 20 times its bytes."""
 MAX_ROW_GROUPS = 4096
 MAX_GROUP_ROWS = 1 << 20
 """Rows of a row group, hence of what is decoded at once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,11 +11,14 @@ import numpy as np
 
 from kvspec.errors import RecordsError
 from kvspec.maps.columns import DTYPES, names, slices
-from kvspec.maps.header import parse_json, read_header
-from kvspec.maps.limits import MAX_JSON_BYTES, MAX_JSON_ROWS
+from kvspec.maps.header import check_size, parse_json, read_header
+from kvspec.maps.limits import MAX_HEADER_BYTES, MAX_JSON_BYTES, MAX_JSON_PARTS, MAX_JSON_ROWS
 from kvspec.maps.model import OPS, Columns, FaultMap, Header
+from kvspec.plan import canonical_json
 
 ROWS, COLUMNS = "rows", "columns"
+_PART = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]', re.DOTALL)
+"""A string, or where a list or an object begins. It never goes back, so hostile text takes linear time too."""
 
 
 def to_json(fault_map: FaultMap, limit: int | None = None) -> dict[str, Any]:
@@ -55,10 +59,13 @@ class JsonMap:
             raise RecordsError.one(
                 "KVS513", f"`{what}` has {len(text)} bytes of JSON", expected=f"at most {MAX_JSON_BYTES} bytes"
             )
+        _check_parts(text, what)
         data = parse_json(text, what)
         self._what = what
         rows, columns = data.pop(ROWS, None), data.pop(COLUMNS, None)
         self.header: Header = read_header(data, what)
+        if len(text) > MAX_HEADER_BYTES:
+            check_size(canonical_json(self.header.to_json()).encode(), what)
         self._columns: Columns | None = None
         if self.header.kind == "explicit":
             self._columns = self._read(rows, columns)
@@ -96,3 +103,14 @@ class JsonMap:
 
     def _wrong(self, message: str, path: str | None = None, expected: str | None = None) -> RecordsError:
         return RecordsError.one("KVS508", f"`{self._what}` {message}", path=path, expected=expected)
+
+
+def _check_parts(text: bytes, what: str) -> None:
+    """Refuse what would take gigabytes once parsed (KVS513), before it is parsed."""
+    limit = MAX_JSON_ROWS + MAX_JSON_PARTS
+    if any(number >= limit for number, _ in enumerate(_PART.finditer(text))):
+        raise RecordsError.one(
+            "KVS513",
+            f"`{what}` has too many lists, objects and strings",
+            expected=f"at most {MAX_JSON_ROWS} rows, and {MAX_JSON_PARTS} in the header",
+        )

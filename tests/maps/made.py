@@ -277,6 +277,7 @@ def _headers() -> Iterator[tuple[str, str, bytes]]:
         ("no-generator", "KVS507", lambda d: d.pop("generator")),
         ("id-short", "KVS507", change("id", value="ab")),
         ("id-other", "KVS511", change("id", value="0" * 64)),
+        ("9-MiB", "KVS513", change("x-note", value="a" * (9 << 20))),
         ("deep-note", "KVS507", change("x-deep", value=json.loads("[" * 40 + "]" * 40))),
     ]
     for name, code, how in wrong:
@@ -290,6 +291,10 @@ def _json(whole: FaultMap) -> Iterator[tuple[str, str, bytes]]:
     good = write_text(whole)
     data = json.loads(good)
     yield "deep.json", "KVS507", b'{"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}"
+    # 1.3 GiB of empty lists once parsed, and quotes over which a careless search would go back.
+    yield "many-lists.json", "KVS513", b'{"rows": [' + b"[]," * (20 << 20) + b"[]]}"
+    yield "many-keys.json", "KVS513", b"{" + b",".join(b'"%d":0' % i for i in range(1_200_000)) + b"}"
+    yield "quotes.json", "KVS507", b'{"a": "' + b'\\"' * 500_000 + b"\\"
     yield "twice.json", "KVS507", good.replace(b'"kind"', b'"site": "read", "kind"', 1)
     yield "nan.json", "KVS507", good.replace(b'"flips": ', b'"x-n": NaN, "flips": ', 1)
     yield "long-number.json", "KVS507", good.replace(b'"flips": ', b'"x-n": ' + b"9" * 5000 + b', "flips": ', 1)
