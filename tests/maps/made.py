@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,8 @@ def claim(data: bytes, old: int, new: int) -> bytes:
 def header_bytes(change: Callable[[dict[str, Any]], object], *, rehash: bool = True) -> bytes:
     """A generative JSON map with a changed header, its provenance hash made to fit where that is possible."""
     key = _native.derive_keys(3, 0xFF, 2, 0)[0]
-    data = generative(trial=TRIAL, generator=replace(GENERATOR, key=key)).header.to_json()
+    header = generative(trial=TRIAL, generator=replace(GENERATOR, key=key)).header
+    data = deepcopy(header.to_json())  # it shares TRIAL with every other map
     change(data)
     if rehash:
         kept = {k: v for k, v in data.items() if k not in ("id", "kind", "provenance")}
