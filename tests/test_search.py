@@ -152,6 +152,8 @@ def test_entries_of_a_profile_give_the_fault_again(tmp_path: Path) -> None:
     op: set1
     bits: exponent
     rate: {fit: {raw_fit_per_mbit: 500, residency_hours: 2}}
+  - {name: E, model: burst, burst_len: 1, site: KV_WRITE, rate: {per_bit: 1e-6}}
+  - {name: F, model: page_local, page_tokens: 16, site: KV_WRITE, rate: {per_page: 1e-2}}
 """
     path = tmp_path / "a.yaml"
     head = "kvspec: 1\nname: t\nmodel: {id: gpt2}\nprompts: {inline: [a]}\ntrials: 1\nfaults: "
@@ -160,7 +162,7 @@ def test_entries_of_a_profile_give_the_fault_again(tmp_path: Path) -> None:
     again = tmp_path / "b.yaml"
     again.write_text(head + str([entry(fault) for fault in spec.faults]), encoding="utf-8")
     assert load_spec(again).faults == spec.faults
-    assert len(series_of(spec.faults)) == 4
+    assert len(series_of(spec.faults)) == 6
 
 
 def test_prompts_of_one_kind_cannot_be_searched(go: Callable[..., Any]) -> None:

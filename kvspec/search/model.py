@@ -13,8 +13,8 @@ from kvspec.spec.model import Fault, Range
 
 CLOSE = 1.1
 """Neighbouring rates whose ratio is at most this are not parted any more."""
-DEFAULTS = {"op": "flip", "burst_len": 1, "msb_policy": None, "bits": "all", "page_tokens": 16, "page_density": 1e-3}
-"""Parameters of a fault that a profile leaves out."""
+PARAMETERS = {"burst": ("burst_len",), "msb_biased": ("msb_policy",), "page_local": ("page_tokens", "page_density")}
+"""What a fault model has of its own. A profile says all of it, so that no default can change it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +140,11 @@ def entry(fault: Fault) -> dict[str, Any]:
         "site": fault.site,
         "rate": {fault.rate.unit: rate},
     }
-    for name, default in DEFAULTS.items():
-        value = getattr(fault, name)
-        if value != default:
-            data[name] = list(value) if isinstance(value, tuple) else value
-    if fault.model == "msb_biased":
-        data.pop("bits", None)
+    data |= {name: getattr(fault, name) for name in PARAMETERS.get(fault.model, ())}
+    if fault.op != "flip":
+        data["op"] = fault.op
+    if fault.bits != "all" and fault.model != "msb_biased":
+        data["bits"] = list(fault.bits) if isinstance(fault.bits, tuple) else fault.bits
     where = fault.where
     chosen: dict[str, Any] = {}
     for name in ("layers", "heads", "tokens", "steps"):

@@ -1,7 +1,5 @@
 //! Listed faults of trials, as fault maps have them.
 
-use std::sync::Mutex;
-
 use kvspec_core::Op;
 use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
@@ -59,9 +57,7 @@ impl EventTable {
         start: PyReadonlyArray1<'_, u32>,
         count: PyReadonlyArray1<'_, u32>,
     ) -> PyResult<StepFaults> {
-        let rows = OwnedRows::new([&entry, &row, &start, &count]);
-        let faults = py.detach(|| self.0.write_step(&rows.borrow()));
-        Ok(StepFaults(Mutex::new(faults.map_err(value_error)?)))
+        OwnedRows::new([&entry, &row, &start, &count]).faults(py, |rows| self.0.write_step(rows))
     }
 
     #[pyo3(signature = (*, entry, row, start, count))]
@@ -74,8 +70,6 @@ impl EventTable {
         start: PyReadonlyArray1<'_, u32>,
         count: PyReadonlyArray1<'_, u32>,
     ) -> PyResult<StepFaults> {
-        let rows = OwnedRows::new([&entry, &row, &start, &count]);
-        let faults = py.detach(|| self.0.read_step(&rows.borrow()));
-        Ok(StepFaults(Mutex::new(faults.map_err(value_error)?)))
+        OwnedRows::new([&entry, &row, &start, &count]).faults(py, |rows| self.0.read_step(rows))
     }
 }

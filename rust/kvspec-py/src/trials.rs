@@ -72,9 +72,7 @@ impl TrialTable {
         start: PyReadonlyArray1<'_, u32>,
         count: PyReadonlyArray1<'_, u32>,
     ) -> PyResult<StepFaults> {
-        let rows = OwnedRows::new([&entry, &row, &start, &count]);
-        let faults = py.detach(|| self.0.write_step(&rows.borrow()));
-        Ok(StepFaults(Mutex::new(faults.map_err(value_error)?)))
+        OwnedRows::new([&entry, &row, &start, &count]).faults(py, |rows| self.0.write_step(rows))
     }
 
     #[pyo3(signature = (*, entry, row, start, count))]
@@ -87,9 +85,7 @@ impl TrialTable {
         start: PyReadonlyArray1<'_, u32>,
         count: PyReadonlyArray1<'_, u32>,
     ) -> PyResult<StepFaults> {
-        let rows = OwnedRows::new([&entry, &row, &start, &count]);
-        let faults = py.detach(|| self.0.read_step(&rows.borrow()));
-        Ok(StepFaults(Mutex::new(faults.map_err(value_error)?)))
+        OwnedRows::new([&entry, &row, &start, &count]).faults(py, |rows| self.0.read_step(rows))
     }
 }
 
@@ -101,14 +97,21 @@ impl OwnedRows {
         Self(columns.map(column))
     }
 
-    pub(crate) fn borrow(&self) -> StepRows<'_> {
+    /// What a table finds for these rows, without the GIL.
+    pub(crate) fn faults(
+        &self,
+        py: Python<'_>,
+        find: impl FnOnce(&StepRows<'_>) -> Result<kvspec_core::StepFaults, kvspec_core::Error> + Send,
+    ) -> PyResult<StepFaults> {
         let [entry, row, start, count] = &self.0;
-        StepRows {
+        let rows = StepRows {
             entry,
             row,
             start,
             count,
-        }
+        };
+        let faults = py.detach(|| find(&rows)).map_err(value_error)?;
+        Ok(StepFaults(Mutex::new(faults)))
     }
 }
 
