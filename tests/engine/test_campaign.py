@@ -11,6 +11,7 @@ import pytest
 from kvspec.errors import EngineError, RecordsError
 from kvspec.score import score_run
 from kvspec.stats.design import plan_looks
+from tests.engine.rows import golden, ids
 
 Run = Callable[..., dict[str, dict[str, Any]]]
 
@@ -52,14 +53,6 @@ def spec(folder: Path, **changes: Any) -> dict[str, Any]:
         "seed": 42,
     }
     return {**base, **changes}
-
-
-def ids(rows: dict[str, dict[str, Any]]) -> dict[str, list[int]]:
-    return {trial: row["token_ids"] for trial, row in rows.items()}
-
-
-def golden(rows: dict[str, dict[str, Any]]) -> dict[int, list[int]]:
-    return {row["request"]: row["token_ids"] for row in rows.values() if row["kind"] == "golden"}
 
 
 @pytest.mark.parametrize("model", ["gpt2", "llama"])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from kvspec.errors import EngineError
+from tests.engine.rows import golden, ids
 
 Run = Callable[..., dict[str, dict[str, Any]]]
 
@@ -50,14 +51,6 @@ def spec(folder: Path, faults: list[dict[str, Any]] | None = None, **changes: An
         "seed": 42,
     }
     return {**base, **changes}
-
-
-def ids(rows: dict[str, dict[str, Any]]) -> dict[str, list[int]]:
-    return {trial: row["token_ids"] for trial, row in rows.items()}
-
-
-def golden(rows: dict[str, dict[str, Any]]) -> dict[int, list[int]]:
-    return {row["request"]: row["token_ids"] for row in rows.values() if row["kind"] == "golden"}
 
 
 def first_divergence(row: dict[str, Any], reference: dict[int, list[int]]) -> int | None:

@@ -20,6 +20,7 @@ from kvspec.maps.runs import Run, file_name
 from kvspec.replay.case import load_cases, one_model
 from kvspec.replay.compare import Replay
 from kvspec.spec.model import EngineSpec
+from tests.engine.sabotage import leave_a_trace
 
 PROMPTS = ["Who was the first US president?", "a" * 70]
 FAULTS = [
@@ -304,21 +305,8 @@ def another_event(columns: dict[str, Any]) -> None:
 def one_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     """One of the flips of a read stays in the cache of one layer, once the start-up canary has passed."""
     from kvspec.engine.events import EventData
-    from kvspec.engine.vllm.cpu import CpuInjector
 
-    original = CpuInjector._check_read
-    shown: dict[int, Any] = {}
-
-    def check(self: Any, layer: int, *, exposed: bool) -> None:
-        words = self.cache.words[layer]
-        if exposed:
-            shown[layer] = words.copy()
-        elif layer == 2 and isinstance(self._data, EventData):
-            first = np.flatnonzero(words != shown[layer])[:1]
-            words[first] = shown[layer][first]
-        original(self, layer, exposed=exposed)
-
-    monkeypatch.setattr(CpuInjector, "_check_read", check)
+    leave_a_trace(monkeypatch, lambda injector: isinstance(injector._data, EventData))
 
 
 @pytest.mark.parametrize("sabotage", [layer_off_by_one, another_event, another_bit, one_trace])

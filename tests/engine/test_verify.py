@@ -15,6 +15,7 @@ from jsonschema import Draft7Validator
 
 from kvspec import _native
 from kvspec.cli import main
+from tests.engine.sabotage import leave_a_trace
 
 Sabotage = Callable[[pytest.MonkeyPatch], None]
 
@@ -191,21 +192,7 @@ def deaf_reads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def a_trace_of_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """One of the flips of a read is not taken back, and the counts do not tell."""
-    from kvspec.engine.vllm.cpu import CpuInjector
-
-    original = CpuInjector._check_read
-    shown: dict[int, Any] = {}
-
-    def check(self: Any, layer: int, *, exposed: bool) -> None:
-        words = self.cache.words[layer]
-        if exposed:
-            shown[layer] = words.copy()
-        elif layer == 2:
-            first = np.flatnonzero(words != shown[layer])[:1]
-            words[first] = shown[layer][first]
-        original(self, layer, exposed=exposed)
-
-    monkeypatch.setattr(CpuInjector, "_check_read", check)
+    leave_a_trace(monkeypatch, lambda _: True)
 
 
 @pytest.mark.parametrize(
