@@ -8,6 +8,7 @@ are written after every part.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -36,7 +37,15 @@ FORMATS: list[dict[str, Any]] = [
     {"backend": "TRITON_ATTN", "format": "int4_per_token_head"},
 ]
 PARALLEL = [{"gpus": 1}, {"gpus": 2}]
-PARTS = {"cost": 500, "checks": 200, "campaign": 400, "guide": 400, "pair": 200}
+FLOOR: list[dict[str, Any]] = [
+    {"format": "int4_per_token_head", "mode": "stock"},
+    {"format": "int4_per_token_head", "mode": "one_pass"},
+    {"format": "int4_per_token_head", "mode": "batch_invariant"},
+    {"format": "int8_per_token_head", "mode": "stock"},
+    {"format": "int8_per_token_head", "mode": "one_pass"},
+    {"format": "auto", "mode": "stock"},
+]
+PARTS = {"cost": 500, "checks": 200, "campaign": 400, "guide": 400, "pair": 200, "floor": 120}
 """Most seconds of each part, the wait for others (tools/gpu/quiet.py) included."""
 TESTS = [
     "-m", "pytest", "-c", os.devnull, f"--rootdir={ROOT}", "--import-mode=importlib", "-p", "no:cacheprovider", "-q",
@@ -106,19 +115,11 @@ class Saved(dict[str, Any]):
 
 def inside(module: str, file: Path, seconds: float, out: Path, model: Path, arguments: list[str]) -> int:
     """The inside of such a process."""
-    from tools.gpu import campaign, cost, guide, variants
-
     results = Saved(file)
     deadline = time.monotonic() + seconds - 20
     try:
-        if module == "cost":
-            cost.measure(results, out, deadline)
-        elif module == "campaign":
-            campaign.measure(results, out, deadline, model)
-        elif module == "guide":
-            guide.measure(results, out, deadline, model)
-        else:
-            variants.measure(results, out, deadline, model, *arguments)
+        measure = importlib.import_module(f"tools.gpu.{module}").measure
+        measure(results, out, deadline, *([] if module == "cost" else [model, *arguments]))
     except BaseException:
         results["failed"] = traceback.format_exc()
         raise
@@ -161,6 +162,30 @@ def checks(out: Path, model: Path, seconds: float) -> dict[str, Any]:
         formats = pool.submit(variants, out, model, seconds, FORMATS)
         found = variants(out, model, seconds, VARIANTS)
         return {"tests": tests.result(), **found, **formats.result()}
+
+
+def floor(out: Path, model: Path, seconds: float, settings: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stock vLLM alone, in every setting side by side, spread over the GPUs: nothing here is timed."""
+    gpus = visible_gpus() or [""]
+    with ThreadPoolExecutor(len(settings)) as pool:
+        names = ["-".join(map(str, setting.values())) for setting in settings]
+        jobs = [
+            pool.submit(
+                part, "floor", out, model, seconds, json.dumps(setting), name=f"floor-{name}",
+                extra={"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]},
+            )
+            for i, (name, setting) in enumerate(zip(names, settings, strict=True))
+        ]  # fmt: skip
+        return {name: job.result() for name, job in zip(names, jobs, strict=True)}
+
+
+def visible_gpus() -> list[str]:
+    """Names for CUDA_VISIBLE_DEVICES of the GPUs that this process may use."""
+    import torch
+
+    if (given := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in given.split(",") if name]
+    return [str(i) for i in range(torch.cuda.device_count())]
 
 
 def pair(out: Path, model: Path, seconds: float) -> dict[str, Any]:
@@ -213,6 +238,8 @@ def main() -> int:
             results[name] = checks(args.out, args.model, limit)
         elif name == "pair":
             results["parallel"] = pair(args.out, args.model, limit)
+        elif name == "floor":
+            results[name] = floor(args.out, args.model, limit, FLOOR)
         else:
             results[name] = part(name, args.out, args.model, limit)
         (args.out / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")

@@ -21,7 +21,22 @@ def markdown(results: dict[str, Any]) -> str:
     for name in ("checks", "parallel"):
         if name in results:
             lines += ["", f"## {name}", "", *_variants(results[name])]
+    if "floor" in results:
+        lines += ["", "## floor of stock vLLM", "", *_floor(results["floor"])]
     return "\n".join(lines) + "\n"
+
+
+def _floor(part: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, found in part.items():
+        if "answers" not in found:
+            lines += [f"- {name}:", *_failure(found)]
+            continue
+        same = ", ".join(f"{batch} {same} of {n}" for batch, (same, n) in found["answers"].items())
+        margins = [difference["margin"] for difference in found["differences"]]
+        worst = f"; widest margin of a token that changed: {max(margins):.3f} nats" if margins else ""
+        lines.append(f"- {name}: answers as alone: {same}{worst}")
+    return lines
 
 
 def _failure(part: dict[str, Any]) -> list[str]:
