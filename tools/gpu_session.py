@@ -3,6 +3,10 @@
 MODEL is a SmolLM2-135M folder, OUT a folder for `results.json` and `results.md`. Each part runs in processes of its
 own; a part that fails or runs out of time is recorded with the end of its output, and the next one goes on. Results
 are written after every part.
+
+On a machine with several GPUs, parts run side by side in lanes, each with GPUs and cores of its own:
+
+    gpu_session.py MODEL OUT --lane 0,1 0-31 pair --lane 2 32-47 campaign step --lane 3 48-63 guide
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import sys
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -45,12 +50,15 @@ FLOOR: list[dict[str, Any]] = [
     {"format": "int8_per_token_head", "mode": "one_pass"},
     {"format": "auto", "mode": "stock"},
 ]
-PARTS = {"cost": 500, "checks": 200, "campaign": 400, "guide": 400, "pair": 200, "floor": 120}
+PARTS = {
+    "cost": 500, "step": 300, "checks": 200, "campaign": 400, "launch": 120, "guide": 400, "pair": 200, "floor": 120,
+}  # fmt: skip
 """Most seconds of each part, the wait for others (tools/gpu/quiet.py) included."""
 TESTS = [
     "-m", "pytest", "-c", os.devnull, f"--rootdir={ROOT}", "--import-mode=importlib", "-p", "no:cacheprovider", "-q",
     "tests/kernels/test_gpu.py", "tests/kernels/device",
 ]  # fmt: skip
+LAUNCH = ["benches/kernels/bench_launch.py", "--rows", "256"]
 
 
 def process(
@@ -62,17 +70,16 @@ def process(
     environment = {**os.environ, "KVSPEC_TRACEBACK": "1", "PYTHONPATH": path, **(extra or {})}
     log = out / f"{name}.log"
     with log.open("wb") as stream:
-        child = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, stdout=stream, stderr=stream)
+        child = subprocess.Popen(
+            [sys.executable, *command], cwd=ROOT, env=environment, stdout=stream, stderr=stream, start_new_session=True
+        )
         try:
             code: int | str = child.wait(seconds)
         except subprocess.TimeoutExpired:
             code = f"stopped after {seconds:.0f} s"
-            child.send_signal(signal.SIGINT)  # it writes what it has
-            try:
-                child.wait(10)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+        with suppress(ProcessLookupError):  # workers that it started, too; what it knew is in its file
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
     result: dict[str, Any] = {"exit": code, "seconds": time.monotonic() - began}
     text = log.read_text(errors="replace")
     result["output"] = text[-4000:] if code else text.strip().rpartition("\n")[2]
@@ -113,19 +120,20 @@ class Saved(dict[str, Any]):
         self._file.write_text(json.dumps(self, default=str), encoding="utf-8")
 
 
-def inside(module: str, file: Path, seconds: float, out: Path, model: Path, arguments: list[str]) -> int:
+def inside(module: str, file: Path, seconds: float, out: Path, model: Path, arguments: list[str]) -> None:
     """The inside of such a process."""
     results = Saved(file)
     deadline = time.monotonic() + seconds - 20
     try:
         measure = importlib.import_module(f"tools.gpu.{module}").measure
-        measure(results, out, deadline, *([] if module == "cost" else [model, *arguments]))
+        measure(results, out, deadline, *([] if module in ("cost", "step") else [model, *arguments]))
     except BaseException:
         results["failed"] = traceback.format_exc()
         raise
     finally:
         results.save()
-    return 0
+    sys.stdout.flush()
+    os._exit(0)  # closing an engine may hang; everything is in the file
 
 
 def variants(out: Path, model: Path, seconds: float, wanted: list[dict[str, Any]]) -> dict[str, Any]:
@@ -193,6 +201,30 @@ def pair(out: Path, model: Path, seconds: float) -> dict[str, Any]:
     return variants(out, model, seconds, PARALLEL)
 
 
+def launches(out: Path, seconds: float) -> dict[str, Any]:
+    """What each kernel costs, dense rates included."""
+    file = out / "launch.json"
+    went = process("launch", [*LAUNCH, "--out", str(file)], seconds, out)
+    return {**(json.loads(file.read_text()) if file.exists() else {}), "process": went}
+
+
+def lanes(wanted: list[list[str]], out: Path, model: Path, seconds: float) -> dict[str, Any]:
+    """Parts side by side, each lane (GPUs, cores, parts) with sessions of its own; the results of all of them."""
+    children = {}
+    for gpus, cores, *parts in wanted:
+        folder = out / f"gpu{gpus.replace(',', '')}"
+        command = ["taskset", "-c", cores, sys.executable, __file__, str(model), str(folder), "--seconds", str(seconds)]
+        children[folder] = subprocess.Popen(
+            [*command, "--only", *parts], env={**os.environ, "CUDA_VISIBLE_DEVICES": gpus}
+        )
+    found: dict[str, Any] = {}
+    for folder, child in children.items():
+        child.wait()
+        if (file := folder / "results.json").exists():
+            found |= json.loads(file.read_text())
+    return found
+
+
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     import torch
@@ -217,18 +249,32 @@ def main() -> int:
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=["cost", "checks", "campaign", "guide"])
+    parser.add_argument(
+        "--lane", nargs="+", action="append", metavar=("GPUS", "CORES PART"), help="parts side by side; may be repeated"
+    )
     parser.add_argument("--seconds", type=float, default=3600, help="stop starting parts after this")
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.part:
         module, file, seconds, *rest = args.part
-        return inside(module, Path(file), float(seconds), args.out, args.model, rest)
+        inside(module, Path(file), float(seconds), args.out, args.model, rest)
     from tools.gpu.report import markdown
 
     began = time.monotonic()
-    command = f"tools/gpu_session.py MODEL OUT --only {' '.join(args.only)}"
-    results: dict[str, Any] = {"command": command, "machine": machine()}
+    command = f"tools/gpu_session.py MODEL OUT {' '.join(sys.argv[3:])}"
+    results: dict[str, Any] = {}
+
+    def save() -> None:
+        (args.out / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+        (args.out / "results.md").write_text(markdown(results), encoding="utf-8")
+
+    if args.lane:
+        results |= lanes(args.lane, args.out, args.model, args.seconds)
+        results |= {"command": command, "machine": machine()}
+        save()
+        return 0
+    results |= {"command": command, "machine": machine()}
     for name in args.only:
         left = args.seconds - (time.monotonic() - began)
         limit = min(PARTS[name], left)
@@ -240,10 +286,11 @@ def main() -> int:
             results["parallel"] = pair(args.out, args.model, limit)
         elif name == "floor":
             results[name] = floor(args.out, args.model, limit, FLOOR)
+        elif name == "launch":
+            results[name] = launches(args.out, limit)
         else:
             results[name] = part(name, args.out, args.model, limit)
-        (args.out / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-        (args.out / "results.md").write_text(markdown(results), encoding="utf-8")
+        save()
     return 0
 
 

@@ -265,10 +265,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--shape", choices=[*SHAPES], action="append")
+    parser.add_argument("--rows", type=int, action="append", help="batches of these sizes only")
     arguments = parser.parse_args()
     results: list[dict[str, object]] = []
     for shape in arguments.shape or SHAPES:
         for rows, requests, context in ((16, 16, 256), (64, 64, 256), (256, 256, 256), (64, 64, 2000), (8192, 4, 2048)):
+            if arguments.rows and rows not in arguments.rows:
+                continue
             results += measure(shape, rows, requests, context)
             torch.cuda.empty_cache()
     results += [measure_logits(rows, 128256, dtype) for rows in (16, 256) for dtype in (torch.bfloat16, torch.float32)]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tools.gpu.look import Sampler, counted, traced, watched
 from tools.gpu.quiet import wait
 from tools.gpu.worker import WORKER
 
@@ -59,7 +61,7 @@ NAN = {
     "controls": {"null_trials": 20, "golden_repeats": 20},
     "trials": 20,
 }  # fmt: skip
-ROUNDS = 3
+ROUNDS = 5
 
 
 class Silent:
@@ -135,10 +137,35 @@ def same(a: dict[str, dict[str, Any]], b: dict[str, dict[str, Any]]) -> list[int
     return [sum(b[t]["token_ids"] == row["token_ids"] for t, row in a.items() if t in b), len(a)]
 
 
+def stock_requests(session: Any, requests: list[list[int]], *, detokenize: bool = True) -> float:
+    """Seconds for the requests on stock vLLM, as a user of it would ask: as many in the engine as the campaign keeps.
+    Without `detokenize` it gives token ids only, which is less than a campaign records."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    from kvspec.engine.campaign import QUEUE_FACTOR
+
+    session.rpc("kvspec_mode", "stock")
+    engine, queue = session._engine, enumerate(requests)
+    room = QUEUE_FACTOR * session.settings["max_num_seqs"]
+    generation = WRITES["generation"]
+    begun = time.monotonic()
+    while True:
+        for entry, ids in itertools.islice(queue, max(0, room - session.pending)):
+            params = SamplingParams(
+                temperature=0, max_tokens=generation["max_tokens"], ignore_eos=True, detokenize=detokenize,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )  # fmt: skip
+            engine.add_request(str(entry), {"prompt_token_ids": ids}, params)
+        if not session.pending:
+            return time.monotonic() - begun
+        session.step()
+
+
 def measure(results: dict[str, Any], out: Path, deadline: float, model: Path) -> None:
     """Fill `results`."""
     from kvspec.engine import session as sessions
-    from kvspec.engine.campaign import QUEUE_FACTOR, Inputs
+    from kvspec.engine.campaign import Inputs
     from kvspec.engine.session import Session, Shape
 
     settings = sessions._settings
@@ -147,47 +174,65 @@ def measure(results: dict[str, Any], out: Path, deadline: float, model: Path) ->
     sessions.WORKER = WORKER
     plan = plan_of(out, "writes", model, WRITES)
     inputs, spec = Inputs.of(plan), plan.spec
+    assert spec.generation.ignore_eos
     longest = max(map(len, inputs.prompts)) + 50
     began = time.monotonic()
     session = Session(spec.model, inputs.source, spec.engine, "bf16", Shape(longest, 10000, None), reads=True)
     results["start_seconds"] = time.monotonic() - began
-    requests = [trial.request for trial in plan.trials()]
-
-    def stock() -> float:
-        session.rpc("kvspec_mode", "stock")
-        queue = enumerate(requests)
-        begun = time.monotonic()
-        room = QUEUE_FACTOR * spec.engine.max_num_seqs
-        while True:
-            for entry, request in itertools.islice(queue, max(0, room - session.pending)):
-                session.submit(entry, inputs.prompts[request], spec.generation, 0)
-            if not session.pending:
-                return time.monotonic() - begun
-            session.step()
+    requests = [inputs.prompts[trial.request] for trial in plan.trials()]
+    numbers = itertools.count()
 
     def injecting(name: str, mode: str, plan: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         session.rpc("kvspec_mode", mode)
         session.reads = mode == "reads"
-        return run(out, name, plan, session)
+        return run(out, f"{name}{next(numbers)}", plan, session)
 
-    wait()
-    stock()
     armed = plan_of(out, "armed", model, ARMED)
-    times: dict[str, list[float]] = {"stock": [], "armed": [], "campaign": []}
     first: dict[str, dict[str, Any]] = {}
+
+    def writes() -> float:
+        results["writes"], rows = injecting("writes", "writes", plan)
+        first.update(rows)
+        return float(results["writes"]["seconds"])
+
+    sides: dict[str, Callable[[], float]] = {
+        "stock": lambda: stock_requests(session, requests),
+        "stock_ids": lambda: stock_requests(session, requests, detokenize=False),
+        "armed": lambda: float(injecting("armed", "writes", armed)[0]["seconds"]),
+        "campaign": writes,
+    }
+    wait()
+    for warm in ("stock", "campaign"):
+        sides[warm]()
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    steps: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for number in range(ROUNDS):
         if number and time.monotonic() > deadline - 25:
             break
-        times["stock"].append(stock())
-        results["armed"], _ = injecting(f"armed{number}", "writes", armed)
-        times["armed"].append(results["armed"]["seconds"])
-        results["writes"], first = injecting(f"writes{number}", "writes", plan)
-        times["campaign"].append(results["writes"]["seconds"])
+        for side, once in sides.items():
+            with watched(session) as found:
+                times[side].append(once())
+            steps[side].append(found)
         best = {side: min(values) for side, values in times.items()}
-        ratios = {f"{side}_ratio": best[side] / best["stock"] for side in ("armed", "campaign")}
-        results["speed"] = {**best, **ratios, "all": times}
-    print("campaign / stock", results["speed"], flush=True)
-    if time.monotonic() > deadline:
+        ratios = {f"{side}_ratio": best[side] / best["stock"] for side in sides}
+        results["speed"] = {**best, **ratios, "all": times, "steps": steps}
+    print("campaign / stock", best, ratios, flush=True)
+    for side, once in sides.items():
+        if time.monotonic() > deadline - 40:
+            return
+        with Sampler(0.001) as sampler:
+            once()
+        sampler.write(out / f"campaign-{side}.folded")
+        results[f"sampled_{side}"] = sampler.result()
+    for side in ("stock", "armed", "campaign"):
+        if time.monotonic() < deadline - 40:
+            results[f"calls_{side}"] = counted(sides[side])
+    for side in ("stock", "armed"):
+        if time.monotonic() < deadline - 40:
+            with traced(session, 200, 60) as found:
+                sides[side]()
+            results[f"traced_{side}"] = found
+    if time.monotonic() > deadline - 30:
         return
     shuffled = plan_of(out, "shuffled", model, {**WRITES, "engine": {**WRITES["engine"], "submission_seed": 7}})
     results["shuffled_identical"] = same(first, injecting("shuffled", "writes", shuffled)[1])
@@ -196,4 +241,3 @@ def measure(results: dict[str, Any], out: Path, deadline: float, model: Path) ->
     shuffled = plan_of(out, "reads_shuffled", model, {**READS, "engine": {**WRITES["engine"], "submission_seed": 7}})
     results["reads_shuffled_identical"] = same(first, injecting("reads_shuffled", "reads", shuffled)[1])
     results["isolation"], _ = injecting("nan", "writes", plan_of(out, "nan", model, NAN))
-    session.close()

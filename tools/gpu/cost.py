@@ -7,9 +7,11 @@ the minimum of the rounds counts. For decode cases the time of a step with the f
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from tools.gpu.look import Sampler, device
 from tools.gpu.quiet import wait
 from tools.gpu.worker import MODES, WORKER
 
@@ -57,7 +59,9 @@ def table(site: str, requests: int, prompt: int) -> Any:
     )  # fmt: skip
 
 
-def measure(results: dict[str, Any], out: Path, deadline: float) -> None:
+def measure(
+    results: dict[str, Any], out: Path, deadline: float, cases: Collection[str] = tuple(CASES), rounds: int = ROUNDS
+) -> None:
     """Fill `results`; stops starting rounds at the deadline (`time.monotonic`)."""
     from kvspec.engine.session import prepare_environment
 
@@ -94,7 +98,8 @@ def measure(results: dict[str, Any], out: Path, deadline: float) -> None:
             )  # fmt: skip
             engine.add_request(f"{mode}-{number}-{i}", {"prompt_token_ids": ids}, params)
 
-    def once(mode: str, case: tuple[int, int, int, Any], number: int) -> tuple[float, float]:
+    def once(mode: str, case: tuple[int, int, int, Any], number: int) -> tuple[float, float, float]:
+        """Seconds: whole, mean and median step with the full batch."""
         batch, prompt, new, _ = case
         prompts = prepare(mode, case)
         began = time.perf_counter()
@@ -105,8 +110,10 @@ def measure(results: dict[str, Any], out: Path, deadline: float) -> None:
             ends.append(time.perf_counter())
         # all requests decode from the end of the last prefill to the end of the first request
         first, last = -(-batch * prompt // BATCHED_TOKENS) + 3, new - 3
-        step = (ends[last] - ends[first]) / (last - first) if last - first > 8 and len(ends) > last else float("nan")
-        return ends[-1] - began, step
+        if last - first <= 8 or len(ends) <= last:
+            return ends[-1] - began, float("nan"), float("nan")
+        between = np.diff(ends[first : last + 1])
+        return ends[-1] - began, float(between.mean()), float(np.median(between))
 
     def kernels(mode: str) -> dict[str, Any]:
         """Where a decode step of 256 requests spends its time: microseconds per step by kernel."""
@@ -123,33 +130,45 @@ def measure(results: dict[str, Any], out: Path, deadline: float) -> None:
             wall = time.perf_counter() - began
         while engine.has_unfinished_requests():
             engine.step()
-        found = {e.key[:80]: e.self_device_time_total / PROFILED for e in seen.key_averages()}
-        found = dict(sorted(found.items(), key=lambda item: -item[1]))
-        return {"wall_us": 1e6 * wall / PROFILED, "busy_us": sum(found.values()), "kernels": found}
+        return device(seen, PROFILED, wall)
+
+    def host(mode: str) -> dict[str, Any]:
+        """Where the host is meanwhile."""
+        with Sampler(0.001) as sampler:
+            once(mode, CASES["decode 256"], -2)
+        return sampler.result()
 
     for name, case in CASES.items():
+        if name not in cases:
+            continue
         modes = case[3]
-        totals: dict[str, list[float]] = {mode: [] for mode in modes}
-        steps: dict[str, list[float]] = {mode: [] for mode in modes}
-        for number in range(ROUNDS + 1):
+        totals, steps, medians = ({mode: list[float]() for mode in modes} for _ in range(3))
+        for number in range(rounds + 1):
             if number > 2 and time.monotonic() > deadline:
                 break
             for turn in range(len(modes)):
                 mode = modes[(number + turn) % len(modes)]
-                total, step = once(mode, case, number)
+                taken = once(mode, case, number)
                 if number:  # the first round warms up
-                    totals[mode].append(total)
-                    steps[mode].append(step)
-        best = {mode: min(values) for mode, values in totals.items()}
-        step_best = {mode: min(values) for mode, values in steps.items()}
+                    for values, value in zip((totals, steps, medians), taken, strict=True):
+                        values[mode].append(value)
+        best, step_best, median_best = (
+            {mode: min(values) for mode, values in kind.items()} for kind in (totals, steps, medians)
+        )
         results.setdefault("cases", {})[name] = {
             "rounds": len(totals["stock"]),
             "seconds": best,
             "ratio": {mode: best[mode] / best["stock"] for mode in modes[1:]},
             "step_ms": {mode: 1000 * value for mode, value in step_best.items()},
             "step_ratio": {mode: step_best[mode] / step_best["stock"] for mode in modes[1:]},
+            "median_step_ms": {mode: 1000 * value for mode, value in median_best.items()},
+            "median_step_ratio": {mode: median_best[mode] / median_best["stock"] for mode in modes[1:]},
             "all": totals,
+            "all_steps": steps,
+            "all_median_steps": medians,
         }
+        results["cases"] = results["cases"]  # saves
         print(name, results["cases"][name]["ratio"], results["cases"][name]["step_ratio"], flush=True)
         if name == "decode 256":
             results["profile"] = {mode: kernels(mode) for mode in MODES}
+            results["host"] = {mode: host(mode) for mode in MODES}

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from tools.gpu.campaign import PROMPTS
 
@@ -23,45 +21,90 @@ BASE: dict[str, Any] = {
     "seed": 42,
 }
 ONE_ENGINE_EACH = """
-import sys, json, time
+import time; began = time.monotonic()
+import sys, json
 from vllm import LLM, SamplingParams
+imported = time.monotonic()
 llm = LLM(model=sys.argv[1], max_model_len=128, enable_prefix_caching=False)
+loaded = time.monotonic()
 outputs = llm.generate(json.loads(sys.argv[2]), SamplingParams(temperature=0, max_tokens=50, ignore_eos=True))
-print(len(outputs))
+done = time.monotonic()
+print(json.dumps({"import": imported - began, "load": loaded - imported, "generate": done - loaded}), flush=True)
 """
+"""The reference guide's method, with the settings of the campaign."""
+OURS = """
+import json, sys
+from pathlib import Path
+from tools.gpu.look import Sampler
+from kvspec.cli import main
+where = Path(sys.argv.pop(1))
+with Sampler(0.005) as sampler:
+    try:
+        code = main()
+    except SystemExit as exit:
+        code = exit.code
+sampler.write(where.with_suffix(".folded"))
+where.write_text(json.dumps(sampler.result()))
+sys.exit(code)
+"""
+"""`kvspec run`, looked at two hundred times a second."""
 
 
 def measure(results: dict[str, Any], out: Path, deadline: float, model: Path) -> None:
-    """One process each, with warm compile caches: both sides run once before, and side by side if there are two GPUs.
-    Loads of the other method are measured until the deadline, and the missing ones taken as the mean of those."""
+    """One process each, with warm compile caches: both methods run once before, then take turns on one GPU until the
+    deadline. Missing loads of the other method are taken as the mean of those that were measured."""
     rates = {"per_bit": EXPERIMENTS}
     fault = {"name": "BitRot", "model": "random", "site": "KV_WRITE", "rate": rates}
     spec = {**BASE, "name": "guide", "model": {"id": str(model)}, "faults": [fault]}
     path = out / "guide.yaml"
     path.write_text(json.dumps(spec), encoding="utf-8")
-    ours = [sys.executable, "-m", "kvspec", "run", str(path), "--out"]
-    theirs = [sys.executable, "-c", ONE_ENGINE_EACH, str(model), json.dumps(PROMPTS * 2)]
-    two = torch.cuda.device_count() > 1
-    warming = []
-    for gpu, command in enumerate(([*ours, str(out / "guide-warm")], theirs)):
-        environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": str(gpu)} if two else {})}
-        warming.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
-        if not two or gpu:
-            for process in warming:
-                if process.wait():
-                    raise RuntimeError(f"{process.args!r} exited with {process.returncode}")
-            warming.clear()
+    ours: list[dict[str, Any]] = []
+    theirs: list[dict[str, Any]] = []
+    results["ours"], results["theirs"] = ours, theirs
+
+    def run_ours() -> None:
+        name = f"guide-{len(ours)}"
+        looked = out / f"{name}.samples.json"
+        command = [sys.executable, "-c", OURS, str(looked), "run", str(path), "--out", str(out / name)]
+        seconds, _ = timed(command)
+        manifest = json.loads((out / name / "run.json").read_text())
+        timings = manifest["sessions"][-1]["timings_s"]
+        ours.append({"seconds": seconds, **timings, "trials_run": manifest["recorded"]})
+        results["samples"] = json.loads(looked.read_text())
+
+    def run_theirs() -> None:
+        command = [sys.executable, "-c", ONE_ENGINE_EACH, str(model), json.dumps(PROMPTS * 2)]
+        seconds, output = timed(command)
+        theirs.append({"seconds": seconds, **json.loads(output.splitlines()[-1])})
+        results.update(figures([run["seconds"] for run in ours[1:]], [run["seconds"] for run in theirs[1:]]))
+        results["measured_loads"] = len(theirs) - 1  # saves
+
+    turns = itertools.cycle((run_ours, run_theirs, run_theirs))
+    run_ours()
+    run_theirs()
+    for turn in turns:
+        longest = max(run["seconds"] for run in [*ours[-1:], *theirs[-1:]])
+        if time.monotonic() + longest > deadline or len(theirs) > 7:
+            return
+        turn()
+
+
+def timed(command: list[str]) -> tuple[float, str]:
+    """Seconds and output of a process. Raises `CalledProcessError` if it fails."""
     began = time.monotonic()
-    subprocess.run([*ours, str(out / "guide")], check=True)
-    results["kvspec_seconds"] = time.monotonic() - began
-    loads: list[float] = []
-    results["one_engine_each_seconds"] = loads
-    while len(loads) < 1 + len(EXPERIMENTS) and (not loads or time.monotonic() + max(loads) < deadline):
-        began = time.monotonic()
-        subprocess.run(theirs, check=True, stdout=subprocess.DEVNULL)
-        loads.append(time.monotonic() - began)
-    mean = sum(loads) / len(loads)
-    results["measured_loads"] = len(loads)
-    results["ratio_7"] = mean * 7 / results["kvspec_seconds"]
-    results["ratio_320"] = mean * 320 / results["kvspec_seconds"]
-    results["note"] = "320 cells: our side is the run of 7 cells; their side is the mean load times 320"
+    found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return time.monotonic() - began, found.stdout
+
+
+def figures(ours: list[float], theirs: list[float]) -> dict[str, float]:
+    """Seconds of both methods for golden and six experiments, and the ratios; without warm-up runs."""
+    if not ours or not theirs:
+        return {}
+    mine, load = sum(ours) / len(ours), sum(theirs) / len(theirs)
+    return {
+        "kvspec_seconds": mine,
+        "mean_load_seconds": load,
+        "ratio_7": 7 * load / mine,
+        # our side is the run of 7 cells; their side 320 times the mean load
+        "ratio_320": 320 * load / mine,
+    }

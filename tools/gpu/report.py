@@ -15,7 +15,7 @@ def markdown(results: dict[str, Any]) -> str:
         + ", ".join(f"{name} {value}" for name, value in machine.items() if name != "gpus")
         + ".",
     ]
-    for name, write in (("cost", _cost), ("campaign", _campaign), ("guide", _guide)):
+    for name, write in (("cost", _cost), ("step", _cost), ("campaign", _campaign), ("guide", _guide)):
         if name in results:
             lines += ["", f"## {name}", "", *_failure(results[name]), *write(results[name])]
     for name in ("checks", "parallel"):
@@ -50,13 +50,13 @@ def _cost(part: dict[str, Any]) -> list[str]:
     if "cases" not in part:
         return []
     lines = [
-        "| case | rounds | stock s | writes / stock | reads / stock | step: writes / stock | step: reads / stock |"
+        "| case | rounds | stock s | writes / stock | reads | step: writes | reads | median step: writes | reads |",
     ]
-    lines.append("|---|---|---|---|---|---|---|")
+    lines.append("|---|---|---|---|---|---|---|---|---|")
     for name, case in part["cases"].items():
         figures = [
             f"{case[kind][mode]:.4f}" if case[kind].get(mode, float("nan")) == case[kind].get(mode) else ""
-            for kind in ("ratio", "step_ratio")
+            for kind in ("ratio", "step_ratio", "median_step_ratio")
             for mode in ("writes", "reads")
         ]
         lines.append(f"| {name} | {case['rounds']} | {case['seconds']['stock']:.4f} | {' | '.join(figures)} |")
@@ -69,6 +69,7 @@ def _campaign(part: dict[str, Any]) -> list[str]:
         speed = part["speed"]
         lines += [
             f"- the requests of the campaign on stock vLLM: {speed['stock']:.3f} s",
+            f"- without detokenizing: {speed['stock_ids']:.3f} s, {speed['stock_ids_ratio']:.4f}",
             f"- the same number of trials whose faults never hit: {speed['armed']:.3f} s, {speed['armed_ratio']:.4f}",
             f"- the campaign: {speed['campaign']:.3f} s, {speed['campaign_ratio']:.4f}",
         ]
@@ -87,10 +88,12 @@ def _campaign(part: dict[str, Any]) -> list[str]:
 def _guide(part: dict[str, Any]) -> list[str]:
     if "ratio_7" not in part:
         return []
-    measured = f"{sum(part['one_engine_each_seconds']):.1f} s for {part['measured_loads']} measured loads"
+    each = "; ".join(", ".join(f"{run['seconds']:.1f}" for run in part[side]) for side in ("ours", "theirs"))
     return [
-        f"- golden and 6 experiments: {part['kvspec_seconds']:.1f} s; an engine per experiment: {measured}",
-        f"- ratio with the missing loads at their mean: {part['ratio_7']:.2f}",
+        f"- golden and 6 experiments: {part['kvspec_seconds']:.1f} s",
+        f"- an engine per experiment: {part['mean_load_seconds']:.1f} s each, mean of {part['measured_loads']} loads",
+        f"- ratio for 7 experiments {part['ratio_7']:.2f}, for 320 cells {part['ratio_320']:.0f} (extrapolated)",
+        f"- every run, the first of each warming up: {each}",
     ]
 
 

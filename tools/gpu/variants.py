@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
-from tools.gpu.campaign import PROMPTS, Silent, plan_of, run, same
+from tools.gpu.campaign import NAN, PROMPTS, Silent, plan_of, run, same
 
 SPEC: dict[str, Any] = {
     "prompts": {"inline": PROMPTS},
@@ -23,6 +25,10 @@ SPEC: dict[str, Any] = {
     "seed": 42,
     "engine": {"max_num_seqs": 16, "kv_cache_gib": 2},
 }
+
+HANG, CLOSING = 150, 40
+"""Seconds after which a stage, or closing the engine, is taken to hang: the process says where it stands, and ends.
+What was measured before is in its file."""
 
 
 def even_llama(folder: Path, tokenizer: Path) -> Path:
@@ -64,14 +70,23 @@ def measure(results: dict[str, Any], out: Path, _: float, model: Path, variant: 
     again = {**spec, "engine": {**spec["engine"], "submission_seed": 7}}
     inputs = Inputs.of(plan)
     shape = Shape(max(map(len, inputs.prompts)) + 24, 10000, None)
+    results["wanted"] = wanted
+    faulthandler.dump_traceback_later(HANG, exit=True)
     with Session(plan.spec.model, inputs.source, plan.spec.engine, wanted["format"], shape, reads=True) as engine:
         figures, rows = run(out, name, plan, engine)
         texts = {trial: row["token_ids"] for trial, row in rows.items()}
         flips = {trial: row["flips_landed"] for trial, row in rows.items()}
-        results["wanted"], results["figures"] = wanted, figures
+        results["figures"] = figures
         results["flips"], results["token_ids"] = flips, texts
         shuffled = plan_of(out, f"{name}-shuffled", model, again)
         results["shuffled_identical"] = same(rows, run(out, f"{name}-shuffled", shuffled, engine)[1])
+        if "gpus" in json.loads(variant):
+            poisoned = plan_of(out, f"{name}-nan", model, {**NAN, "model": spec["model"], "engine": spec["engine"]})
+            results["isolation"] = run(out, f"{name}-nan", poisoned, engine)[0]
+        faulthandler.dump_traceback_later(CLOSING, exit=True)
+        began = time.monotonic()
+    results["close_seconds"] = time.monotonic() - began
+    faulthandler.dump_traceback_later(HANG, exit=True)
     if wanted["format"].endswith("per_token_head"):
         results["codes"] = codes(plan)
     results["replay"] = replayed(out / name, out / f"{name}-maps", ["W[1e-06]", "W[0.001]", "Stuck"], spec["engine"])

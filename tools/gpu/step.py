@@ -1,0 +1,15 @@
+"""The decode step of 256 requests alone, in more rounds: the case whose cost is nearest to its limit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tools.gpu import cost
+
+ROUNDS = 12
+
+
+def measure(results: dict[str, Any], out: Path, deadline: float) -> None:
+    """Fill `results` as `cost` does."""
+    cost.measure(results, out, deadline, ("decode 256",), ROUNDS)
