@@ -1,93 +1,198 @@
-"""The campaigns of docs/results on one GPU: `python tools/gpu_results.py OUT --seconds 400`.
+"""The campaigns of docs/results on GPUs: `python tools/gpu_results.py OUT --seconds 420 --gpus 0,1 --cores 0-31`.
 
-Streams of commands run side by side, each with its own engine and share of the GPU's memory; `--only` chooses among
-them, CUDA_VISIBLE_DEVICES among GPUs. A command that fails or runs out of time is told, and the stream goes on. Run
-folders and logs stay in OUT for `tools/results.py`. All five on one H100 for 440 s finished `small` and `formats` but
-for their last commands, and a fifth of each needle campaign.
+Workers, each with its own GPU and its share of the cores, take one job after the other; `--only` chooses among the
+jobs (by default all but the needle campaigns), `--set` overrides every spec (for a rehearsal on a CPU). A job that fails or runs out of time is told, and its
+worker goes on. Run folders and logs stay in OUT for `tools/results.py`. `--tar FILE` packs them after every job, and
+when the time is up or SIGTERM comes, so that whatever ends the machine leaves a whole archive behind; one above
+PIECE bytes is cut into FILE.0, FILE.1, ... (`cat FILE.? | tar xz`).
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
+import tarfile
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 ROOT = Path(__file__).resolve().parent.parent
-FORMATS = ("bf16", "fp8_e4m3", "int8_per_token_head", "int4_per_token_head")
+PIECE = 15 * 2**20
+FORMATS = ("int4_per_token_head", "bf16", "fp8_e4m3", "int8_per_token_head")
 CONTROLS = "--set controls.null_trials=20 --set controls.golden_repeats=20"
+FIVE = f"--set trials=200 {CONTROLS}"
+"""n = 1,000 a cell over the five prompts of most specs, and 200 controls."""
 FOUR = "--set prompts.tasks=[retrieve_b,retrieve_both,sum,product]"
 """What SmolLM2-135M does clean: 100, 61, 65 and 87 of 100; retrieve_a 47, two_hop 46, chain 7."""
-STREAMS = {
-    "needle": [f"run specs/needle_smollm2_full.yaml {FOUR}"],
-    "reads": [f"run specs/needle_smollm2_reads.yaml {FOUR}"],
-    "zombie": ["search specs/zombie_search.yaml --set prompts.items=200 --steps 4"],
-    "small": [
-        f"run specs/quickstart.yaml --set trials=80 {CONTROLS}",
-        "run specs/bit_anatomy.yaml --set trials=80",
-        f"run specs/gpt2_bitrot.yaml --set model.id=bundled:smollm2 --set trials=40 {CONTROLS}",
-        "run specs/context_length.yaml --set prompts.items=77 --set trials=5",
-    ],
-    "formats": [
-        f"run specs/fp8_vs_int4.yaml --set model.kv_cache_dtype={name} --set trials=80 {CONTROLS}" for name in FORMATS
-    ],
+JOBS = {
+    # The longest first, so that the workers end together.
+    "bit_anatomy": "run specs/bit_anatomy.yaml --set trials=300",
+    "context_length": "run specs/context_length.yaml --set prompts.items=77 --set trials=5",
+    "early_vs_late": "run specs/early_vs_late.yaml --set prompts.items=100 --set trials=5",
+    **{name: f"run specs/fp8_vs_int4.yaml --set model.kv_cache_dtype={name} {FIVE}" for name in FORMATS},
+    "prompt_vs_decode": f"run specs/prompt_vs_decode.yaml {FIVE}",
+    "k_vs_v": f"run specs/k_vs_v.yaml {FIVE}",
+    "layer_sensitivity": f"run specs/layer_sensitivity.yaml {FIVE}",
+    "head_sensitivity": f"run specs/head_sensitivity.yaml {FIVE}",
+    "burst_length": f"run specs/burst_length.yaml {FIVE}",
+    "page_local": f"run specs/page_local.yaml {FIVE}",
+    "msb": f"run specs/msb.yaml {FIVE}",
+    "reads": f"run specs/reads.yaml {FIVE}",
+    # One prompt: more trials decide nothing.
+    "high_rate_demo": "run specs/high_rate_demo.yaml --set trials=40 --set controls.golden_repeats=20",
+    "smoke": "run specs/smoke.yaml --set trials=40 --set controls.golden_repeats=20",
+    "quickstart": f"run specs/quickstart.yaml {FIVE}",
+    "gpt2_bitrot": f"run specs/gpt2_bitrot.yaml --set model.id=bundled:smollm2 --set trials=40 {CONTROLS}",
+    "needle": f"run specs/needle_smollm2_full.yaml {FOUR}",
+    "needle_reads": f"run specs/needle_smollm2_reads.yaml {FOUR}",
+    "zombie": "search specs/zombie_search.yaml --set prompts.items=200 --steps 4",
 }
-CACHE_GIB = {"needle": 9, "reads": 9, "zombie": 9, "small": 14, "formats": 4}
+HOURS = ("needle", "needle_reads", "zombie")
+"""Not unless asked for: on one H100 shared with four others a fifth of each was done in 440 s."""
+CACHE_GIB = {"context_length": 14, "needle": 9, "needle_reads": 9, "zombie": 9}
+"""Contents of the cache that fit at once; four workers share a card of 80 GB."""
 
 
-def stream(name: str, out: Path, deadline: float) -> list[dict[str, object]]:
-    """Run the commands of a stream, one after the other."""
-    done: list[dict[str, object]] = []
-    for command in STREAMS[name]:
-        kind, spec, *rest = command.split()
-        folder = out / "-".join([Path(spec).stem, *(word.partition("=")[2] for word in rest if "dtype" in word)])
-        words = [kind, spec, *rest, "--set", f"engine.kv_cache_gib={CACHE_GIB[name]}"]
-        began, left = time.monotonic(), deadline - time.monotonic()
-        code: int | str = "no time left"
-        if left > 20:
-            with Path(f"{folder}.log").open("wb") as log:
+@dataclass
+class Session:
+    """What the workers share."""
+
+    out: Path
+    deadline: float
+    """Of `time.monotonic`: what still runs is interrupted then."""
+    extra: Sequence[str]
+    """Words after those of every job."""
+    tar: Path | None
+    done: list[dict[str, object]] = field(default_factory=list)
+    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def work(self, jobs: queue.SimpleQueue[str], gpu: str, cores: Sequence[int]) -> None:
+        """Take jobs until none is left."""
+        while True:
+            try:
+                name = jobs.get_nowait()
+            except queue.Empty:
+                return
+            found = self.run(name, gpu, cores)
+            print(json.dumps(found), flush=True)
+            with self.lock:
+                self.done.append(found)
+                self.pack()
+
+    def run(self, name: str, gpu: str, cores: Sequence[int]) -> dict[str, object]:
+        """Run a job to its end or to the deadline."""
+        kind, spec, *rest = JOBS[name].split()
+        words = [kind, spec, *rest, "--set", f"engine.kv_cache_gib={CACHE_GIB.get(name, 4)}", *self.extra]
+        pinned = ["taskset", "-c", ",".join(map(str, cores)), sys.executable, "-m", "kvspec"]
+        began, code = time.monotonic(), "no time left"
+        if self.deadline - began > 20:
+            with (self.out / f"{name}.log").open("wb") as log:
                 child = subprocess.Popen(
-                    [sys.executable, "-m", "kvspec", *words, "--out", str(folder)],
-                    cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "KVSPEC_TRACEBACK": "1"},
+                    [*pinned, *words, "--out", str(self.out / name)],
+                    cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
+                    env={**os.environ, "KVSPEC_TRACEBACK": "1", "CUDA_VISIBLE_DEVICES": gpu},
                 )  # fmt: skip
+                self.running[name] = child
+                code = _end(child, self.deadline)
+                del self.running[name]
+        seconds = round(time.monotonic() - began, 1)
+        return {"job": name, "command": f"kvspec {' '.join(words)}", "gpu": gpu, "exit": code, "seconds": seconds}
+
+    def pack(self) -> None:
+        """Write `session.json`, and everything in OUT to the archive; call it with the lock held."""
+        (self.out / "session.json").write_text(json.dumps(self.done, indent=1), encoding="utf-8")
+        if self.tar is None:
+            return
+        fresh = self.tar.with_name(f".{self.tar.name}.new")
+        with tarfile.open(fresh, "w:gz", compresslevel=6) as archive:
+            for file in sorted(self.out.rglob("*")):
                 try:
-                    code = child.wait(left)
-                except subprocess.TimeoutExpired:
-                    child.send_signal(signal.SIGINT)  # what is done stays on disk
-                    try:
-                        code = f"interrupted, {child.wait(15)}"
-                    except subprocess.TimeoutExpired:
-                        child.kill()
-                        code = "killed"
-        found: dict[str, object] = {
-            "command": f"kvspec {' '.join(words)}",
-            "exit": code,
-            "seconds": round(time.monotonic() - began, 1),
-        }
-        print(json.dumps(found), flush=True)
-        done.append(found)
-    return done
+                    content = file.read_bytes() if file.is_file() else None
+                except FileNotFoundError:  # other jobs go on: a temporary name became its final one
+                    continue
+                if content is not None:
+                    entry = tarfile.TarInfo(f"results/{file.relative_to(self.out)}")
+                    entry.size = len(content)
+                    archive.addfile(entry, io.BytesIO(content))
+        if fresh.stat().st_size <= PIECE:
+            fresh.replace(self.tar)
+            return
+        whole = fresh.read_bytes()
+        for index, start in enumerate(range(0, len(whole), PIECE)):
+            self.tar.with_name(f"{self.tar.name}.{index}").write_bytes(whole[start : start + PIECE])
+        fresh.unlink()
+        self.tar.unlink(missing_ok=True)
+
+
+def _end(child: subprocess.Popen[bytes], deadline: float) -> str:
+    """Wait for a job; at the deadline interrupt it, which leaves the trials that are done on disk."""
+    try:
+        return str(child.wait(max(0.0, deadline - time.monotonic())))
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGINT)
+    try:
+        return f"interrupted, {child.wait(15)}"
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        return "killed"
+
+
+def _cores(text: str) -> list[int]:
+    """`0-3,8` -> 0, 1, 2, 3, 8."""
+    parts = (part.partition("-") for part in text.split(","))
+    return [core for first, _, last in parts for core in range(int(first), int(last or first) + 1)]
 
 
 def main() -> int:
-    """Run all streams, or those that were asked for."""
+    """Run all jobs, or those that were asked for. Exit 0 if all ended with 0."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--seconds", type=float, required=True, help="when what still runs is interrupted")
-    parser.add_argument("--only", nargs="+", choices=STREAMS, default=list(STREAMS))
+    parser.add_argument("--only", nargs="+", choices=JOBS, default=[name for name in JOBS if name not in HOURS])
+    parser.add_argument("--gpus", default="0", help="CUDA devices, with commas")
+    parser.add_argument("--cores", type=_cores, default=sorted(os.sched_getaffinity(0)), help="as in 0-31")
+    parser.add_argument("--each", type=int, default=4, help="workers on each GPU")
+    parser.add_argument("--tar", type=Path, help="archive to leave")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="for every job")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + given.seconds
-    with ThreadPoolExecutor(len(given.only)) as pool:
-        jobs = {name: pool.submit(stream, name, given.out, deadline) for name in given.only}
-    results = {name: job.result() for name, job in jobs.items()}
-    (given.out / "session.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-    return 0
+    extra = [word for value in given.set for word in ("--set", value)]
+    session = Session(given.out, time.monotonic() + given.seconds, extra, given.tar and given.tar.absolute())
+
+    def stop(signum: int, _frame: FrameType | None) -> None:
+        session.deadline = 0.0  # too late for the jobs that wait
+        for child in list(session.running.values()):
+            os.killpg(child.pid, signal.SIGKILL)  # the trials that are done are on disk
+        if session.lock.acquire(timeout=5):
+            session.pack()
+        os._exit(128 + signum)
+
+    # Also where a shell's background made SIGINT ignored: the jobs would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, stop)
+    jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for name in given.only:
+        jobs.put(name)
+    gpus = given.gpus.split(",") * given.each
+    workers = []
+    for index, gpu in enumerate(gpus):
+        mine = given.cores[index :: len(gpus)] or given.cores
+        workers.append(threading.Thread(target=session.work, args=(jobs, gpu, mine)))
+        workers[-1].start()
+    for worker in workers:
+        while worker.is_alive():
+            worker.join(1.0)
+    return int(any(found["exit"] != "0" for found in session.done))
 
 
 if __name__ == "__main__":
