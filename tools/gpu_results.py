@@ -1,10 +1,10 @@
 """The campaigns of docs/results on GPUs: `python tools/gpu_results.py OUT --seconds 420 --gpus 0,1 --cores 0-31`.
 
 Workers, each with its own GPU and its share of the cores, take one job after the other; `--only` chooses among the
-jobs (by default all but the needle campaigns), `--set` overrides every spec (for a rehearsal on a CPU). A job that fails or runs out of time is told, and its
-worker goes on. Run folders and logs stay in OUT for `tools/results.py`. `--tar FILE` packs them after every job, and
-when the time is up or SIGTERM comes, so that whatever ends the machine leaves a whole archive behind; one above
-PIECE bytes is cut into FILE.0, FILE.1, ... (`cat FILE.? | tar xz`).
+jobs (by default all but the needle campaigns), `--set` overrides every spec (for a rehearsal on a CPU). A job that
+fails or runs out of time is told, and its worker goes on. Run folders and logs stay in OUT for `tools/results.py`.
+`--tar FILE` packs them after every job, and when the time is up or SIGTERM comes, so that whatever ends the machine
+leaves a whole archive behind; one above PIECE bytes is cut into FILE.0, FILE.1, ... (`cat FILE.? | tar xz`).
 """
 
 from __future__ import annotations
