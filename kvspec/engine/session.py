@@ -29,8 +29,12 @@ GUARD = 0.1
 STORAGE_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 """vLLM's names of the compute types whose caches store these formats natively."""
 QUANTIZED = ("fp8_e4m3", "int8_per_token_head", "int4_per_token_head")
-"""Formats that a GPU's cache stores natively under any compute type. (vLLM 0.25.1 takes `fp8_e5m2`, and reads it as
-e4m3.)"""
+"""Formats that a GPU's cache stores natively under any compute type."""
+ON_NO_BACKEND = {
+    "fp8_e5m2": "FLASH_ATTN does not take it; TRITON_ATTN lists it, but asserts that queries are not e5m2 and views "
+    "the cache as e4m3; FLASHINFER reads it, and is not injected"
+}
+"""Formats that no attention backend holds which the injector knows, and what each of vLLM 0.25.1's makes of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,9 +287,10 @@ def _settings(
     if device == "cuda" and storage_format not in (*STORAGE_DTYPES, *QUANTIZED):
         raise EngineError.one(
             "KVS401",
-            f"a {storage_format} cache is not injected on a GPU: vLLM's attention there does not read it",
+            f"a {storage_format} cache is not injected on a GPU: {ON_NO_BACKEND[storage_format]}",
             path="$.model.kv_cache_dtype",
             expected=" or ".join((*STORAGE_DTYPES, *QUANTIZED)),
+            hint="the CPU engine emulates it, bit for bit",
         )
     dtype = STORAGE_DTYPES.get(storage_format, "bfloat16") if device == "cuda" else "float32"
     if model.dtype not in ("auto", dtype):

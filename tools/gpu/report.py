@@ -109,6 +109,9 @@ def _variants(part: dict[str, Any]) -> list[str]:
                 f"controls {f['controls_identical']}, flips as the first {found['flips_as_first']}, outputs "
                 f"{found['outputs_as_first']}, shuffled {found.get('shuffled_identical')}, replay {found.get('replay')}"
             )
+            if "codes" in found:
+                lines.append(f"  - codes of the backend against the CPU's emulation: {found['codes']}")
+            lines += _failure(found)
         else:
             lines += [f"- {name}:", *_failure(found)]
     return lines

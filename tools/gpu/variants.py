@@ -96,7 +96,6 @@ def codes(plan: Any) -> dict[str, int]:
     """How many codes and scales of the backend's own cache write are those of the CPU's emulation, on random rows."""
     import torch
 
-    from kvspec import _native
     from kvspec.engine import session as sessions
     from kvspec.engine.session import Session, Shape
 
@@ -111,18 +110,26 @@ def codes(plan: Any) -> dict[str, int]:
             native, scales, rows = session.rpc("kvspec_codes", rows)
     finally:
         sessions.WORKER = stock
-    equal, equal_scales, apart = 0, 0, 0
-    for plane in (0, 1):
-        values = rows[plane].float().contiguous()
-        expected_scales = _native.quantize(model.storage_format, values.view(-1, dim).numpy()).reshape(16, heads)
-        expected = _native.encode(model.storage_format, values.numpy(), expected_scales)
-        difference = abs(expected.astype(int) - native[plane].numpy().astype(int))
-        equal += int((difference == 0).sum())
-        apart = max(apart, int(difference.max()))
-        equal_scales += int((expected_scales == scales[plane].numpy()).sum())
+    return compared(model.storage_format, rows.float().numpy(), native.numpy(), scales.numpy())
+
+
+def compared(storage_format: str, rows: Any, native: Any, scales: Any) -> dict[str, int]:
+    """Codes `[2, tokens, heads, D]` and scales `[2, tokens, heads]` of a backend against the CPU's emulation of the
+    same float32 rows. A compiled kernel may divide and fuse with another last bit than IEEE's, so how far apart they
+    are is told too: codes in steps, scales in units in the last place (the low 4 bits of int4's are the zero point)."""
+    import numpy as np
+
+    from kvspec import _native
+
+    held = np.ascontiguousarray(rows)
+    expected_scales = _native.quantize(storage_format, held.reshape(-1, held.shape[-1])).reshape(scales.shape)
+    expected = _native.encode(storage_format, held, expected_scales)
+    half = 1 << (_native.format_bits(storage_format) - 1)
+    apart = abs((expected.astype(int) - native.astype(int) + half) % (2 * half) - half)
+    ulps = abs(expected_scales.view(np.int32).astype(int) - np.ascontiguousarray(scales).view(np.int32))
     return {
-        "codes": native.numel(), "codes_equal": equal, "most_apart": apart, "scales": scales.numel(),
-        "scales_equal": equal_scales,
+        "codes": apart.size, "codes_equal": int((apart == 0).sum()), "codes_most_apart": int(apart.max()),
+        "scales": ulps.size, "scales_equal": int((ulps == 0).sum()), "scales_most_apart": int(ulps.max()),
     }  # fmt: skip
 
 

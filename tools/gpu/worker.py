@@ -70,5 +70,5 @@ class CodesWorker(KvspecWorker):
         width = views.key.shape[-1]
         whole = attention.kv_cache[NULL_BLOCK, ..., width : width + 4].contiguous().view(torch.float32)
         if views.storage_format == ROTATED:
-            on = _rotation()(on)
+            on = _rotation()(on.float()).to(on.dtype)
         return codes.cpu(), whole[:, : rows.shape[1], :, 0].cpu(), on.cpu()
