@@ -14,7 +14,7 @@ from kvspec.plan.dose import Dose, SamplerParameters, dose, sampler_parameters
 from kvspec.plan.events import read_events, shown_events
 from kvspec.plan.lengths import misfits
 from kvspec.plan.model import Cell, Plan
-from kvspec.spec.model import Fault, Range, Selector
+from kvspec.spec.model import Range, Selector
 from kvspec.spec.ranges import canonical
 from kvspec.stats.design import detectable_drop
 from kvspec.stats.exact import ALPHA, holm
@@ -37,13 +37,20 @@ class CellEstimate:
     """Mean over the prompts, the selector applied."""
     expected_flips: float
     """Of the whole cell."""
+    per_exposure: float
+    """Expected flips of a trial per token position that it exposes (`exposures`), the selector applied."""
     hit: float
     """Expected share of trials with a flip, at most: 1 - exp(-flips) averaged over the prompts. No accuracy can fall
     by more, for a trial without a flip equals golden."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data. `per_element` and its like are expected flips here, and probabilities of a fault in a spec."""
-        flips = {**asdict(self.dose), "per_trial": self.expected_flips_per_trial, "per_cell": self.expected_flips}
+        flips = {
+            **asdict(self.dose),
+            "per_exposure": self.per_exposure,
+            "per_trial": self.expected_flips_per_trial,
+            "per_cell": self.expected_flips,
+        }
         return {"name": self.name, "trials": self.trials, "hit": self.hit, "expected_flips": flips}
 
 
@@ -101,16 +108,16 @@ def shown_tokens(where: Selector, prompt: int, written: int) -> int:
             return shown(ranges, written)
 
 
-def exposures(fault: Fault, prompt: int, written: int) -> int:
+def exposures(site: str, where: Selector, prompt: int, written: int) -> int:
     """How often a trial exposes a token position that its selector shows.
 
     A write exposes a token once. Every read exposes all tokens that the cache holds by then anew, so reads grow with
     the square of the length.
     """
-    where, total = fault.where, 0
-    if fault.site != "KV_READ":
+    total = 0
+    if site != "KV_READ":
         total += shown_tokens(where, prompt, written)
-    if fault.site != "KV_WRITE":
+    if site != "KV_WRITE":
         total += sum(shown_tokens(where, prompt, step) for step in shown_events(where, read_events(prompt, written)))
     return total
 
@@ -145,7 +152,7 @@ def check_selector(cell: Cell, geometry: Geometry, prompts: list[int], max_token
                 hint="0 is the prefill, i the i-th decode step; the last generated token is never read",
             )
         )
-    elif not any(exposures(cell.fault, p, p + max_tokens - 1) for p in prompts):
+    elif not any(exposures(cell.fault.site, where, p, p + max_tokens - 1) for p in prompts):
         found.append(
             Diagnostic(
                 "KVS301",
@@ -158,6 +165,14 @@ def check_selector(cell: Cell, geometry: Geometry, prompts: list[int], max_token
     return found
 
 
+def flips_per_exposure(cell: Cell, parameters: SamplerParameters, geometry: Geometry, bits: int) -> float:
+    """Expected flips of one trial per token position that it exposes."""
+    where = cell.fault.where
+    rows = shown(where.layers, geometry.layers) * shown(where.heads, geometry.kv_heads)
+    rows *= len(where.cache) if geometry.planes == 2 else 1
+    return parameters.sampler(geometry, bits).expected_flips_per_row * rows
+
+
 def expected_flips(
     cell: Cell, parameters: SamplerParameters, geometry: Geometry, bits: int, prompt: int, written: int
 ) -> float:
@@ -165,11 +180,8 @@ def expected_flips(
 
     A site counts at every read that shows it, and a stuck-at whether or not it changes the bit.
     """
-    where = cell.fault.where
-    rows = shown(where.layers, geometry.layers) * shown(where.heads, geometry.kv_heads)
-    rows *= len(where.cache) if geometry.planes == 2 else 1
-    per_row = parameters.sampler(geometry, bits).expected_flips_per_row
-    return per_row * rows * exposures(cell.fault, prompt, written)
+    exposed = exposures(cell.fault.site, cell.fault.where, prompt, written)
+    return flips_per_exposure(cell, parameters, geometry, bits) * exposed
 
 
 def estimate(plan: Plan, info: ModelInfo, prompts: list[int], exact: bool) -> Estimate:
@@ -218,7 +230,9 @@ def estimate(plan: Plan, info: ModelInfo, prompts: list[int], exact: bool) -> Es
             )
         mean = sum(per_trial) / len(per_trial)
         hit = sum(-expm1(-flips) for flips in per_trial) / len(per_trial)
-        cells.append(CellEstimate(cell.name, plan.trials_per_cell, dose(parameters, geometry, bits), mean, total, hit))
+        each = flips_per_exposure(cell, parameters, geometry, bits)
+        doses = dose(parameters, geometry, bits)
+        cells.append(CellEstimate(cell.name, plan.trials_per_cell, doses, mean, total, each, hit))
     if errors:
         raise PlanError(spec.placed(errors))
     drop = detectable_drop(plan.trials_per_cell, (controls, controls), ALPHA / (len(cells) * _looks(plan)))

@@ -7,36 +7,44 @@ from collections.abc import Iterator
 from kvspec.report import words
 from kvspec.score import Proportion, Scores
 
-ANSWERS = ("Context", "Task", "Cell", "Right", "n", "Of solved", "95 % interval", "n", "Given operands", "n")
-PAIRS = (
-    "Context", "Cell", "Retrieval", "Reasoning", "Pairs", "Lost: retrieval", "reasoning", "both", "Sensitivity",
+ANSWERS = (
+    "Context", "Task", "Cell", "Rate", "Flips", "Right", "n", "Of solved", "95 % interval", "n", "Given operands", "n",
     "p (Holm)",
+)  # fmt: skip
+PAIRS = (
+    "Context", "Cell", "Rate", "Flips", "Retrieval", "Reasoning", "Pairs", "Lost: retrieval", "reasoning", "both",
+    "Sensitivity", "p (Holm)",
 )  # fmt: skip
 
 
 def answer_rows(scores: Scores) -> Iterator[tuple[str, ...]]:
     """Graded answers per context, task and cell, the clean ones first. Columns as `ANSWERS`."""
-    names = {cell.plan.index: cell.plan.name for cell in scores.cells}
+    plans = {cell.plan.index: cell.plan for cell in scores.cells}
     for clean in scores.tasks.clean:
         chance = f"clean (chance {clean.chance:.0%})" if clean.chance is not None else "clean"
         yield (
-            context(clean.context), clean.task, chance, *_counted(clean.right), "", "", "",
-            *_counted(clean.right_given_stated),
+            context(clean.context), clean.task, chance, "", "0", *_counted(clean.right), "", "", "",
+            *_counted(clean.right_given_stated), "",
         )  # fmt: skip
         for found in scores.tasks.faulted:
             if (found.task, found.context) == (clean.task, clean.context):
                 yield (
-                    "", "", names[found.cell], *_counted(found.right), words.percent(found.kept),
+                    "", "", plans[found.cell].name, words.rate(plans[found.cell].fault),
+                    words.expected(found.expected_flips), *_counted(found.right), words.percent(found.kept),
                     words.interval(found.kept), f"{found.kept.n:,}", *_counted(found.right_given_stated),
+                    "" if found.p_holm is None else f"{found.p_holm:.2g}",
                 )  # fmt: skip
 
 
 def pair_rows(scores: Scores) -> Iterator[tuple[str, ...]]:
     """Retrieval against reasoning per context and cell. Columns as `PAIRS`."""
-    names = {cell.plan.index: cell.plan.name for cell in scores.cells}
+    plans = {cell.plan.index: cell.plan for cell in scores.cells}
+    flips = {(found.cell, found.context, found.task): found.expected_flips for found in scores.tasks.faulted}
     for pair in scores.tasks.pairs:
         yield (
-            context(pair.context), names[pair.cell], pair.retrieval, pair.reasoning, f"{pair.pairs:,}",
+            context(pair.context), plans[pair.cell].name, words.rate(plans[pair.cell].fault),
+            " / ".join(words.expected(flips[pair.cell, pair.context, t]) for t in (pair.retrieval, pair.reasoning)),
+            pair.retrieval, pair.reasoning, f"{pair.pairs:,}",
             f"{pair.only_retrieval:,}", f"{pair.only_reasoning:,}", f"{pair.both:,}",
             words.DASH if pair.sensitivity is None else str(pair.sensitivity), f"{pair.p_holm:.2g}",
         )  # fmt: skip

@@ -32,6 +32,11 @@ def rate(fault: Mapping[str, Any]) -> str:
     return f"{value}/{str(dose['unit']).removeprefix('per_')}"
 
 
+def expected(flips: float | None) -> str:
+    """Expected flips per request, `3.2`, or a dash where they are not known."""
+    return DASH if flips is None else f"{flips:.2g}" if flips < 100 else f"{flips:,.0f}"
+
+
 def interval_kind(scores: Scores) -> str:
     """`95 % Wilson interval`, or what stands in its place where cells could stop early."""
     looks = scores.run.looks

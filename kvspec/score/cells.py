@@ -10,6 +10,7 @@ from kvspec.errors import KvspecError, RecordsError
 from kvspec.plan import canonical_json
 from kvspec.records import RunStore
 from kvspec.score.certificate import Certificate, judge_certificate
+from kvspec.spec.model import Selector
 from kvspec.stats.design import Looks
 
 
@@ -38,6 +39,11 @@ class CellPlan:
         """Bits of one request's cache that the fault may touch, selector applied; mean over the prompts, if known."""
         per_bit = (self.expected_flips or {}).get("per_eligible_bit")
         return self.expected_per_trial / per_bit if per_bit and self.expected_per_trial else None
+
+    @property
+    def where(self) -> Selector:
+        """The selector of the fault."""
+        return Selector(**{name: _frozen(value) for name, value in self.fault["where"].items()})
 
     @property
     def series(self) -> str:
@@ -178,6 +184,10 @@ def _in_cell_order(faults: list[dict[str, Any]]) -> list[dict[str, Any]]:
     # The same order as `compile_plan`: entries by first appearance, the faults of an entry together.
     entries = list(dict.fromkeys(fault["index"] for fault in faults))
     return [fault for entry in entries for fault in faults if fault["index"] == entry]
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _storage_format(model: Mapping[str, Any]) -> str:

@@ -132,7 +132,7 @@ class Totals:
         """Finished trials with one flip: with a visible effect, and all."""
         self._keys: list[NDArray[np.uint64]] = []
         self.grid = Grid(cells, campaign.prompts, campaign.run.per_prompt)
-        self.answers = Answers(campaign.tasks, [cell.series for cell in campaign.cells], campaign.run.per_prompt)
+        self.answers = Answers(campaign.tasks, campaign.cells, campaign.run.per_prompt)
         self.samples = Samples()
 
     def add(self, batch: TrialScores) -> None:

@@ -19,18 +19,16 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from kvspec.plan.estimate import exposures
+from kvspec.score.cells import CellPlan
 from kvspec.score.grading import RIGHT, STATED, Graders
-from kvspec.score.lengths import LengthEffect, Sample, length_effects, length_sentences
+from kvspec.score.lengths import LengthEffect, Sample, length_effects
 from kvspec.score.trials import GOLDEN, TrialScores
-from kvspec.stats.exact import ALPHA, holm, mcnemar
+from kvspec.stats.exact import holm, mcnemar
 from kvspec.stats.intervals import Proportion, Ratio, ratio_paired
 
 SEEN = 4
 """Flag of an answer beside `RIGHT` and `STATED`: there is one."""
-
-ZOMBIE_RETRIEVAL, ZOMBIE_REASONING = 0.95, 0.5
-"""A zombie recalls at least, and reasons at most, these shares of what it does clean."""
-ZOMBIE_RULE = f"retrieval >= {ZOMBIE_RETRIEVAL:.0%} and reasoning <= {ZOMBIE_REASONING:.0%} of clean"
 
 Flags = NDArray[np.uint8]
 
@@ -60,6 +58,9 @@ class FaultedTask:
     task: str
     kind: str
     context: int
+    expected_flips: float | None
+    """Expected flips per request of the task: of one that writes as many tokens as its golden answer, mean over the
+    items. `None` without golden answers or an estimate."""
     right: Proportion
     """Of all trials."""
     kept: Proportion
@@ -70,7 +71,8 @@ class FaultedTask:
     """Reasoning tasks: right, of the trials whose item's retrieval requests are all right in the same trial number.
     Items that the clean model solves only. These are separate requests, with faults of their own."""
     stated_pairs: tuple[int, int, int] | None
-    """(pairs, wrong only under the fault, wrong only clean): trials whose golden answer states the operands too."""
+    """Reasoning tasks: (pairs, wrong only under the fault, wrong only clean), of the trials that state the operands and
+    whose golden answer does; `None` without a pair."""
     p: float | None
     """McNemar's exact test of these pairs; `None` without a pair."""
     p_holm: float | None
@@ -85,6 +87,8 @@ class TaskPair:
     context: int
     retrieval: str
     reasoning: str
+    same_operands: bool
+    """Whether the retrieval task recalls just the operands of the reasoning task."""
     pairs: int
     only_retrieval: int
     """Pairs in which only retrieval failed."""
@@ -110,54 +114,22 @@ class TaskScores:
     """Every pair of contexts of every task; empty for one context."""
 
 
-@dataclass(frozen=True, slots=True)
-class ZombieState:
-    """What a retrieval and a reasoning task keep under one cell: a zombie recalls and does not reason."""
-
-    cell: int
-    context: int
-    retrieval: str
-    reasoning: str
-    recalled: Proportion
-    """Retrieval right, of the trials of items that the clean model solves."""
-    reasoned: Proportion
-    """The same of reasoning."""
-
-    @property
-    def distance(self) -> float:
-        """How far the shares are from the state; 0 or less: in it."""
-        return max(ZOMBIE_RETRIEVAL - (self.recalled.rate or 0.0), (self.reasoned.rate or 0.0) - ZOMBIE_REASONING)
-
-    @property
-    def shown(self) -> bool:
-        """Whether both 95 % intervals lie in the state."""
-        low, high = self.recalled.low, self.reasoned.high
-        return low is not None and high is not None and low >= ZOMBIE_RETRIEVAL and high <= ZOMBIE_REASONING
-
-    @property
-    def order(self) -> tuple[bool, float]:
-        """The state that is shown first, then the closest one."""
-        return not self.shown, self.distance
-
-    def __str__(self) -> str:
-        def share(found: Proportion) -> str:
-            return f"{found.rate or 0:.0%} [{found.low or 0:.0%}, {found.high or 0:.0%}]"
-
-        return f"{self.retrieval} {share(self.recalled)} and {self.reasoning} {share(self.reasoned)}"
-
-
 class Answers:
     """Collects the flags of all answers of a run."""
 
-    def __init__(self, tasks: Sequence[Mapping[str, Any] | None], series: Sequence[str], per_prompt: int) -> None:
-        """`series`: of every cell, equal for those that differ in their rate only."""
+    def __init__(self, tasks: Sequence[Mapping[str, Any] | None], plans: Sequence[CellPlan], per_prompt: int) -> None:
+        """Start without answers; `plans` are those of all cells."""
         self._tasks = tasks
-        cells = len(series)
-        self._series = np.unique(np.array(series, str), return_inverse=True)[1]
+        self._plans = plans
+        cells = len(plans)
+        self._series = np.unique(np.array([plan.series for plan in plans], str), return_inverse=True)[1]
+        """Equal for cells that differ in their rate only."""
         self._graders = Graders(tasks)
         requests = len(tasks)
         self._golden: Flags = np.zeros(requests, np.uint8)
         self._faulted: Flags = np.zeros((cells, requests, per_prompt), np.uint8)
+        self._lengths = np.zeros((requests, 2), np.int64)
+        """Tokens of the prompt, and tokens that golden wrote to the cache."""
         contexts = {task["context"] for task in tasks if task is not None}
         self._flips = np.zeros(self._faulted.shape if len(contexts) > 1 else (0, 0, 0), np.int64)
         """Landed flips, where contexts of several lengths are compared."""
@@ -169,11 +141,15 @@ class Answers:
         golden = (batch.kind == GOLDEN) & batch.finished
         rows = np.flatnonzero(scored | golden)
         texts = pc.take(batch.batch.column("text"), rows).to_pylist()
+        lengths = np.stack(
+            [batch.batch.column(name).to_numpy(zero_copy_only=False) for name in ("prompt_tokens", "tokens_written")], 1
+        )
         for row, text in zip(rows.tolist(), texts, strict=True):
             request = int(batch.request[row])
             flags = SEEN if batch.crash[row] else SEEN + self._graders.flags(request, text)
             if golden[row]:
                 self._golden[request] = flags
+                self._lengths[request] = lengths[row]
             else:
                 self._faulted[batch.cell[row], request, trial[row]] = flags
                 if self._flips.size:
@@ -211,30 +187,42 @@ class Answers:
     def _under(self, cell: int, context: int, name: str, requests: list[int]) -> FaultedTask:
         task = self._task(requests)
         flags, golden = self._faulted[cell, requests], self._golden[requests]
+        reasoning = task["kind"] == "reasoning"
         right, stated, given = _shares(flags, bool(task["operands"]))
         solved = flags[(golden & RIGHT) > 0]
         both = ((flags & STATED) > 0) & ((golden & STATED) > 0)[:, None]
         wrong, clean_wrong = (flags & RIGHT) == 0, ((golden & RIGHT) == 0)[:, None]
-        pairs = int(both.sum())
+        pairs = int(both.sum()) if reasoning else 0
         only = int((both & wrong & ~clean_wrong).sum()), int((both & ~wrong & clean_wrong).sum())
         return FaultedTask(
             cell=cell,
             task=name,
             kind=str(task["kind"]),
             context=context,
+            expected_flips=self._expected_flips(cell, requests),
             right=right,
             kept=_share(solved, RIGHT),
             stated=stated,
             right_given_stated=given,
-            right_given_retrieved=self._given_retrieved(cell, context, task, requests),
+            right_given_retrieved=(
+                self._given_retrieved(cell, context, requests) if reasoning else Proportion.of(0, 0)
+            ),
             stated_pairs=(pairs, *only) if pairs else None,
             p=mcnemar(*only) if pairs else None,
             p_holm=None,
         )
 
-    def _given_retrieved(self, cell: int, context: int, task: Mapping[str, Any], requests: list[int]) -> Proportion:
-        if task["kind"] != "reasoning":
-            return Proportion.of(0, 0)
+    def _expected_flips(self, cell: int, requests: list[int]) -> float | None:
+        plan = self._plans[cell]
+        each = (plan.expected_flips or {}).get("per_exposure")
+        lengths, times = np.unique(self._lengths[requests], axis=0, return_counts=True)
+        known = lengths[:, 1] > 0
+        if each is None or not known.any():
+            return None
+        exposed = [exposures(str(plan.fault["site"]), plan.where, *map(int, row)) for row in lengths[known]]
+        return float(np.average(exposed, weights=times[known])) * each
+
+    def _given_retrieved(self, cell: int, context: int, requests: list[int]) -> Proportion:
         k = n = 0
         retrievals = self._by_item(context, "retrieval")
         for item, request in self._items(requests).items():
@@ -250,9 +238,10 @@ class Answers:
     def _pairs(self, groups: Mapping[tuple[int, str], list[int]]) -> Iterator[TaskPair]:
         for (context, first), requests in groups.items():
             for (other, second), partners in groups.items():
-                kinds = self._task(requests)["kind"], self._task(partners)["kind"]
-                if other != context or kinds != ("retrieval", "reasoning"):
+                recall, step = self._task(requests), self._task(partners)
+                if other != context or (recall["kind"], step["kind"]) != ("retrieval", "reasoning"):
                     continue
+                same = bool(step["operands"]) and recall["operands"] == step["operands"]
                 mine, theirs = self._items(requests), self._items(partners)
                 common = [
                     (mine[item], theirs[item])
@@ -270,6 +259,7 @@ class Answers:
                         context=context,
                         retrieval=first,
                         reasoning=second,
+                        same_operands=same,
                         pairs=int(seen.sum()),
                         only_retrieval=only_a,
                         only_reasoning=only_b,
@@ -321,88 +311,3 @@ def _adjusted(found: list[Any]) -> Iterator[Any]:
     """The same results with `p_holm` filled in over all that have a p."""
     adjusted = iter(holm([result.p for result in found if result.p is not None]))
     return (replace(result, p_holm=None if result.p is None else next(adjusted)) for result in found)
-
-
-def sentences(tasks: TaskScores, names: Sequence[str]) -> list[str]:
-    """What the tests decide, in words, then what the model can do without faults. `names` are those of the cells."""
-    said = []
-    if tasks.pairs:
-        said.append(_what_breaks_first(tasks.pairs, names))
-        said.append(_zombie(tasks, names))
-    tested = [found for found in tasks.faulted if found.p_holm is not None]
-    if tested:
-        worse = [f for f in tested if f.p_holm < ALPHA and f.stated_pairs[1] > f.stated_pairs[2]]  # type: ignore[operator, index]
-        better = [f for f in tested if f.p_holm < ALPHA and f.stated_pairs[1] < f.stated_pairs[2]]  # type: ignore[operator, index]
-        same = len(tested) - len(worse) - len(better)
-        said.append(
-            f"With both operands stated, the result is wrong more often than clean in {len(worse)} of {len(tested)} "
-            f"comparisons, less often in {len(better)}, not distinguishable in {same} (McNemar, Holm)"
-            + (f": worse in {_some(f'{f.task} under {names[f.cell]}' for f in worse)}." if worse else ".")
-        )
-    said += length_sentences(tasks.lengths)
-    for clean in tasks.clean:
-        where = f" at {clean.context:,} tokens" if clean.context else ""
-        chance = f", chance {clean.chance:.0%}" if clean.chance is not None else ""
-        said.append(f"Clean {clean.task}{where}: {clean.right.k:,} of {clean.right.n:,} right{chance}.")
-    return said
-
-
-def _what_breaks_first(pairs: Sequence[TaskPair], names: Sequence[str]) -> str:
-    apart = [pair for pair in pairs if pair.p_holm < ALPHA]
-    reasoning = [pair for pair in apart if pair.only_reasoning > pair.only_retrieval]
-    retrieval = [pair for pair in apart if pair.only_reasoning < pair.only_retrieval]
-    undecided = len(pairs) - len(apart)
-    if not apart:
-        head = "This run cannot tell whether reasoning or retrieval breaks first"
-    elif not retrieval:
-        head = "Reasoning breaks before retrieval wherever the two can be told apart"
-    elif not reasoning:
-        head = "Retrieval breaks before reasoning wherever the two can be told apart"
-    else:
-        head = "Neither reasoning nor retrieval breaks first throughout"
-    said = (
-        f"{head}: of {len(pairs)} comparisons on common items reasoning fails more often in {len(reasoning)}, "
-        f"retrieval in {len(retrieval)}, undecided {undecided} (McNemar, Holm)"
-    )
-    shown = [
-        f"{p.reasoning} against {p.retrieval} under {names[p.cell]}, ratio {p.sensitivity}"
-        for p in sorted(apart, key=lambda pair: pair.p)
-    ]
-    return f"{said}: {_some(shown)}." if shown else f"{said}."
-
-
-def zombie_states(tasks: TaskScores) -> list[ZombieState]:
-    """Every retrieval task against every reasoning task under every cell. Shares are of the items solved clean."""
-    kept = {(found.cell, found.context, found.task): found.kept for found in tasks.faulted}
-    return [
-        ZombieState(
-            cell=pair.cell,
-            context=pair.context,
-            retrieval=pair.retrieval,
-            reasoning=pair.reasoning,
-            recalled=kept[pair.cell, pair.context, pair.retrieval],
-            reasoned=kept[pair.cell, pair.context, pair.reasoning],
-        )
-        for pair in tasks.pairs
-        if pair.pairs
-    ]
-
-
-def _zombie(tasks: TaskScores, names: Sequence[str]) -> str:
-    """Whether some cell recalls and does not reason."""
-    states = zombie_states(tasks)
-    if not states:
-        return "Whether the model has a zombie state was not measured."
-    closest = min(states, key=lambda state: state.order)
-    where = f"{closest} under {names[closest.cell]}"
-    if closest.distance > 0:
-        return f"No cell is in the zombie state ({ZOMBIE_RULE}); the closest: {where}."
-    if closest.shown:
-        return f"Zombie state ({ZOMBIE_RULE}), shown by both intervals: {where}."
-    return f"A zombie state ({ZOMBIE_RULE}) is possible, but the intervals do not show it: {where}."
-
-
-def _some(words: Iterator[str] | list[str], limit: int = 4) -> str:
-    found = list(words)
-    rest = len(found) - limit
-    return "; ".join(found[:limit]) + (f"; and {rest} more" if rest > 0 else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvspec.score.model import CellScore, DoseResponse, Floor, PairTest, Scores, Trend, Vulnerability
-from kvspec.score.tasks import sentences
+from kvspec.score.task_verdict import sentences
 from kvspec.score.trend import series_label
 from kvspec.stats.exact import ALPHA
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from kvspec.plan.compile import describe_ranges, describe_selector
-from kvspec.score.tasks import ZOMBIE_RETRIEVAL, ZombieState
+from kvspec.score.zombie import ZOMBIE_RETRIEVAL, ZombieState
 from kvspec.spec.model import Fault, Range
 
 CLOSE = 1.1

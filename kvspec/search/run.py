@@ -17,7 +17,7 @@ from kvspec.errors import RecordsError
 from kvspec.plan import Plan, compile_plan
 from kvspec.records.files import write_atomic
 from kvspec.score import score_run
-from kvspec.score.tasks import ZOMBIE_RULE, zombie_states
+from kvspec.score.zombie import ZOMBIE_RULE, zombie_states
 from kvspec.search.model import Point, Series, entry, same_but_rate, series_of
 from kvspec.spec import load_spec
 from kvspec.spec.load import load_tree

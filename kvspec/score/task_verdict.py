@@ -1,0 +1,133 @@
+"""What the tests of graded answers decide, in words. Every sentence follows from its numbers, and names them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from kvspec.score.lengths import length_sentences
+from kvspec.score.tasks import CleanTask, FaultedTask, TaskPair, TaskScores
+from kvspec.score.zombie import ZOMBIE_RULE, zombie_states
+from kvspec.stats.exact import ALPHA
+from kvspec.stats.intervals import Proportion
+
+
+def sentences(tasks: TaskScores, names: Sequence[str]) -> list[str]:
+    """What the tests decide, then what the model can do without faults. `names` are those of the cells."""
+    said: list[str] = []
+    if tasks.pairs:
+        said += _what_breaks_first(tasks.pairs, names)
+        said.append(_zombie(tasks, names))
+    said += [
+        _step(clean, tasks.faulted, names) for clean in tasks.clean if clean.kind == "reasoning" and clean.stated.n
+    ]
+    said += length_sentences(tasks.lengths)
+    for clean in tasks.clean:
+        chance = f", chance {clean.chance:.0%}" if clean.chance is not None else ""
+        said.append(f"Clean {clean.task}{_at(clean)}: {clean.right.k:,} of {clean.right.n:,} right{chance}.")
+    return said
+
+
+def _what_breaks_first(pairs: Sequence[TaskPair], names: Sequence[str]) -> Iterator[str]:
+    """Reasoning against the retrieval of its own operands decides; against other retrieval it is told apart."""
+    same = [pair for pair in pairs if pair.same_operands]
+    other = [pair for pair in pairs if not pair.same_operands]
+    if not same:
+        yield _compared(other, names, "retrieval")
+        return
+    yield _compared(same, names, "retrieval of the same operands")
+    if other:
+        yield f"Against retrieval of other facts: {_counts(other, names)}."
+
+
+def _compared(pairs: Sequence[TaskPair], names: Sequence[str], retrieval: str) -> str:
+    apart = [pair for pair in pairs if pair.p_holm < ALPHA]
+    reasoning = [pair for pair in apart if pair.only_reasoning > pair.only_retrieval]
+    if not apart:
+        head = f"This run cannot tell whether reasoning or {retrieval} breaks first"
+    elif len(reasoning) == len(apart):
+        head = f"Reasoning breaks before {retrieval} wherever the two can be told apart"
+    elif not reasoning:
+        head = f"{retrieval[0].upper()}{retrieval[1:]} breaks before reasoning wherever the two can be told apart"
+    else:
+        head = f"Neither reasoning nor {retrieval} breaks first throughout"
+    return f"{head}: {_counts(pairs, names)}."
+
+
+def _counts(pairs: Sequence[TaskPair], names: Sequence[str]) -> str:
+    apart = sorted((pair for pair in pairs if pair.p_holm < ALPHA), key=lambda pair: pair.p)
+    reasoning = sum(pair.only_reasoning > pair.only_retrieval for pair in apart)
+    said = (
+        f"of {_count(len(pairs), 'comparison')} on common items reasoning fails more often in {reasoning}, "
+        f"retrieval in {len(apart) - reasoning}, undecided {len(pairs) - len(apart)} (McNemar, Holm)"
+    )
+    shown = [f"{p.reasoning} against {p.retrieval} under {names[p.cell]}, ratio {p.sensitivity}" for p in apart]
+    return f"{said}: {_some(shown)}" if shown else said
+
+
+def _step(clean: CleanTask, faulted: Sequence[FaultedTask], names: Sequence[str]) -> str:
+    """P(right | operands stated), clean and under faults, and whether it falls."""
+    task = f"{clean.task}{_at(clean)}"
+    tested = [f for f in faulted if (f.task, f.context) == (clean.task, clean.context) and f.stated_pairs is not None]
+    if not tested:
+        return (
+            f"Whether faults hurt the step from operands to result of {task} was not measured: no answer states both."
+        )
+    apart = [found for found in tested if (found.p_holm or 0.0) < ALPHA]
+    worse = [found for found in apart if _lost(found) > 0]
+    if not apart:
+        head = f"No fault is shown to change the step from stated operands to the result of {task}"
+    elif len(worse) == len(apart):
+        head = f"Faults hurt the step from stated operands to the result of {task} where the two can be told apart"
+    elif not worse:
+        head = f"Under faults the step from stated operands to the result of {task} is right more often"
+    else:
+        head = f"Faults change the step from stated operands to the result of {task} both ways"
+    shown = sorted(apart or tested, key=lambda found: (found.p or 0.0, -_lost(found)))
+    cells = [f"{_share(f.right_given_stated)} under {names[f.cell]} (p = {f.p_holm:.2g})" for f in shown]
+    return (
+        f"{head}: P(right | operands stated) is {_share(clean.right_given_stated)} clean, lower in {len(worse)} of "
+        f"{_count(len(tested), 'cell')}, higher in {len(apart) - len(worse)}, undecided {len(tested) - len(apart)} "
+        f"(McNemar against clean, Holm){': ' if apart else '; the nearest to a difference: '}"
+        f"{_some(cells, 4 if apart else 1, rest=bool(apart))}."
+    )
+
+
+def _lost(found: FaultedTask) -> int:
+    """Pairs that only the fault makes wrong, less those that it makes right."""
+    _, wrong_only_faulted, wrong_only_clean = found.stated_pairs or (0, 0, 0)
+    return wrong_only_faulted - wrong_only_clean
+
+
+def _zombie(tasks: TaskScores, names: Sequence[str]) -> str:
+    """Whether some cell recalls and does not reason."""
+    states = zombie_states(tasks)
+    if not states:
+        return "Whether the model has a zombie state was not measured."
+    closest = min(states, key=lambda state: state.order)
+    where = (
+        f"{closest} under {names[closest.cell]}, of {_count(len(states), 'pair')} of a retrieval and a reasoning task"
+    )
+    if closest.distance > 0:
+        return f"No cell is in the zombie state ({ZOMBIE_RULE}); the closest: {where}."
+    if closest.shown:
+        return f"Zombie state ({ZOMBIE_RULE}), shown by both intervals (95 % each): {where}."
+    return f"A zombie state ({ZOMBIE_RULE}) is possible, but the intervals do not show it: {where}."
+
+
+def _at(clean: CleanTask) -> str:
+    return f" at {clean.context:,} tokens" if clean.context else ""
+
+
+def _share(found: Proportion) -> str:
+    if found.rate is None or found.low is None or found.high is None:
+        return "-"
+    return f"{found.rate:.1%} [{found.low:.1%}, {found.high:.1%}] (n = {found.n:,})"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def _some(words: Sequence[str], limit: int = 4, *, rest: bool = True) -> str:
+    left = len(words) - limit
+    return "; ".join(words[:limit]) + (f"; and {left} more" if left > 0 and rest else "")
