@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from kvspec.engine.requirements import require_vllm
 from kvspec.engine.supported import device
+from kvspec.engine.text import ByteLevelText
 from kvspec.engine.vllm.tally import FLIPS
 from kvspec.errors import EngineError, KvspecError
 from kvspec.models import Geometry
@@ -137,6 +138,8 @@ class Session:
         """Whether reads can have faults."""
         self._logprobs = 0
         """Likeliest tokens that the requests ask for, the same for all of them."""
+        self._shown: set[int] = set()
+        """Entries whose text vLLM makes, token by token."""
         self.settings = _settings(model, source, engine, storage_format, shape, self.device)
         self.settings["enforce_eager"] |= eager
         if hooked:
@@ -152,6 +155,7 @@ class Session:
             raise
         except Exception as error:
             raise EngineError.one("KVS406", f"vLLM did not start: {_words(error)}", hint=_start_hint(error)) from error
+        self._text = ByteLevelText.of(self._engine.get_tokenizer())
 
     def close(self) -> None:
         """Stop the engine. Must come before the next one starts: vLLM keeps one set of process groups."""
@@ -205,6 +209,8 @@ class Session:
         from vllm.sampling_params import RequestOutputKind
 
         self._logprobs = generation.logprobs or 0
+        if shown := bool(generation.stop) or self._text is None or not self._text.whole(prompt):
+            self._shown.add(entry)
         params = SamplingParams(
             temperature=generation.temperature,
             max_tokens=generation.max_tokens,
@@ -213,6 +219,7 @@ class Session:
             logprobs=generation.logprobs,
             seed=seed if generation.temperature > 0 else None,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            detokenize=shown,
             extra_args={"kvspec": entry},
         )
         self._engine.add_request(str(entry), {"prompt_token_ids": prompt}, params)
@@ -230,17 +237,17 @@ class Session:
             raise
         except Exception as error:
             raise EngineError.one("KVS406", f"the engine failed in a step: {_words(error)}") from error
-        return [
-            Finished(
-                int(output.request_id),
-                list(output.outputs[0].token_ids),
-                output.outputs[0].text,
-                output.outputs[0].finish_reason or "",
-                *_likeliest(output.outputs[0].logprobs, self._logprobs),
-            )
-            for output in outputs
-            if output.finished
-        ]
+        return [self._finished(int(output.request_id), output.outputs[0]) for output in outputs if output.finished]
+
+    def _finished(self, entry: int, output: Any) -> Finished:
+        ids, reason, text = list(output.token_ids), output.finish_reason or "", output.text
+        if entry in self._shown:
+            self._shown.remove(entry)
+        else:
+            assert self._text is not None
+            # the token that stopped an answer is no part of its text
+            text = self._text.text(ids[:-1] if reason == "stop" else ids)
+        return Finished(entry, ids, text, reason, *_likeliest(output.logprobs, self._logprobs))
 
     def generate(self, prompts: list[list[int]], generation: GenerationSpec, seed: int) -> list[Finished]:
         """Submit entries 0 .. n - 1 and run them to the end, in order of entry."""

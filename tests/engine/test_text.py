@@ -1,0 +1,86 @@
+"""Text made from the token ids of an answer, against the text that vLLM makes token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from kvspec.engine.text import ByteLevelText
+
+Run = Callable[..., dict[str, dict[str, Any]]]
+# ASCII, first and continuation bytes, whole characters of several bytes, an added and a special token, no token
+TOKENS = st.integers(0, 275) | st.sampled_from([0, *range(200, 275)])
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    found = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(["<eos>", *alphabet, "âĤ¬", "Ã©"])}, merges=[]))
+    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    found.decoder = decoders.ByteLevel()
+    found.add_tokens([AddedToken("名 前", special=False), AddedToken("<pad>", special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=found, eos_token="<eos>")
+
+
+@pytest.fixture(scope="module")
+def made() -> PreTrainedTokenizerFast:
+    return tokenizer()
+
+
+def by_vllm(made: PreTrainedTokenizerFast, prompt: list[int], sampled: list[int]) -> str:
+    from types import SimpleNamespace
+
+    from vllm import SamplingParams
+    from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
+
+    request: Any = SimpleNamespace(request_id="0", prompt_token_ids=prompt, sampling_params=SamplingParams())
+    stream = FastIncrementalDetokenizer(made, request)
+    for token in sampled:
+        stream.update([token], False)
+    return stream.get_next_output_text(True, False)
+
+
+@settings(max_examples=2000, deadline=None)
+@given(prompt=st.lists(TOKENS, min_size=1, max_size=12), sampled=st.lists(TOKENS, max_size=12))
+def test_the_text_is_that_of_vllms_stream(made: Any, prompt: list[int], sampled: list[int]) -> None:
+    mine = ByteLevelText.of(made)
+    assert mine is not None
+    if mine.whole(prompt):
+        assert mine.text(sampled) == by_vllm(made, prompt, sampled)
+
+
+def test_after_half_a_character_vllms_stream_says_something_else(made: Any) -> None:
+    mine = ByteLevelText.of(made)
+    assert mine is not None
+    half = [*made.encode("x"), made.convert_tokens_to_ids("Ã")]
+    assert not mine.whole(half)
+    assert mine.text(made.encode("y")) == "y"
+    assert by_vllm(made, half, made.encode("y")) != "y"
+
+
+def test_other_decoders_are_left_to_vllm(made: Any) -> None:
+    made = tokenizer()
+    made._tokenizer.decoder = decoders.Metaspace()
+    assert ByteLevelText.of(made) is None
+
+
+def test_a_campaign_records_the_texts_that_vllm_makes(gpt2: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = {
+        "model": {"id": str(gpt2)},
+        "prompts": {"inline": ["The capital of France is", "naïve: 名"]},
+        "generation": {"max_tokens": 24, "ignore_eos": False},
+        "faults": [{"name": "W", "model": "random", "site": "KV_WRITE", "rate": {"per_bit": [1e-4, 1e-2]}}],
+        "trials": 12,
+    }
+    mine = run(spec)
+    monkeypatch.setattr(ByteLevelText, "of", classmethod(lambda *_: None))
+    theirs = run(spec)
+    assert {row["finish_reason"] for row in mine.values()} == {"stop", "length"}
+    assert [row["text"] for row in mine.values()] == [row["text"] for row in theirs.values()]
+    assert {t: r["token_ids"] for t, r in mine.items()} == {t: r["token_ids"] for t, r in theirs.items()}
