@@ -19,7 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plan": {"errors", "stats", "spec", "models", "_native"},
     "records": {"errors"},
     "maps": {"errors", "stats", "spec", "models", "plan", "records", "_native"},
-    "score": {"errors", "stats", "spec", "plan", "records", "_native"},
+    "score": {"errors", "stats", "spec", "models", "plan", "records", "_native"},
     "report": {"errors", "score"},
     "engine": {"errors", "spec", "models", "bundled", "plan", "records", "_native"},
     "replay": {"errors", "spec", "models", "records", "maps", "engine"},

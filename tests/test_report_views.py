@@ -20,7 +20,8 @@ from kvspec.report.page import Extras
 from kvspec.report.page.trials import trial_items
 from kvspec.report.pieces import token_pieces
 from kvspec.score import score_run
-from kvspec.score.views import TrialView, _kaplan_meier, list_flips, read_files, view_run
+from kvspec.score.flips import list_flips
+from kvspec.score.views import TrialView, _kaplan_meier, read_files, view_run
 from kvspec.spec.model import Fault, Rate, Selector
 from tests.run_folders import crashed, make_plan, sdc, write_run
 

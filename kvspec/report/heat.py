@@ -1,10 +1,10 @@
-"""Heat maps of cells that hit one bit field: bit by layer, and bit by K or V."""
+"""Heat maps: of cells that hit one bit field, by layer and by K or V; of single flips, by their place."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from kvspec.report import words
 from kvspec.report.charts import Chart, config
@@ -12,7 +12,7 @@ from kvspec.report.limits import Limits
 from kvspec.report.palette import Palette
 from kvspec.report.safe import brief, clip, visible
 from kvspec.report.vega import Spec
-from kvspec.score import CellScore, Scores
+from kvspec.score import CellScore, Proportion, Scores
 
 MOST = 8
 """Heat maps of one kind."""
@@ -80,31 +80,104 @@ def _order(label: str) -> tuple[int, str]:
 
 
 def _chart(kind: str, word: str, number: int, squares: list[_Square], palette: Palette, limits: Limits) -> Chart:
+    def column(other: str) -> str:
+        return f"layer {other}" if kind == "layer" else other
+
     bits = sorted({s.bit for s in squares}, key=_order, reverse=True)
     others = sorted({s.other for s in squares}, key=_order)
-    values = []
+    worst = min(squares, key=lambda s: (s.cell.exact_match.rate or 0.0, s.cell.plan.index))
+    common = clip(_rest(squares[0].cell, kind), limits.name)
+    patches = []
     for square in squares:
         match = square.cell.exact_match
-        share = match.rate or 0.0
         name = brief(square.cell.plan.name, limits.name)
-        values.append(
-            {
-                "b": square.bit,
-                "o": square.other,
-                "v": share,
-                "p": f"{share:.0%}".removesuffix("%"),
-                "t": f"{name}: {share:.1%} of {match.n:,} equal golden [{words.interval(match)}]",
-            }
+        tip = f"{name}: {match.rate or 0.0:.1%} of {match.n:,} equal golden [{words.interval(match)}]"
+        patches.append(_Patch(square.bit, square.other, match, tip))
+    return Chart(
+        key=f"bit-by-{kind}" + (f"-{number + 1}" if number else ""),
+        title=f"Bit by {word.lower() if kind == 'layer' else word}: {common}",
+        description=f"Accuracy in percent, {len(bits)} bit fields by {len(others)} columns. "
+        f"Lowest: {worst.cell.exact_match.rate or 0.0:.1%} for bit {worst.bit}, {column(worst.other)}.",
+        spec=_drawn(patches, (bits, "Bit"), (others, word), "Accuracy", palette),
+        **_numbers(patches, (bits, "Bit"), (others, [column(other) for other in others]), limits),
+    )
+
+
+def anatomy_charts(scores: Scores, palette: Palette, limits: Limits) -> list[Chart]:
+    """What single flips do by their place, where a campaign has enough of them."""
+    if scores.anatomy is None:
+        return []
+    charts = []
+    for found in scores.anatomy.maps:
+        rows = list(dict.fromkeys(square.row for square in found.squares))
+        columns = sorted({square.column for square in found.squares}, key=_order)
+        if found.name == "position":
+            columns.sort(key=("prompt", "generated").index)
+        patches = [
+            _Patch(
+                square.row,
+                square.column,
+                square.visible,
+                f"{found.rows} {square.row}, {found.columns} {square.column}: {words.percent(square.visible)} of "
+                f"{square.visible.n:,} show [{words.interval(square.visible)}]",
+            )
+            for square in found.squares
+        ]
+        if len(patches) > limits.squares:
+            continue
+        most = max(patches, key=lambda patch: patch.share.rate or 0.0)
+        charts.append(
+            Chart(
+                key=f"single-{found.name}",
+                title=f"Single flips: {found.rows.lower()} by {found.columns}",
+                description=f"Share of the trials with one flip that show it, in percent, {len(rows)} rows by "
+                f"{len(columns)} columns. Highest: {words.percent(most.share)} for {found.rows.lower()} {most.row}, "
+                f"{most.column}.",
+                spec=_drawn(patches, (rows, found.rows), (columns, found.columns), "Shows", palette),
+                **_numbers(patches, (rows, found.rows), (columns, columns), limits),
+            )
         )
+    return charts
+
+
+@dataclass(frozen=True, slots=True)
+class _Patch:
+    row: str
+    column: str
+    share: Proportion
+    tip: str
+
+
+def _drawn(
+    patches: Sequence[_Patch],
+    rows: tuple[Sequence[str], str],
+    columns: tuple[Sequence[str], str],
+    what: Literal["Accuracy", "Shows"],
+    palette: Palette,
+) -> Spec:
+    """The drawing. What is bad is dark: little accuracy, or a flip that shows."""
+    bad_is_low = what == "Accuracy"
+    values = [
+        {
+            "b": patch.row,
+            "o": patch.column,
+            "v": patch.share.rate or 0.0,
+            "p": f"{patch.share.rate or 0.0:.0%}".removesuffix("%"),
+            "t": patch.tip,
+        }
+        for patch in patches
+    ]
     place: Spec = {
-        "x": {"field": "o", "type": "ordinal", "sort": others, "title": word, "axis": {"labelAngle": 0}},
-        "y": {"field": "b", "type": "ordinal", "sort": bits, "title": "Bit"},
+        "x": {"field": "o", "type": "ordinal", "sort": columns[0], "title": columns[1], "axis": {"labelAngle": 0}},
+        "y": {"field": "b", "type": "ordinal", "sort": rows[0], "title": rows[1]},
     }
-    scale = {"type": "quantize", "domain": [0, 1], "range": list(palette.heat)}
-    written = len(squares) <= 640
+    colours = list(palette.heat) if bad_is_low else list(palette.heat)[::-1]
+    scale = {"type": "quantize", "domain": [0, 1], "range": colours}
+    written = len(patches) <= 640
     # Beside a few rows that carry their numbers, a legend is larger than the map.
-    legend = None if written and len(bits) < 8 else {"title": "Accuracy", "format": ".0%", "orient": "right"}
-    ink = {"condition": {"test": "datum.v < 0.43", "value": palette.heat_ink[0]}, "value": palette.heat_ink[1]}
+    legend = None if written and len(rows[0]) < 8 else {"title": what, "format": ".0%", "orient": "right"}
+    dark = "datum.v < 0.43" if bad_is_low else "datum.v > 0.57"
+    ink = {"condition": {"test": dark, "value": palette.heat_ink[0]}, "value": palette.heat_ink[1]}
     layers: list[Spec] = [
         {
             "mark": {"type": "rect", "stroke": palette.grid, "strokeWidth": 1},
@@ -116,34 +189,23 @@ def _chart(kind: str, word: str, number: int, squares: list[_Square], palette: P
     ]
     if written:
         layers.append({"mark": {"type": "text", "fontSize": 11}, "encoding": {"text": {"field": "p"}, "color": ink}})
-
-    def column(other: str) -> str:
-        return f"layer {other}" if kind == "layer" else other
-
-    worst = min(squares, key=lambda s: (s.cell.exact_match.rate or 0.0, s.cell.plan.index))
-    common = clip(_rest(squares[0].cell, kind), limits.name)
-    return Chart(
-        key=f"bit-by-{kind}" + (f"-{number + 1}" if number else ""),
-        title=f"Bit by {word.lower() if kind == 'layer' else word}: {common}",
-        description=f"Accuracy in percent, {len(bits)} bit fields by {len(others)} columns. "
-        f"Lowest: {worst.cell.exact_match.rate or 0.0:.1%} for bit {worst.bit}, {column(worst.other)}.",
-        spec={
-            "config": config(palette),
-            "width": {"step": 34 if len(others) > 4 else 64},
-            "height": {"step": 24},
-            "data": {"values": values},
-            "encoding": place,
-            "layer": layers,
-        },
-        head=("Bit", *map(column, others)),
-        rows=tuple((bit, *(_share(squares, bit, other) for other in others)) for bit in bits)
-        if len(squares) <= limits.rows
-        else (),
-    )
+    return {
+        "config": config(palette),
+        "width": {"step": 34 if len(columns[0]) > 4 else 64},
+        "height": {"step": 24},
+        "data": {"values": values},
+        "encoding": place,
+        "layer": layers,
+    }
 
 
-def _share(squares: Sequence[_Square], bit: str, other: str) -> str:
-    for square in squares:
-        if (square.bit, square.other) == (bit, other):
-            return words.percent(square.cell.exact_match)
-    return words.DASH
+def _numbers(
+    patches: Sequence[_Patch],
+    rows: tuple[Sequence[str], str],
+    columns: tuple[Sequence[str], Sequence[str]],
+    limits: Limits,
+) -> dict[str, Any]:
+    """Head and rows of the table below a map."""
+    shares = {(patch.row, patch.column): words.percent(patch.share) for patch in patches}
+    table = tuple((row, *(shares.get((row, column), words.DASH) for column in columns[0])) for row in rows[0])
+    return {"head": (rows[1], *columns[1]), "rows": table if len(patches) <= limits.rows else ()}

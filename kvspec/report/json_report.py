@@ -16,6 +16,7 @@ from kvspec.score import (
     Trend,
     Vulnerability,
 )
+from kvspec.score.anatomy import Anatomy
 from kvspec.score.cells import RunInfo
 
 REPORT_VERSION = 1
@@ -35,6 +36,7 @@ def to_json(scores: Scores) -> dict[str, Any]:
         "pairs": [_pair(pair, scores) for pair in scores.pairs],
         "dose_responses": [_dose_response(found, scores) for found in scores.dose_responses],
         "vulnerabilities": [_vulnerability(found, scores) for found in scores.vulnerabilities],
+        "anatomy": None if scores.anatomy is None else _anatomy(scores.anatomy),
         "design_effect": scores.design_effect,
         "tasks": _tasks(scores),
         "samples": [asdict(sample) for sample in scores.samples],
@@ -139,6 +141,15 @@ def _vulnerability(found: Vulnerability, scores: Scores) -> dict[str, Any]:
     names, data = _names(scores), asdict(found)
     data["cells"] = [names[c] for c in found.cells]
     return {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
+
+
+def _anatomy(anatomy: Anatomy) -> dict[str, Any]:
+    return {
+        "trials": anatomy.trials,
+        "unlocated": anatomy.unlocated,
+        "maps": [{**asdict(one), "squares": [asdict(square) for square in one.squares]} for one in anatomy.maps],
+        "tests": [asdict(test) for test in anatomy.tests],
+    }
 
 
 def _tasks(scores: Scores) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterator
 
 from kvspec.report.charts import Chart, as_file, dose_charts, outcome_chart, survival_chart
-from kvspec.report.heat import heat_charts
+from kvspec.report.heat import anatomy_charts, heat_charts
 from kvspec.report.limits import Limits
 from kvspec.report.palette import PAPER
 from kvspec.report.series import DOSES, build_series
@@ -20,7 +20,7 @@ def plot_charts(scores: Scores, views: Views) -> list[Chart]:
     limits = Limits()
     series = build_series(scores, limits.name)
     charts = [chart for dose in DOSES for chart in dose_charts(series, dose, scores, PAPER, limits)]
-    charts += heat_charts(scores, PAPER, limits)
+    charts += heat_charts(scores, PAPER, limits) + anatomy_charts(scores, PAPER, limits)
     more = survival_chart(scores, views, PAPER, limits), outcome_chart(scores, PAPER, limits)
     return charts + [chart for chart in more if chart is not None]
 

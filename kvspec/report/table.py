@@ -10,7 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from kvspec.report import tasks, words
+from kvspec.report import anatomy, tasks, words
 from kvspec.score import CellScore, Scores
 
 Column = tuple[str, bool, Callable[[CellScore], str]]
@@ -35,6 +35,10 @@ _STATUS: Column = ("Status", False, words.status)
 
 _RULE = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 """A rule under the head and nothing else, in characters that every terminal has."""
+
+
+LEFT = ("Task", "Cell", "Retrieval", "Reasoning", *anatomy.TESTS[:3])
+"""Columns of words."""
 
 
 def cell_tables(cells: Sequence[CellScore], console: Console) -> list[RenderableType]:
@@ -62,10 +66,15 @@ def task_tables(scores: Scores) -> list[RenderableType]:
     return [_plain(head, rows) for head, lines in found if (rows := list(lines))]
 
 
+def anatomy_tables(scores: Scores) -> list[RenderableType]:
+    """What a single flip does by its place; none with too few single flips."""
+    return [_plain(head, rows) for head, rows in anatomy.map_tables(scores)]
+
+
 def _plain(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(box=_RULE, show_edge=False, pad_edge=False, collapse_padding=True)
     for name in head:
-        right = name not in ("Task", "Cell", "Retrieval", "Reasoning")
+        right = name not in LEFT
         table.add_column(name, justify="right" if right else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(words.printable, row))

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from kvspec.report import words
-from kvspec.report.table import cell_tables, task_tables
+from kvspec.report.table import anatomy_tables, cell_tables, task_tables
 from kvspec.score import Proportion, Sample, Scores
 
 LEGEND = "Accuracy: token ids equal golden. Interval: {}. Drift: mean of the finished trials. See docs/report.md."
@@ -46,6 +46,13 @@ def render_text(scores: Scores, *, width: int | None = None, colour: bool = Fals
     for graded in task_tables(scores):
         console.print()
         console.print(graded)
+    for number, places in enumerate(anatomy_tables(scores)):
+        console.print()
+        if not number:
+            console.print(
+                Text("Single flips: share of the trials with one flip that show it (sdc or due)", style="bold")
+            )
+        console.print(places)
     for sample in scores.samples:
         _sample(console, sample, scores)
     console.print()

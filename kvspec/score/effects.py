@@ -9,6 +9,7 @@ from math import isfinite
 
 import numpy as np
 
+from kvspec.score.anatomy import SINGLE_FLIP_MODELS
 from kvspec.score.grid import EXACT, Grid, discordant
 from kvspec.score.model import CellScore, Dose, DoseResponse, Effect, Estimate, Floor, PairTest, Trend, Vulnerability
 from kvspec.stats.bootstrap import cluster_bootstrap, design_effect
@@ -18,7 +19,6 @@ from kvspec.stats.exact import ALPHA, Strata, holm, mcnemar
 from kvspec.stats.intervals import Proportion, difference_independent, difference_paired, ratio_paired
 
 MBIT = 2**20
-SINGLE_FLIP_MODELS = ("random", "msb_biased")
 """Models in which a fault is one flip, so that a trial with one flip holds one fault."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from kvspec.score.anatomy import Anatomy
 from kvspec.score.cells import CellPlan, RunInfo
 from kvspec.score.tasks import TaskScores
 from kvspec.stats.dose import DoseFit
@@ -243,6 +244,8 @@ class Scores:
     pairs: tuple[PairTest, ...]
     dose_responses: tuple[DoseResponse, ...]
     vulnerabilities: tuple[Vulnerability, ...]
+    anatomy: Anatomy | None
+    """What a single flip does, by its place; `None` with too few of them, or a model of unknown shape."""
     design_effect: float
     """Variance between prompts over that of independent trials, at least 1; mean over the cells."""
     tasks: TaskScores

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvspec.errors import RecordsError
+from kvspec.errors import KvspecError, RecordsError
+from kvspec.models import Geometry, describe
 from kvspec.records import RunStore
+from kvspec.score.anatomy import Singles
 from kvspec.score.cells import Campaign, CellPlan, read_campaign
 from kvspec.score.effects import dose_responses, pair_tests, vulnerabilities, with_effects
 from kvspec.score.golden import Golden, read_golden
@@ -23,6 +25,7 @@ from kvspec.score.tasks import Answers
 from kvspec.score.trend import trends
 from kvspec.score.trials import ABSENT, DRIFTS, FAULT, GOLDEN_REPEAT, NULL, UNKNOWN, TrialScores, iter_trials
 from kvspec.score.verdict import verdict, warnings
+from kvspec.spec.model import ModelSpec
 from kvspec.stats.intervals import Proportion
 
 MEANS = tuple(name for name in DRIFTS if name != "first_divergence")
@@ -76,6 +79,7 @@ def score_opened(
         pairs=pair_tests(cells, totals.grid, looks),
         dose_responses=dose_responses(trend, cells, floor, totals.grid),
         vulnerabilities=vulnerabilities(cells),
+        anatomy=totals.singles.finish(store.plan(), _geometry(store)) if totals.singles.enough else None,
         design_effect=inflation,
         tasks=totals.answers.scores(),
         samples=totals.samples.finish(campaign, golden),
@@ -84,6 +88,15 @@ def score_opened(
     )
     scores = replace(scores, verdict=verdict(scores), warnings=warnings(scores))
     return Scored(scores, totals.grid, golden, campaign.prompts)
+
+
+def _geometry(store: RunStore) -> Geometry | None:
+    """Shape of the run's model; `None` if it is not known on this machine."""
+    model = store.spec()["model"]
+    try:
+        return describe(ModelSpec(id=str(model["id"]), revision=model.get("revision"))).geometry
+    except (KvspecError, OSError, ValueError):
+        return None  # what is then missing is a map, never a figure
 
 
 def open_campaign(store: RunStore) -> tuple[Campaign, Golden]:
@@ -134,6 +147,7 @@ class Totals:
         self.grid = Grid(cells, campaign.prompts, campaign.run.per_prompt)
         self.answers = Answers(campaign.tasks, campaign.cells, campaign.run.per_prompt)
         self.samples = Samples()
+        self.singles = Singles(campaign.cells)
 
     def add(self, batch: TrialScores) -> None:
         """Take a batch in. Raises KVS505 for a trial that is not in the plan."""
@@ -174,6 +188,7 @@ class Totals:
         self.answers.add(batch, fault & scored, trial)
         single = ended & scored & (batch.landed == 1)
         visible = single & (batch.outcome != MASKED)
+        self.singles.add(batch, single, visible)
         for column, rows in enumerate((visible, single)):
             self._single[:, column] += np.bincount(cell[rows], minlength=len(self._single))
         known = fault & scored & np.isfinite(batch.kl)

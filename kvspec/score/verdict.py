@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kvspec.score.anatomy import anatomy_sentences
 from kvspec.score.model import CellScore, DoseResponse, Floor, PairTest, Scores, Trend, Vulnerability
 from kvspec.score.task_verdict import sentences
 from kvspec.score.trend import series_label
@@ -33,6 +34,7 @@ def verdict(scores: Scores) -> tuple[str, ...]:
         *doses,
         *_pairs(scores.pairs, cells),
         *_vulnerabilities(scores.vulnerabilities, cells),
+        *anatomy_sentences(scores.anatomy),
     )
 
 

@@ -13,8 +13,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kvspec import _native
-from kvspec.plan.dose import sampler_parameters
 from kvspec.records import RunStore
 from kvspec.score.cells import run_certificate
 from kvspec.score.certificate import Certificate
@@ -23,7 +21,6 @@ from kvspec.score.model import Scores
 from kvspec.score.outcome import DUE, INVALID, OUTCOMES, REASONS, UNSCORED
 from kvspec.score.scores import open_campaign, score_opened
 from kvspec.score.trials import ABSENT, FAULT, TrialScores
-from kvspec.spec.model import Fault, Range, Rate, Selector
 
 CURVE_POINTS = 64
 """Points of a survival curve: more cannot be told apart in print."""
@@ -33,9 +30,6 @@ CANDIDATES = 32
 """Mismatches per cell among which the typical one is looked for."""
 TRIALS = 24
 """Trials that a page shows at most."""
-FLIPS_LISTED = 100_000
-"""Flips of one trial that are enumerated at most."""
-END = 2**32
 
 Role = Literal["typical", "worst", "crash"]
 
@@ -98,22 +92,6 @@ class RunFiles:
     """What `kvspec verify --out RUN` left; `None` if there is none, empty if it cannot be read."""
     judged: Certificate | None = None
     """What it is worth for this run."""
-
-
-@dataclass(frozen=True, slots=True)
-class FlipList:
-    """Single flips of a trial, by rising token, layer, K before V, head, element, bit. All arrays are `[N]`."""
-
-    total: int
-    """Flips of the trial; more than N if only the first tokens are listed."""
-    layer: NDArray[np.int64]
-    value: NDArray[np.int64]
-    """0 is K, 1 is V."""
-    head: NDArray[np.int64]
-    token: NDArray[np.int64]
-    """Logical position in the request, the prompt included."""
-    element: NDArray[np.int64]
-    bit: NDArray[np.int64]
 
 
 def read_files(path: Path | str) -> RunFiles:
@@ -285,91 +263,4 @@ def _with_golden(trial: TrialView, prompts: Sequence[str], golden: Golden) -> Tr
     ids = golden.values[golden.offsets[answer] : golden.offsets[answer + 1]]
     return replace(
         trial, prompt=prompts[trial.request], golden_text=golden.texts[answer], golden_ids=tuple(ids.tolist())
-    )
-
-
-def list_flips(plan: Mapping[str, Any], fault: Mapping[str, Any], trial: TrialView, geometry: Any) -> FlipList | None:
-    """The flips of a trial, enumerated from the plan's keys; `None` where they cannot be known for certain.
-
-    Args:
-        plan: content of `plan.json`.
-        fault: the concrete fault of the trial's cell, as plain data.
-        trial: what was recorded.
-        geometry: the model's `kvspec.models.Geometry`, which scoring itself does not need.
-
-    They are certain if the site is KV_WRITE and the enumeration gives exactly as many flips as were planned.
-    """
-    if fault["site"] != "KV_WRITE" or trial.planned != trial.landed or not trial.planned:
-        return None
-    try:
-        storage = str(plan["spec"]["model"]["kv_cache_dtype"])
-        storage = "bf16" if storage == "auto" else storage
-        concrete = _fault(fault)
-        sampler = sampler_parameters(concrete, storage, geometry).sampler(geometry, _native.format_bits(storage))
-        experiment = int(plan["cells"][trial.cell]["experiment"], 16)
-        key = _native.derive_keys(int(plan["spec"]["seed"]), experiment, trial.trial, concrete.index)[0]
-    except (KeyError, TypeError, ValueError):
-        return None  # a plan of another version
-    written = trial.tokens_written
-    common: dict[str, Any] = {
-        "key": key,
-        "request": trial.request,
-        "layers": (0, int(geometry.layers)),
-        "prompt_len": trial.prompt_tokens,
-        "selector": _selector(concrete.where),
-    }
-    if sampler.count(tokens=(0, written), **common) != trial.planned:
-        return None
-    if trial.planned > FLIPS_LISTED:
-        written = max(1, written * FLIPS_LISTED // trial.planned)
-    found = {name: values.astype(np.int64) for name, values in sampler.enumerate(tokens=(0, written), **common).items()}
-    order = np.lexsort([found[name] for name in ("bit", "elem", "head", "kv", "layer", "token")])
-    return FlipList(
-        total=trial.planned,
-        layer=found["layer"][order],
-        value=found["kv"][order],
-        head=found["head"][order],
-        token=found["token"][order],
-        element=found["elem"][order],
-        bit=found["bit"][order],
-    )
-
-
-def _fault(data: Mapping[str, Any]) -> Fault:
-    where = data["where"]
-    tokens = where["tokens"]
-    return Fault(
-        name=data["name"],
-        index=data["index"],
-        site=data["site"],
-        model=data["model"],
-        rate=Rate(**data["rate"]),
-        burst_len=data["burst_len"],
-        msb_policy=data["msb_policy"],
-        bits=data["bits"] if isinstance(data["bits"], str) else tuple(data["bits"]),  # type: ignore[arg-type]
-        page_tokens=data["page_tokens"],
-        page_density=data["page_density"],
-        where=Selector(
-            layers=_pairs(where["layers"]),
-            heads=_pairs(where["heads"]),
-            cache=tuple(where["cache"]),
-            tokens=tokens if isinstance(tokens, str) else (_pairs(tokens) or ()),  # type: ignore[arg-type]
-        ),
-    )
-
-
-def _pairs(ranges: Sequence[Sequence[int | None]] | None) -> tuple[Range, ...] | None:
-    return None if ranges is None else tuple((int(low or 0), high) for low, high in ranges)
-
-
-def _selector(where: Selector) -> _native.Selector:
-    def closed(ranges: tuple[Range, ...] | None) -> list[tuple[int, int]] | None:
-        return None if ranges is None else [(low, END if high is None else high) for low, high in ranges]
-
-    return _native.Selector(
-        layers=closed(where.layers),
-        heads=closed(where.heads),
-        planes=("K" in where.cache, "V" in where.cache),
-        phase=where.tokens if isinstance(where.tokens, str) else "all",
-        tokens=None if isinstance(where.tokens, str) else closed(where.tokens),
     )

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvspec import __version__
-from kvspec.report import tasks, words
+from kvspec.report import anatomy, tasks, words
 from kvspec.report.charts import Chart, dose_charts, outcome_chart, survival_chart
-from kvspec.report.heat import heat_charts
+from kvspec.report.heat import anatomy_charts, heat_charts
 from kvspec.report.limits import Limits
 from kvspec.report.page.cells import cell_rows, dose_table, ec50_table, logprob_table, pair_table, vulnerability_table
 from kvspec.report.page.certificate import certificate
@@ -86,6 +86,9 @@ def page_context(scores: Scores, views: Views, files: RunFiles, extras: Extras, 
         "pairs_left_out": len(scores.pairs) - len(pairs),
         "vulnerabilities": vulnerability_table(scores, limits),
         "heat": place(heat_charts(scores, PAGE, limits)),
+        "single": place(anatomy_charts(scores, PAGE, limits)),
+        "single_tests": list(anatomy.test_rows(scores)),
+        "single_head": anatomy.TESTS,
         "survival": place([survival] if survival else []),
         "outcomes": place([outcomes] if outcomes else []),
         "trials": trial_items(scores, views, files, extras, limits),
@@ -120,6 +123,9 @@ def refusal_context(files: RunFiles, path: str, sentences: Sequence[str], limits
         "pairs_left_out": 0,
         "vulnerabilities": [],
         "heat": [],
+        "single": [],
+        "single_tests": [],
+        "single_head": (),
         "survival": [],
         "outcomes": [],
         "trials": [],

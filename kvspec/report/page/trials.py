@@ -10,7 +10,8 @@ from kvspec.report.diff import Piece, align, first_difference, pieces, words
 from kvspec.report.limits import Limits
 from kvspec.report.safe import brief, clip, visible
 from kvspec.score import Scores
-from kvspec.score.views import FlipList, RunFiles, TrialView, Views, list_flips
+from kvspec.score.flips import FlipList, list_flips
+from kvspec.score.views import RunFiles, TrialView, Views
 
 ROLES = {"typical": "typical mismatch", "worst": "worst mismatch", "crash": "crash"}
 
