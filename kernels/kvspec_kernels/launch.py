@@ -65,8 +65,10 @@ class Repeated:
     """A kernel that every step launches. Triton looks at each argument of a launch, which costs the host several times
     what the launch does; here it looks once per key, and the compiled kernel is called with addresses from then on."""
 
-    def __init__(self, kernel: Any) -> None:
+    def __init__(self, kernel: Any, *, bits: bool = False) -> None:
+        """`bits`: floating-point tensors among the first arguments are taken as integers of their width."""
         self._kernel = kernel
+        self._bits = bits
         self._compiled: dict[Any, tuple[Any, tuple[Any, ...]]] = {}
 
     def __call__(
@@ -87,6 +89,7 @@ class Repeated:
         at = [x.data_ptr() if isinstance(x, torch.Tensor) else x for x in first]
         # Triton compiles for addresses that are multiples of 16
         if known is None or any(isinstance(x, torch.Tensor) and a % 16 for x, a in zip(first, at, strict=True)):
+            first = [_as_bits(x) if self._bits else x for x in first]
             compiled = self._kernel[grid](*first, *last, **constants, num_warps=num_warps)
             if compiled is not None and known is None:  # the interpreter compiles nothing
                 fixed = [x.data_ptr() if isinstance(x, torch.Tensor) else x for x in last]
@@ -137,7 +140,7 @@ class Injector:
         self._caches: list[CacheView] = []
         self._behind: list[int] = []
         self._list_cells = Repeated(list_cells_kernel)
-        self._find_nonfinite = Repeated(find_nonfinite_kernel)
+        self._find_nonfinite = Repeated(find_nonfinite_kernel, bits=True)
         self._store = Repeated(store_kernel)
 
     def bind(self, caches: Sequence[CacheView]) -> None:
@@ -164,9 +167,10 @@ class Injector:
         `max_seq` (longest query and sequence, by default `max_query` 1 and the longest sequence unknown) only size the
         grid.
         """
-        for name, tensor in (("query_start", query_start), ("batch_slot", batch_slot), ("seq_lens", seq_lens)):
-            if tensor.dtype != torch.int32:
-                raise ValueError(f"{name} is {tensor.dtype}, not torch.int32")
+        if not query_start.dtype == batch_slot.dtype == seq_lens.dtype == torch.int32:
+            for name, tensor in (("query_start", query_start), ("batch_slot", batch_slot), ("seq_lens", seq_lens)):
+                if tensor.dtype != torch.int32:
+                    raise ValueError(f"{name} is {tensor.dtype}, not torch.int32")
         self.counts.zero_()
         if requests == 0:
             return
@@ -295,7 +299,7 @@ class Injector:
         With the hidden states `[rows, width]` that the logits are products of, logits are read only where those are
         suspicious. (Not where logits are fp16, which overflow easily.)
         """
-        integer, exponent = _EXPONENT[logits.dtype]
+        exponent = _EXPONENT[logits.dtype][1]
         if logits.stride(1) != 1:
             raise ValueError(f"logits with strides {logits.stride()}")
         rows, vocab = logits.shape
@@ -310,8 +314,7 @@ class Injector:
         numbers = (logits.stride(0), vocab, hidden.stride(0), hidden.shape[1])
         self._find_nonfinite(
             (logits.dtype, hidden.dtype, safe, numbers), (rows, programs, 1),
-            (logits.view(integer), *numbers[:2], hidden.view(_EXPONENT[hidden.dtype][0]), *numbers[2:],
-             batch_slot, seq_lens),
+            (logits, *numbers[:2], hidden, *numbers[2:], batch_slot, seq_lens),
             (self.table.slot_table, self.table.nonfinite), EXPONENT=exponent, SAFE=safe, BLOCK=2048,
         )  # fmt: skip
 
@@ -334,6 +337,10 @@ def _layout(cache: CacheView) -> tuple[int, ...]:
         cache.first_head,
         cache.heads,
     )
+
+
+def _as_bits(x: Any) -> Any:
+    return x.view(_EXPONENT[x.dtype][0]) if isinstance(x, torch.Tensor) and x.dtype in _EXPONENT else x
 
 
 def _between(low: int, value: int, high: int) -> int:

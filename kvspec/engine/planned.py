@@ -7,6 +7,8 @@ what counts the landed flips in the cache.
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
@@ -21,6 +23,8 @@ from kvspec.plan.events import read_events, shown_events
 
 GROUP = 8
 """Entries that are counted by one task: a task costs about as much as counting an entry with few flips."""
+ENGINE_CORES = 2
+"""Cores that are left to the engine: its steps are bound by the host on a GPU."""
 
 
 class PlannedFlips:
@@ -40,7 +44,7 @@ class PlannedFlips:
         takes longer than the requests do on a GPU."""
         faulty = [(e, w) for e, w in zip(entries, written, strict=True) if self._table.faulty[e]]
         if faulty and self._pool is None:
-            self._pool = ThreadPoolExecutor(os.cpu_count())
+            self._pool = ThreadPoolExecutor(max(1, _cores() - ENGINE_CORES), initializer=_step_back)
         for first in range(0, len(faulty), GROUP):
             group = faulty[first : first + GROUP]
             assert self._pool is not None
@@ -92,6 +96,17 @@ class PlannedFlips:
             )
             for key, tokens in draws
         )
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _step_back() -> None:
+    """Let this thread run when the engine does not want the core."""
+    if sys.platform == "linux":  # elsewhere a thread has no priority of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def _key(words: NDArray[np.uint32]) -> tuple[int, int]:

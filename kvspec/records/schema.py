@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
@@ -93,13 +94,18 @@ LATER = ("logprob_ids", "logprobs")
 
 def to_table(records: Sequence[Record]) -> pa.Table:
     """Rows to columns. Raises `pa.ArrowInvalid` or `OverflowError` if a value does not fit its column."""
-    columns: list[pa.Array] = []
-    for field in SCHEMA:
-        values: list[Any] = [getattr(record, field.name) for record in records]
-        if field.type == pa.string():
-            values = [None if value is None else _clean(value) for value in values]
-        columns.append(pa.array(values, type=field.type))
-    return pa.Table.from_arrays(columns, schema=SCHEMA)
+    # through one getter and one zip: a campaign waits for this
+    rows: Any = map(attrgetter(*SCHEMA.names), records)
+    columns = zip(*rows, strict=True) if records else ([] for _ in SCHEMA.names)
+    arrays = [_array(values, field.type) for values, field in zip(columns, SCHEMA, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=SCHEMA)
+
+
+def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    try:
+        return pa.array(values, type=kind)
+    except UnicodeEncodeError:
+        return pa.array([None if value is None else _clean(value) for value in values], type=kind)
 
 
 def _clean(text: str) -> str:

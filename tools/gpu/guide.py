@@ -75,7 +75,7 @@ def measure(results: dict[str, Any], out: Path, deadline: float, model: Path) ->
     def run_theirs() -> None:
         command = [sys.executable, "-c", ONE_ENGINE_EACH, str(model), json.dumps(PROMPTS * 2)]
         seconds, output = timed(command)
-        theirs.append({"seconds": seconds, **json.loads(output.splitlines()[-1])})
+        theirs.append({"seconds": seconds, **last_json(output)})
         results.update(figures([run["seconds"] for run in ours[1:]], [run["seconds"] for run in theirs[1:]]))
         results["measured_loads"] = len(theirs) - 1  # saves
 
@@ -87,6 +87,12 @@ def measure(results: dict[str, Any], out: Path, deadline: float, model: Path) ->
         if time.monotonic() + longest > deadline or len(theirs) > 7:
             return
         turn()
+
+
+def last_json(output: str) -> dict[str, Any]:
+    """The last line that is a JSON object: vLLM prints when it ends, too."""
+    found: dict[str, Any] = json.loads(next(line for line in reversed(output.splitlines()) if line.startswith("{")))
+    return found
 
 
 def timed(command: list[str]) -> tuple[float, str]:

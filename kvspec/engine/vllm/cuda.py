@@ -67,6 +67,7 @@ class CudaInjector:
         self._requests = Requests()
         self._taint = Taint()
         self._views: list[Views] = []
+        self._caches: list[torch.Tensor] = []
         self._pointers: list[int] = []
         self._data: TableData | EventData | None = None
         self._listed: Listed | None = None
@@ -100,7 +101,8 @@ class CudaInjector:
         )
         first = self._shard.first_head
         self._kernels.bind([CacheView.of(v.key, v.value, bits=v.bits, first_head=first) for v in self._views])
-        self._pointers = [a.kv_cache.data_ptr() for a in self.layers]
+        self._caches = [a.kv_cache for a in self.layers]
+        self._pointers = [cache.data_ptr() for cache in self._caches]
 
     def _read_tokens(self) -> int:
         """Cells per layer of a list of reads: all tokens that a batch can hold, if they fit."""
@@ -130,7 +132,8 @@ class CudaInjector:
         n = len(data)
         self._tally = torch.zeros(n, self._table.tally.shape[1], dtype=torch.int64, device=self._device)
         self._nonfinite = torch.full((n,), NEVER, dtype=torch.int32, device=self._device)
-        self._written = np.zeros(n, dtype=np.int64)
+        self._written = np.zeros(n + 1, dtype=np.int64)
+        """Positions per entry; the last one is what `FOREIGN` points at."""
         self._preemptions = np.zeros(n, dtype=np.int64)
         self._entry_of_slot.fill(FOREIGN)
         self._slot_of_entry.clear()
@@ -185,8 +188,10 @@ class CudaInjector:
         """What happened to finished entries. Waits for the device once."""
         self._release([s for e in entries if (s := self._slot_of_entry.get(e)) is not None])
         at = torch.tensor(entries, dtype=torch.int64).to(self._device)
-        nonfinite = self._nonfinite[at].cpu().numpy().astype(np.int64)
-        written, read, restored, dropped, exposed, unchanged = self._tally[at].cpu().numpy().T
+        counted = torch.cat(
+            [self._tally[at], self._nonfinite[at].unsqueeze(1)], dim=1
+        )  # so that one copy is waited for
+        written, read, restored, dropped, exposed, unchanged, nonfinite = counted.cpu().numpy().T
         if dropped.any():
             entry = entries[int(np.argmax(dropped))]
             raise EngineError.one(
@@ -294,7 +299,8 @@ class CudaInjector:
         new = [(slot, self._requests.entry(request)) for request, slot in self.runner.entering(scheduled)]
         if self._data is None:
             return
-        self._taint.hand_out(grants, self._faulty, [a.kv_cache for a in self.layers])
+        if len(grants.block):
+            self._taint.hand_out(grants, self._faulty, self._caches)
         if not new:
             return
         slots = [slot for slot, _ in new]
@@ -336,9 +342,8 @@ class CudaInjector:
             return
         self._batch = batch
         entries: NDArray[np.int64] = self._entry_of_slot[batch.slot]
-        known = entries != FOREIGN
         ends = batch.start + batch.count
-        self._written[entries[known]] = ends[known]
+        self._written[entries] = ends
         self._kernels.begin_step(
             batch.query_start,
             batch.slots,
@@ -347,7 +352,7 @@ class CudaInjector:
             max_query=int(batch.count.max()),
             writes=self._writes,
             reads=self._reads,
-            max_seq=int(ends.max()),
+            max_seq=int(ends.max()) if self._reads else None,
         )
         if self._listed is not None:
             self._kernels.set_events(False, *self._listed.of_step(batch, entries))

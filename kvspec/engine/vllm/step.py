@@ -46,6 +46,9 @@ class Grants:
     """Block id."""
 
 
+NO_GRANTS = Grants(np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+
 class Requests:
     """Which live request is which trial. Survives preemption: only `finished_req_ids` forgets a request."""
 
@@ -64,8 +67,6 @@ class Requests:
                 self._entry[new.req_id] = int(extra[EXTRA_ARG])
         for request in scheduled.finished_req_ids:
             self._entry.pop(request, None)
-        entries: list[int] = []
-        blocks: list[int] = []
         cached = scheduled.scheduled_cached_reqs
         grants: list[tuple[str, Sequence[Iterable[int]] | None]] = [
             (new.req_id, new.block_ids) for new in scheduled.scheduled_new_reqs
@@ -73,6 +74,10 @@ class Requests:
         # most decode steps hand out no block, and of the others most requests get none
         if any(cached.new_block_ids):
             grants += [pair for pair in zip(cached.req_ids, cached.new_block_ids, strict=True) if pair[1]]
+        if not grants:
+            return NO_GRANTS
+        entries: list[int] = []
+        blocks: list[int] = []
         for request, groups in grants:
             entry = self._entry.get(request, FOREIGN)
             for group in groups or ():
