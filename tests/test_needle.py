@@ -18,7 +18,8 @@ from kvspec.report.html import html_report
 from kvspec.score import Scores, score_run
 from kvspec.score.grading import RIGHT, STATED, Graders, grade_function, numbers
 from kvspec.spec import Spec, load_spec
-from kvspec.spec.needle import ADJECTIVES, NOUNS, TASKS, VERBS, count_tokens
+from kvspec.spec.needle import ADJECTIVES, NOUNS, VERBS, count_tokens
+from kvspec.spec.needle_scene import GOODS, TASKS, WORDINGS
 
 SCHEMA = json.loads(Path(__file__).parent.parent.joinpath("schemas/report.schema.json").read_text())
 FAULT = "faults: [{name: F, model: random, site: KV_WRITE, rate: {per_bit: [1e-7, 1e-6]}}]\ntrials: 3\n"
@@ -37,8 +38,9 @@ def needle(tmp_path: Path, more: str = "") -> Spec:
 # --- the generator ------------------------------------------------------------------------------------------------
 
 
-def test_all_questions_of_an_item_stand_below_one_text(tmp_path: Path) -> None:
-    prompts = needle(tmp_path, f", tasks: [{', '.join(TASKS)}]").prompts
+@pytest.mark.parametrize("wording", WORDINGS)
+def test_all_questions_of_an_item_stand_below_one_text(tmp_path: Path, wording: str) -> None:
+    prompts = needle(tmp_path, f", tasks: [{', '.join(TASKS)}], wording: {wording}").prompts
     assert len(prompts.texts) == len(prompts.tasks) == 2 * 5 * 7
     assert len(set(prompts.texts)) == 70
     for start in range(0, 70, 7):
@@ -92,6 +94,43 @@ def asdict_task(task: object) -> dict[str, object]:
     return asdict(task)  # type: ignore[call-overload, no-any-return]
 
 
+def test_goods_answers_follow_from_the_text(tmp_path: Path) -> None:
+    """By a reader that knows nothing but the sentences of the context."""
+    more = f", wording: goods, examples: 7, tasks: [{', '.join(TASKS)}], a: [1, 9], b: [10, 99]"
+    prompts = needle(tmp_path, more).prompts
+    swapped = set()
+    for text, task in zip(prompts.texts, prompts.tasks, strict=True):
+        assert task is not None
+        *examples, asked = text.split("\n\n")
+        assert len(examples) == 7
+        names = {name for example in examples for name in re.findall("|".join(GOODS), example)}
+        assert len(names) == 3 * 7 - 6  # only the example of chain needs its third name
+        assert not names & set(re.findall(r"\w+", asked))
+        number = dict(re.findall(r"The number of (\w+) is (\d+)\.", asked))
+        bought = dict(re.findall(r"(\w+) bought the (\w+)\.", asked))
+        same = dict(re.findall(r"There are as many (\w+) as (\w+)\.", asked))
+        a, b = number["apples"], number["lemons"]
+        both = f" The number of apples is {a} and the number of lemons is {b}"
+        (person,) = re.findall(r"what (\w+) bought\?", asked) or ["Anna"]
+        good = bought.get(person, "apples")
+        swapped.add(good)
+        right = {
+            "retrieve_a": f" The number of apples is {a}.",
+            "retrieve_b": f" The number of lemons is {b}.",
+            "retrieve_both": f"{both}.",
+            "sum": f"{both}, so {a} + {b} = {int(a) + int(b)}.",
+            "product": f"{both}, so {a} * {b} = {int(a) * int(b)}.",
+            "two_hop": f" {person} bought the {good}, and the number of {good} is {number[good]}.",
+            "chain": f" There are as many pears as {same['pears']}, and the number of apples is {a}.",
+        }[task.name]
+        graders = Graders([json.loads(json.dumps(asdict_task(task)))])
+        assert graders.flags(0, right) == RIGHT + (STATED if task.operands else 0)
+        assert graders.flags(0, re.sub(r"\b\d+\b", "777", right)) == 0
+        other = {"retrieve_a": b, "retrieve_b": a, "two_hop": b if good == "apples" else a, "chain": b}
+        assert not graders.flags(0, f" It is {other.get(task.name, 0)}.")
+    assert swapped == {"apples", "lemons"}
+
+
 def test_facts_stand_where_they_were_put(tmp_path: Path) -> None:
     text = load(tmp_path, "{generator: math_needle, contexts: 2000, items: 1, positions: [0.1, 0.6]}").prompts.texts[0]
     context = text.rsplit("\n\n", 1)[1].rsplit("\nQuestion", 1)[0]
@@ -105,10 +144,11 @@ def test_the_length_is_in_tokens(tmp_path: Path) -> None:
     from kvspec.models import load_tokenizer
 
     tokenizer = load_tokenizer(convert())
-    for word in {*ADJECTIVES, *NOUNS, *" ".join(VERBS).split()}:
+    for word in {*ADJECTIVES, *NOUNS, *" ".join(VERBS).split(), *GOODS, *WORDINGS["goods"].MAIN}:
         assert len(tokenizer.encode(f" {word}").ids) == 1, word
-    for tokens in (100, 2000):
-        prompts = load(tmp_path, f"{{generator: math_needle, contexts: {tokens}, items: 3}}").prompts
+    for tokens, wording in ((100, "variables"), (2000, "variables"), (100, "goods")):
+        spec = f"{{generator: math_needle, contexts: {tokens}, items: 3, wording: {wording}}}"
+        prompts = load(tmp_path, spec).prompts
         for text in prompts.texts:
             context = text.rsplit("\n\n", 1)[1].rsplit("\nQuestion", 1)[0]
             assert abs(len(tokenizer.encode(context).ids) - tokens) <= 12 + tokens * 0.03
@@ -131,6 +171,8 @@ def test_more_items_leave_the_first_ones_as_they_are(tmp_path: Path) -> None:
         ("{inline: [a], items: 4}", "KVS206", "$.prompts.items"),
         ("{generator: needle}", "KVS203", "$.prompts.generator"),
         ("{generator: math_needle, tasks: [sums]}", "KVS203", "$.prompts.tasks[0]"),
+        ("{generator: math_needle, wording: fruit}", "KVS203", "$.prompts.wording"),
+        ('{generator: math_needle, wording: goods, fact: "{name} {value}"}', "KVS206", "$.prompts.fact"),
         ("{generator: math_needle, a: [9, 1]}", "KVS205", "$.prompts.a"),
         ("{generator: math_needle, positions: [0.8, 0.2]}", "KVS205", "$.prompts.positions"),
         ("{generator: math_needle, positions: [0.2, 80]}", "KVS205", "$.prompts.positions[1]"),
@@ -442,7 +484,8 @@ def test_the_dose_stands_beside_every_rate(tmp_path: Path) -> None:
     spec = load(tmp_path, "{generator: math_needle, contexts: [60, 300], items: 3, tasks: [retrieve_b, sum]}")
     plan = compile_plan(spec)
     estimate = {
-        "cells": [{"expected_flips": {"per_trial": 1.0, "per_exposure": 0.25 * (c.index + 1)}} for c in plan.cells]
+        # prompts of 100 and 400 tokens with answers of 50, the last token of which is not written
+        "cells": [{"expected_flips": {"per_trial": 0.25 * (c.index + 1) * (250 + 49)}} for c in plan.cells]
     }
     prompt = [100 if task and task.context == 60 else 400 for task in spec.prompts.tasks]
     with RunStore.create(tmp_path / "run", plan, version="test") as store:
@@ -464,9 +507,9 @@ def test_the_dose_stands_beside_every_rate(tmp_path: Path) -> None:
         store.finish()
     scores = score_run(tmp_path / "run")
     found = {(f.cell, f.context, f.task): f.expected_flips for f in scores.tasks.faulted}
-    assert found[0, 60, "retrieve_b"] == 101 * 0.25
-    assert found[1, 60, "sum"] == 104 * 0.5
-    assert found[1, 300, "sum"] == 404 * 0.5
+    assert found[0, 60, "retrieve_b"] == pytest.approx(101 * 0.25)
+    assert found[1, 60, "sum"] == pytest.approx(104 * 0.5)
+    assert found[1, 300, "sum"] == pytest.approx(404 * 0.5)
     (row,) = (line for line in render_text(scores).splitlines() if "F[1e-06]" in line and " 200 / 202 " in line)
     assert "1e-06/bit" in row
     assert {f["expected_flips"] for f in to_json(scores)["tasks"]["faulted"]} == set(found.values())

@@ -37,20 +37,13 @@ class CellEstimate:
     """Mean over the prompts, the selector applied."""
     expected_flips: float
     """Of the whole cell."""
-    per_exposure: float
-    """Expected flips of a trial per token position that it exposes (`exposures`), the selector applied."""
     hit: float
     """Expected share of trials with a flip, at most: 1 - exp(-flips) averaged over the prompts. No accuracy can fall
     by more, for a trial without a flip equals golden."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data. `per_element` and its like are expected flips here, and probabilities of a fault in a spec."""
-        flips = {
-            **asdict(self.dose),
-            "per_exposure": self.per_exposure,
-            "per_trial": self.expected_flips_per_trial,
-            "per_cell": self.expected_flips,
-        }
+        flips = {**asdict(self.dose), "per_trial": self.expected_flips_per_trial, "per_cell": self.expected_flips}
         return {"name": self.name, "trials": self.trials, "hit": self.hit, "expected_flips": flips}
 
 
@@ -165,14 +158,6 @@ def check_selector(cell: Cell, geometry: Geometry, prompts: list[int], max_token
     return found
 
 
-def flips_per_exposure(cell: Cell, parameters: SamplerParameters, geometry: Geometry, bits: int) -> float:
-    """Expected flips of one trial per token position that it exposes."""
-    where = cell.fault.where
-    rows = shown(where.layers, geometry.layers) * shown(where.heads, geometry.kv_heads)
-    rows *= len(where.cache) if geometry.planes == 2 else 1
-    return parameters.sampler(geometry, bits).expected_flips_per_row * rows
-
-
 def expected_flips(
     cell: Cell, parameters: SamplerParameters, geometry: Geometry, bits: int, prompt: int, written: int
 ) -> float:
@@ -180,8 +165,11 @@ def expected_flips(
 
     A site counts at every read that shows it, and a stuck-at whether or not it changes the bit.
     """
-    exposed = exposures(cell.fault.site, cell.fault.where, prompt, written)
-    return flips_per_exposure(cell, parameters, geometry, bits) * exposed
+    where = cell.fault.where
+    rows = shown(where.layers, geometry.layers) * shown(where.heads, geometry.kv_heads)
+    rows *= len(where.cache) if geometry.planes == 2 else 1
+    per_row = parameters.sampler(geometry, bits).expected_flips_per_row
+    return per_row * rows * exposures(cell.fault.site, where, prompt, written)
 
 
 def estimate(plan: Plan, info: ModelInfo, prompts: list[int], exact: bool) -> Estimate:
@@ -230,9 +218,7 @@ def estimate(plan: Plan, info: ModelInfo, prompts: list[int], exact: bool) -> Es
             )
         mean = sum(per_trial) / len(per_trial)
         hit = sum(-expm1(-flips) for flips in per_trial) / len(per_trial)
-        each = flips_per_exposure(cell, parameters, geometry, bits)
-        doses = dose(parameters, geometry, bits)
-        cells.append(CellEstimate(cell.name, plan.trials_per_cell, doses, mean, total, each, hit))
+        cells.append(CellEstimate(cell.name, plan.trials_per_cell, dose(parameters, geometry, bits), mean, total, hit))
     if errors:
         raise PlanError(spec.placed(errors))
     drop = detectable_drop(plan.trials_per_cell, (controls, controls), ALPHA / (len(cells) * _looks(plan)))

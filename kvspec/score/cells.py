@@ -103,6 +103,8 @@ class Campaign:
     prompts: tuple[str, ...]
     tasks: tuple[dict[str, Any] | None, ...] = ()
     """What each prompt asks for, as plain data; empty if no prompt is graded."""
+    max_tokens: int = 0
+    """Most tokens of an answer."""
 
 
 def read_campaign(store: RunStore, recorded: int) -> Campaign:
@@ -154,7 +156,8 @@ def _campaign(store: RunStore, plan: Mapping[str, Any], recorded: int) -> Campai
                 experiment=str(cell["experiment"]),
             )
         )
-    return Campaign(run, tuple(cells), prompts, tuple(spec["prompts"].get("tasks", ())))
+    tasks = tuple(spec["prompts"].get("tasks", ()))
+    return Campaign(run, tuple(cells), prompts, tasks, int(spec["generation"]["max_tokens"]))
 
 
 def run_certificate(store: RunStore, model: Mapping[str, Any], environment: Mapping[str, Any]) -> Certificate | None:

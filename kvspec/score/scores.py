@@ -145,7 +145,7 @@ class Totals:
         """Finished trials with one flip: with a visible effect, and all."""
         self._keys: list[NDArray[np.uint64]] = []
         self.grid = Grid(cells, campaign.prompts, campaign.run.per_prompt)
-        self.answers = Answers(campaign.tasks, campaign.cells, campaign.run.per_prompt)
+        self.answers = Answers(campaign)
         self.samples = Samples()
         self.singles = Singles(campaign.cells)
 

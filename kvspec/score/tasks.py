@@ -11,7 +11,7 @@ Four questions, each on common items:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from kvspec.plan.estimate import exposures
-from kvspec.score.cells import CellPlan
+from kvspec.score.cells import Campaign, CellPlan
 from kvspec.score.grading import RIGHT, STATED, Graders
 from kvspec.score.lengths import LengthEffect, Sample, length_effects
 from kvspec.score.trials import GOLDEN, TrialScores
@@ -117,10 +117,11 @@ class TaskScores:
 class Answers:
     """Collects the flags of all answers of a run."""
 
-    def __init__(self, tasks: Sequence[Mapping[str, Any] | None], plans: Sequence[CellPlan], per_prompt: int) -> None:
-        """Start without answers; `plans` are those of all cells."""
-        self._tasks = tasks
-        self._plans = plans
+    def __init__(self, campaign: Campaign) -> None:
+        """Start without answers."""
+        self._campaign = campaign
+        self._tasks = tasks = campaign.tasks
+        plans, per_prompt = campaign.cells, campaign.run.per_prompt
         cells = len(plans)
         self._series = np.unique(np.array([plan.series for plan in plans], str), return_inverse=True)[1]
         """Equal for cells that differ in their rate only."""
@@ -128,8 +129,9 @@ class Answers:
         requests = len(tasks)
         self._golden: Flags = np.zeros(requests, np.uint8)
         self._faulted: Flags = np.zeros((cells, requests, per_prompt), np.uint8)
-        self._lengths = np.zeros((requests, 2), np.int64)
-        """Tokens of the prompt, and tokens that golden wrote to the cache."""
+        self._prompt: NDArray[np.int64] = np.zeros(requests, np.int64)
+        self._written: NDArray[np.int64] = np.zeros(requests, np.int64)
+        """Tokens of the prompts, and tokens that golden wrote to the cache; 0 where not recorded."""
         contexts = {task["context"] for task in tasks if task is not None}
         self._flips = np.zeros(self._faulted.shape if len(contexts) > 1 else (0, 0, 0), np.int64)
         """Landed flips, where contexts of several lengths are compared."""
@@ -141,15 +143,14 @@ class Answers:
         golden = (batch.kind == GOLDEN) & batch.finished
         rows = np.flatnonzero(scored | golden)
         texts = pc.take(batch.batch.column("text"), rows).to_pylist()
-        lengths = np.stack(
-            [batch.batch.column(name).to_numpy(zero_copy_only=False) for name in ("prompt_tokens", "tokens_written")], 1
-        )
+        self._prompt[batch.request] = batch.batch.column("prompt_tokens").to_numpy(zero_copy_only=False)
+        written = batch.batch.column("tokens_written").to_numpy(zero_copy_only=False)
         for row, text in zip(rows.tolist(), texts, strict=True):
             request = int(batch.request[row])
             flags = SEEN if batch.crash[row] else SEEN + self._graders.flags(request, text)
             if golden[row]:
                 self._golden[request] = flags
-                self._lengths[request] = lengths[row]
+                self._written[request] = written[row]
             else:
                 self._faulted[batch.cell[row], request, trial[row]] = flags
                 if self._flips.size:
@@ -213,14 +214,21 @@ class Answers:
         )
 
     def _expected_flips(self, cell: int, requests: list[int]) -> float | None:
-        plan = self._plans[cell]
-        each = (plan.expected_flips or {}).get("per_exposure")
-        lengths, times = np.unique(self._lengths[requests], axis=0, return_counts=True)
-        known = lengths[:, 1] > 0
-        if each is None or not known.any():
+        """The plan's estimate is the mean over all prompts, each with as long an answer as is allowed: scaled to these
+        prompts and the answers of golden."""
+        plan = self._campaign.cells[cell]
+        known = np.array(requests)[self._written[requests] > 0]
+        if plan.expected_per_trial is None or not len(known) or not self._prompt.all():
             return None
-        exposed = [exposures(str(plan.fault["site"]), plan.where, *map(int, row)) for row in lengths[known]]
-        return float(np.average(exposed, weights=times[known])) * each
+        whole = self._exposed(plan, self._prompt, self._prompt + self._campaign.max_tokens - 1)
+        exposed = self._exposed(plan, self._prompt[known], self._written[known])
+        return plan.expected_per_trial * exposed / whole if whole else None
+
+    def _exposed(self, plan: CellPlan, prompt: NDArray[np.int64], written: NDArray[np.int64]) -> float:
+        """Token positions that a request exposes to the faults of a cell, mean over requests."""
+        lengths, times = np.unique(np.stack([prompt, written], 1), axis=0, return_counts=True)
+        exposed = [exposures(str(plan.fault["site"]), plan.where, *row) for row in lengths.tolist()]
+        return float(np.average(exposed, weights=times))
 
     def _given_retrieved(self, cell: int, context: int, requests: list[int]) -> Proportion:
         k = n = 0

@@ -24,10 +24,8 @@ from dataclasses import dataclass
 from itertools import product
 
 from kvspec import _native
-from kvspec.spec.model import Grader, Task
-
-TASKS = ("retrieve_a", "retrieve_b", "retrieve_both", "sum", "product", "two_hop", "chain")
-RETRIEVAL = ("retrieve_a", "retrieve_b", "retrieve_both")
+from kvspec.spec.model import Task
+from kvspec.spec.needle_scene import RETRIEVAL, WORDINGS, Scene, Values
 
 ADJECTIVES = ("old", "quiet", "narrow", "bright", "wooden", "northern", "famous", "small", "busy", "distant", "green",
               "gentle", "heavy", "modern", "local", "early")  # fmt: skip
@@ -35,10 +33,7 @@ NOUNS = ("river", "market", "bridge", "library", "garden", "harbor", "village", 
          "tower", "school", "mill", "farm", "theater")  # fmt: skip
 VERBS = ("was built near", "stands beside", "was named after", "attracts visitors from", "lies west of",
          "supplies stone to", "was restored by people from", "is older than")  # fmt: skip
-LETTERS = "defghjkmnpqrstuvwxyz"
 NAMES = ("Anna", "David", "Grace", "Frank", "Jack", "Henry", "Clara", "Elena")
-BOXES = ("red", "blue", "green", "yellow", "black", "white", "silver", "brown")
-ROOMS = ("kitchen", "garage", "attic", "bedroom", "office", "cellar", "bathroom", "hallway")
 
 EXAMPLE_SENTENCES = 2
 """Filler sentences of a worked example."""
@@ -54,17 +49,13 @@ class Needles:
     items: int
     """Items per context."""
     tasks: tuple[str, ...]
-    a: tuple[int, int]
-    """Range of the first value, both ends included."""
-    b: tuple[int, int]
-    positions: tuple[float, float]
-    """Where the facts of a and b stand, as fractions of the context."""
+    wording: str
+    """`variables` or `goods`."""
+    values: Values
     examples: int
     """Worked examples before the context."""
     examples_of: str
     """`item`: all tasks have the same examples; `task`: all examples show the task that is asked."""
-    fact: str
-    """Wording of a fact, with `{name}` and `{value}`."""
     seed: int
 
 
@@ -94,99 +85,23 @@ class _Draw:
         return ends[0] + self.below(ends[1] - ends[0] + 1)
 
 
-@dataclass(frozen=True, slots=True)
-class _Scene:
-    """The names and values of one text."""
-
-    x: str
-    y: str
-    z: str
-    a: int
-    b: int
-    people: list[str]
-    boxes: list[str]
-    rooms: list[str]
-
-    @classmethod
-    def draw(cls, needles: Needles, draw: _Draw, letters: Sequence[str], people: Sequence[str]) -> _Scene:
-        x, y, z = (f"var_{letter}" for letter in letters)
-        a, b = draw.within(needles.a), draw.within(needles.b)
-        return cls(x, y, z, a, b, list(people), draw.sample(BOXES, 2), draw.sample(ROOMS, 2))
-
-    def facts(self, needles: Needles, tasks: Sequence[str]) -> list[tuple[float, str]]:
-        """(position, sentence) of what the tasks need."""
-        early, late = needles.positions
-        fact = needles.fact
-        facts = [
-            (early, fact.format(name=self.x, value=self.a)),
-            (late, fact.format(name=self.y, value=self.b)),
-        ]
-        if tuple(tasks) == ("two_hop",):
-            facts = []
-        if "chain" in tasks:
-            facts.append(((early + late) / 2, fact.format(name=self.z, value=f"the same as {self.x}")))
-        if "two_hop" in tasks:
-            inner = (late - early) / 6
-            for person, box, room, shift in zip(self.people, self.boxes, self.rooms, (0.0, inner), strict=True):
-                facts.append((early + shift, f"{person} put the key in the {box} box."))
-                facts.append((late - shift, f"The {box} box is in the {room}."))
-        return facts
-
-    def question(self, task: str) -> str:
-        x, y, z = self.x, self.y, self.z
-        return {
-            "retrieve_a": f"What is {x}?",
-            "retrieve_b": f"What is {y}?",
-            "retrieve_both": f"What are {x} and {y}?",
-            "sum": f"What is {x} + {y}?",
-            "product": f"What is {x} * {y}?",
-            "two_hop": f"In which room is the key of {self.people[0]}?",
-            "chain": f"What is {z}?",
-        }[task]
-
-    def answer(self, task: str) -> str:
-        x, y, z, a, b = self.x, self.y, self.z, self.a, self.b
-        both = f"{x} is {a} and {y} is {b}"
-        person, box, room = self.people[0], self.boxes[0], self.rooms[0]
-        return {
-            "retrieve_a": f"{x} is {a}.",
-            "retrieve_b": f"{y} is {b}.",
-            "retrieve_both": f"{both}.",
-            "sum": f"{both}, so {x} + {y} = {a} + {b} = {a + b}.",
-            "product": f"{both}, so {x} * {y} = {a} * {b} = {a * b}.",
-            "two_hop": f"{person} put the key in the {box} box, and the {box} box is in the {room}.",
-            "chain": f"{z} is the same as {x}, so {z} = {a}.",
-        }[task]
-
-    def grader(self, task: str) -> Grader:
-        """Small models ramble on after a right answer, so the first number, or the result after `=`, counts."""
-        if task == "two_hop":
-            return Grader("choice", self.rooms[0], choices=ROOMS)
-        end = r"(?:\D|$)"
-        if task in ("sum", "product"):
-            result = self.a + self.b if task == "sum" else self.a * self.b
-            return Grader("regex", rf"^[^=]*=(?:[^=]*=)?\s*{result}{end}")
-        if task == "retrieve_both":
-            return Grader("regex", rf"^\D*{self.a}\D+{self.b}{end}")
-        return Grader("regex", rf"^\D*{self.b if task == 'retrieve_b' else self.a}{end}")
-
-
 def math_needle(needles: Needles) -> Iterator[tuple[str, Task]]:
     """Prompts in order of context, item, task, each with what it asks for."""
-    chances = {task: _chance(task, needles) for task in needles.tasks}
+    chances = {task: _chance(task, needles.values) for task in needles.tasks}
+    wording = WORDINGS[needles.wording]
     for context in needles.contexts:
         for number in range(needles.items):
             draw = _Draw(needles.seed, number, context)
-            letters, people = draw.sample(LETTERS, 3 * needles.examples), draw.sample(NAMES, len(NAMES))
+            names, people = _names(draw, wording.POOL, needles.examples), draw.sample(NAMES, len(NAMES))
             examples = [
-                _Example.draw(needles, draw, letters[3 * i : 3 * i + 3], people[2 + 2 * (i % 3) : 4 + 2 * (i % 3)])
+                _Example.draw(needles, draw, names[3 * i : 3 * i + 3], people[2 + 2 * (i % 3) : 4 + 2 * (i % 3)])
                 for i in range(needles.examples)
             ]
-            scene = _Scene.draw(needles, draw, "abc", people[:2])
-            haystack = _haystack(draw, scene.facts(needles, needles.tasks), context)
+            scene = wording.draw(needles.values, draw, wording.MAIN, people[:2])
+            haystack = _haystack(draw, scene.facts(needles.tasks), context)
             for task in needles.tasks:
                 shown = [
-                    example.text(needles, task if needles.examples_of == "task" else _turn(needles, place))
+                    example.text(task if needles.examples_of == "task" else _turn(needles, place))
                     for place, example in enumerate(examples)
                 ]
                 worked = task in ("retrieve_both", "sum", "product")
@@ -207,17 +122,23 @@ def math_needle(needles: Needles) -> Iterator[tuple[str, Task]]:
 class _Example:
     """What a worked example is made of, whatever task it shows."""
 
-    scene: _Scene
+    scene: Scene
     sentences: list[str]
 
     @classmethod
-    def draw(cls, needles: Needles, draw: _Draw, letters: Sequence[str], people: Sequence[str]) -> _Example:
-        scene = _Scene.draw(needles, draw, letters, people)
+    def draw(cls, needles: Needles, draw: _Draw, names: Sequence[str], people: Sequence[str]) -> _Example:
+        scene = WORDINGS[needles.wording].draw(needles.values, draw, names, people)
         return cls(scene, [_sentence(draw) for _ in range(EXAMPLE_SENTENCES)])
 
-    def text(self, needles: Needles, task: str) -> str:
-        lines = _lines(_insert(self.sentences, self.scene.facts(needles, [task])))
+    def text(self, task: str) -> str:
+        lines = _lines(_insert(self.sentences, self.scene.facts([task])))
         return f"{lines}\nQuestion: {self.scene.question(task)}\nAnswer: {self.scene.answer(task)}"
+
+
+def _names(draw: _Draw, pool: Sequence[str], examples: int) -> list[str]:
+    """Three names per example, all different as far as there are so many."""
+    whole = len(pool) // 3
+    return [name for start in range(0, examples, whole) for name in draw.sample(pool, 3 * min(whole, examples - start))]
 
 
 def _turn(needles: Needles, place: int) -> str:
@@ -265,12 +186,12 @@ def _lines(sentences: list[str]) -> str:
     )
 
 
-def _chance(task: str, needles: Needles) -> float:
+def _chance(task: str, values: Values) -> float:
     """How often a guess is right: a value named in the text, or for arithmetic always the most common result."""
     if task in ("retrieve_a", "retrieve_b", "chain", "two_hop"):
         return 0.5
     if task == "retrieve_both":
         return 0.25
-    first, second = (range(low, high + 1) for low, high in (needles.a, needles.b))
+    first, second = (range(low, high + 1) for low, high in (values.a, values.b))
     results = Counter(a + b if task == "sum" else a * b for a, b in product(first, second))
     return max(results.values()) / results.total()

@@ -12,7 +12,8 @@ from kvspec.spec.graders import read_task
 from kvspec.spec.harness import harness_prompts
 from kvspec.spec.load import beside, read_text
 from kvspec.spec.model import PromptSpec, Task
-from kvspec.spec.needle import TASKS, Needles, math_needle
+from kvspec.spec.needle import Needles, math_needle
+from kvspec.spec.needle_scene import TASKS, Values
 from kvspec.spec.tree import Findings, Node
 
 MAX_PROMPTS = 100_000
@@ -25,7 +26,9 @@ MAX_LINE_ERRORS = 20
 """Bad lines of a prompt file that are told."""
 
 
-GENERATED = ("contexts", "items", "tasks", "a", "b", "positions", "examples", "examples_of", "fact", "item_seed")
+GENERATED = (
+    "contexts", "items", "tasks", "wording", "fact", "a", "b", "positions", "examples", "examples_of", "item_seed"
+)  # fmt: skip
 """Keys of the generator."""
 HARNESS = ("limit", "num_fewshot")
 """Keys of `lm_eval`."""
@@ -113,18 +116,27 @@ def _needles(prompts: Node, findings: Findings) -> Needles | None:
             problem = f"the range `{backwards[0]}` to `{backwards[1]}` runs backwards"
             findings.add("KVS205", problem, given[key].mark, f"$.prompts.{key}", expected="the lower number first")
             return None
+    wording = plain.get("wording", "variables")
+    if wording != "variables" and "fact" in given:
+        problem = f"`fact` words the facts about variables, and the wording is `{wording}`"
+        mark = prompts.keys.get("fact", given["fact"].mark)
+        findings.add("KVS206", problem, mark, "$.prompts.fact", expected="`wording: variables`, or no `fact`")
+        return None
     contexts = plain.get("contexts", [2000])
     early, late = plain.get("positions", (0.2, 0.8))
     return Needles(
         contexts=tuple(int(x) for x in (contexts if isinstance(contexts, list) else [contexts])),
         items=int(plain.get("items", 100)),
         tasks=tuple(plain.get("tasks", TASKS[:5])),
-        a=ends("a"),
-        b=ends("b"),
-        positions=(float(early), float(late)),
+        wording=wording,
+        values=Values(
+            a=ends("a"),
+            b=ends("b"),
+            positions=(float(early), float(late)),
+            fact=plain.get("fact", "The value of {name} is {value}."),
+        ),
         examples=int(plain.get("examples", 4)),
         examples_of=plain.get("examples_of", "item"),
-        fact=plain.get("fact", "The value of {name} is {value}."),
         seed=int(plain.get("item_seed", 0)),
     )
 
