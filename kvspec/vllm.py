@@ -16,7 +16,6 @@ from kvspec.engine.canary import run_canary
 from kvspec.engine.planned import PlannedFlips
 from kvspec.engine.prompts import check_lengths, load_tokenizer, materialize, tokenize
 from kvspec.engine.session import Finished, Session, Shape, default_sampling_params
-from kvspec.engine.supported import device, refuse_unsupported
 from kvspec.engine.table import TableData, build_table
 from kvspec.errors import Diagnostic, EngineError, SpecError
 from kvspec.models import describe
@@ -185,7 +184,6 @@ class LLM:
         self._seed = seed
         self._model = ModelSpec(model, revision, dtype, CACHE_DTYPES[kv_cache_dtype], max_model_len)
         self._engine = EngineSpec(max_num_seqs, block_size, max_num_batched_tokens)
-        refuse_unsupported(self._spec(("",), GenerationSpec()), device())
         before = None if LLM._current is None else LLM._current()
         if before is not None:
             before.close()

@@ -43,6 +43,8 @@ class CacheView:
     """KV heads on this rank."""
     first_head: int = 0
     """Global index of the rank's first KV head."""
+    span: int = 0
+    """Words from the first of the cache to its last, both included."""
 
     @classmethod
     def of(
@@ -76,6 +78,7 @@ class CacheView:
         at = (key.data_ptr() - storage.data_ptr()) // 4
         words = torch.empty(0, dtype=torch.int32, device=key.device).set_(storage, at, (1,))
         block, token, head, elem = (stride * packed for stride in key.stride())
+        last = sum(stride * (size - 1) for stride, size in zip(key.stride(), key.shape, strict=True))
         return cls(
             words=words,
             bits=bits,
@@ -87,6 +90,7 @@ class CacheView:
             elem_stride=elem if packed == 1 else 1,
             heads=key.shape[2],
             first_head=first_head,
+            span=(last * key.element_size() + key.element_size() - 1 + distance) // 4 + 1,
         )
 
 
@@ -101,27 +105,36 @@ def count_bits(word):
 
 
 @triton.jit
-def change_bits(words_ptr, offset, bits, op, on, BITS: tl.constexpr):
+def change_bits(words_ptr, kept_ptr, offset, bits, op, undo, on, BITS: tl.constexpr, KEEP: tl.constexpr):
     """Apply `op` to `bits` of the elements at `offset` where `on`; returns per lane how many bits landed, and how many
     of them had that value before.
 
     offset  int64 vector, in elements; on  int1 vector
     bits    uint32 vector, bits of the element; lanes that meet in an element must have different bits
     op      scalar: OP_FLIP x ^ b, OP_SET0 x & ~b, OP_SET1 x | b
+    undo    scalar: 1 takes the same op back, and returns how many bits changed back; a flip is its own inverse
+
+    KEEP: a stuck-at can be taken back. It leaves the bits that it changed in the words at `kept_ptr`, which are
+    addressed like those of the cache and zero at first, and its `undo` inverts these bits and clears them.
 
     The word is read again after the atomic, past the first-level cache, and compared with what the atomic found. So a
     bit counts if and only if the memory behind the address holds its new value: for a flip another one than before,
     for a stuck-at the stuck one. (Nobody else changes these bits meanwhile.)
     """
     if BITS == 32:
-        at = words_ptr + offset
+        word = offset
     else:
         # shift and mask, not divide: offsets of another layer may be negative
-        at = words_ptr + (offset >> (1 if BITS == 16 else 2 if BITS == 8 else 3))
+        word = offset >> (1 if BITS == 16 else 2 if BITS == 8 else 3)
         bits = bits << ((offset & (32 // BITS - 1)) * BITS).to(tl.uint32)
+    at = words_ptr + word
     field = bits.to(tl.int32, bitcast=True)
     before = field
-    if op == OP_FLIP:
+    back = (undo != 0) & (op != OP_FLIP) if KEEP else False
+    if back:
+        field = tl.atomic_and(kept_ptr + word, ~field, mask=on, sem="relaxed") & field
+        before = tl.atomic_xor(at, field, mask=on, sem="relaxed")
+    elif op == OP_FLIP:
         before = tl.atomic_xor(at, field, mask=on, sem="relaxed")
     elif op == OP_SET0:
         before = tl.atomic_and(at, ~field, mask=on, sem="relaxed")
@@ -129,6 +142,13 @@ def change_bits(words_ptr, offset, bits, op, on, BITS: tl.constexpr):
         before = tl.atomic_or(at, field, mask=on, sem="relaxed")
     after = tl.load(at, mask=on, other=0, volatile=True)
     changed = before ^ after
-    landed = field & tl.where(op == OP_FLIP, changed, tl.where(op == OP_SET0, ~after, after))
+    if back:
+        landed = field & changed
+    else:
+        landed = field & tl.where(op == OP_FLIP, changed, tl.where(op == OP_SET0, ~after, after))
+    if KEEP:
+        lost = changed & field
+        keep = on & (lost != 0) & (undo == 0) & (op != OP_FLIP)
+        tl.atomic_or(kept_ptr + word, lost, mask=keep, sem="relaxed")
     unchanged = (landed & ~changed).to(tl.uint32, bitcast=True)
     return tl.where(on, count_bits(landed.to(tl.uint32, bitcast=True)), 0), tl.where(on, count_bits(unchanged), 0)

@@ -9,14 +9,24 @@
     place    batch row, addressed by slot_mapping (writes), or batch index, addressed by block_table and token (reads)
 
 No two events may name the same bit: the host merges them. Heads are global; those of other ranks are skipped.
-Reads are undone by the launch of the next layer, as in inject.py.
+Reads are undone by the launch of the next layer, and what stuck-ats change is kept, as in inject.py. An event that an
+earlier forward has shown (chunks of a prefill are one read) is exposed again, and does not land again.
 """
 
 import triton
 import triton.language as tl
 
 from kvspec_kernels.cache import change_bits
-from kvspec_kernels.table import OP_FLIP, OP_SET1, TALLY_READ, TALLY_RESTORED, TALLY_UNCHANGED, TALLY_WIDTH, TALLY_WRITE
+from kvspec_kernels.table import (
+    OP_FLIP,
+    OP_SET1,
+    TALLY_EXPOSED,
+    TALLY_READ,
+    TALLY_RESTORED,
+    TALLY_UNCHANGED,
+    TALLY_WIDTH,
+    TALLY_WRITE,
+)
 
 EVENT_SLOT = tl.constexpr(0)
 EVENT_PLACE = tl.constexpr(1)
@@ -26,19 +36,26 @@ EVENT_HEAD = tl.constexpr(4)
 EVENT_ELEM = tl.constexpr(5)
 EVENT_MASK = tl.constexpr(6)
 EVENT_OP = tl.constexpr(7)
-EVENT_WIDTH = tl.constexpr(8)
+EVENT_NEW = tl.constexpr(8)
+EVENT_WIDTH = tl.constexpr(9)
+
+
+@triton.jit
+def _add(tally_ptr, column, counts, on):
+    """Add counts per event to a column of its slot; `tally_ptr` points at the rows of the slots."""
+    tl.atomic_add(tally_ptr + column, counts.to(tl.int64), mask=on & (counts > 0), sem="relaxed")
 
 
 @triton.jit(
     do_not_specialize=[
-        "capacity", "layers", "local", "table_stride", "behind", "block_tokens", "block_stride", "kv_stride",
+        "capacity", "layers", "local", "table_stride", "span", "behind", "block_tokens", "block_stride", "kv_stride",
         "token_stride", "head_stride", "elem_stride", "first_head", "local_heads",
     ]
 )  # fmt: skip
 def inject_events_kernel(
-    events_ptr, starts_ptr, capacity, layers, local, place_ptr, table_stride, words_ptr, behind: tl.int64, block_tokens,
-    block_stride, kv_stride, token_stride, head_stride, elem_stride, first_head, local_heads, tally_ptr,
-    READ: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
+    events_ptr, starts_ptr, capacity, layers, local, place_ptr, table_stride, words_ptr, kept_ptr, span: tl.int64,
+    behind: tl.int64, block_tokens, block_stride, kv_stride, token_stride, head_stride, elem_stride, first_head,
+    local_heads, tally_ptr, READ: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     """Grid (any, 1) at writes, (any, 2) at reads; axis 1 = 1 undoes layer `local - 1`. `place_ptr` is the slot mapping
     at writes, the block table at reads."""
@@ -50,8 +67,8 @@ def inject_events_kernel(
         return
     start = tl.load(starts_ptr + local)
     stop = tl.load(starts_ptr + local + 1)
-    column = tl.where(undo == 1, TALLY_RESTORED, TALLY_READ if READ else TALLY_WRITE)
     shift = undo.to(tl.int64) * behind
+    kept_ptr += (local & 1) * span - shift // (32 // BITS)
     for begin in range(start + tl.program_id(0) * BLOCK, stop, tl.num_programs(0) * BLOCK):
         i = begin + tl.arange(0, BLOCK)
         on = i < stop
@@ -80,10 +97,16 @@ def inject_events_kernel(
         for which in range(OP_FLIP, OP_SET1 + 1):
             now = on & (op == which)
             if tl.max(now.to(tl.int32), 0) > 0:
-                stuck, same = change_bits(words_ptr, offset, bits, which, now, BITS)
+                stuck, same = change_bits(words_ptr, kept_ptr, offset, bits, which, undo, now, BITS, KEEP)
                 landed += stuck
                 unchanged += same
         slot = tl.load(event_ptr + EVENT_SLOT * width, mask=on, other=0)
         slot_ptr = tally_ptr + slot * TALLY_WIDTH
-        tl.atomic_add(slot_ptr + column, landed.to(tl.int64), mask=on & (landed > 0), sem="relaxed")
-        tl.atomic_add(slot_ptr + TALLY_UNCHANGED, unchanged.to(tl.int64), mask=on & (unchanged > 0), sem="relaxed")
+        if undo == 1:
+            _add(slot_ptr, TALLY_RESTORED, landed, on)
+        else:
+            new = on & (tl.load(event_ptr + EVENT_NEW * width, mask=on, other=0) == 1)
+            _add(slot_ptr, TALLY_READ if READ else TALLY_WRITE, landed, new)
+            _add(slot_ptr, TALLY_UNCHANGED, unchanged, new)
+            if READ:
+                _add(slot_ptr, TALLY_EXPOSED, landed - unchanged, on)

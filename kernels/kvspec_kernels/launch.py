@@ -112,17 +112,20 @@ class Injector:
         max_events: int = 0,
         layers: int | None = None,
         first_layer: int = 0,
+        stuck_reads: bool = False,
         tuning: Tuning | None = None,
     ) -> None:
         """`max_rows`: rows of the largest batch. `read_tokens`: cells that a list of reads holds per layer; tokens of
         the whole cache can never overflow it, and cost 12 bytes each per layer (0 without reads). `max_events`: of an
-        explicit map in one step. `layers`, `first_layer`: those of this rank, all by default."""
+        explicit map in one step. `layers`, `first_layer`: those of this rank, all by default. `stuck_reads`: whether
+        reads may have stuck-ats, for which `bind` takes the memory of two layers' caches."""
         self.table = table
         self.layers = table.layers if layers is None else layers
         self.first_layer = first_layer
         self.tuning = tuning or Tuning()
         self._max_rows = max_rows
         self._read_tokens = read_tokens
+        self._stuck_reads = stuck_reads
 
         def zeros(*shape: int) -> torch.Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=table.device)
@@ -135,6 +138,8 @@ class Injector:
         self.events = zeros(2, EVENT_WIDTH.value, max_events)
         """Explicit events of writes and of reads."""
         self.event_starts = zeros(2, self.layers + 1)
+        self.kept = zeros(2, 0)
+        """Bits that stuck-ats of reads have changed in a layer, layers in turns, until they are taken back."""
         self._tables = (table.slot_table, table.models, table.thresholds, table.selectors)
         self._widths = (table.layer_words, table.selector_width)
         self._caches: list[CacheView] = []
@@ -151,11 +156,19 @@ class Injector:
         if len(layouts) > 1:
             raise ValueError(f"the layers differ in layout: {sorted(layouts)}")
         self._caches = list(caches)
+        if self._stuck_reads:
+            self.keep_stuck_reads()
         starts = [cache.words.data_ptr() for cache in caches]
         self._behind = [0] + [
             (before - start) // 4 * (32 // cache.bits)
             for before, start, cache in zip(starts, starts[1:], caches[1:], strict=False)
         ]
+
+    def keep_stuck_reads(self) -> None:
+        """From now on reads may have stuck-ats. Graphs that were captured before must not be used with them."""
+        span = max(cache.span for cache in self._caches)
+        if self.kept.shape[1] < span:
+            self.kept = self.kept.new_zeros(2, span)
 
     def begin_step(
         self, query_start: torch.Tensor, batch_slot: torch.Tensor, seq_lens: torch.Tensor, requests: int, *,
@@ -252,8 +265,9 @@ class Injector:
         cache, behind = self._at(layer)
         inject_reads_kernel[(self.tuning.inject_programs, 2)](
             self.read_cells, self._read_counts, self._read_tokens, self.layers, layer, self.first_layer,
-            self.event_keys, block_table, block_table.stride(0), cache.words, behind, *_layout(cache)[1:],
-            *self._tables, *self._widths, self.table.tally, BITS=cache.bits, LANES=LANES, num_warps=1,
+            self.event_keys, block_table, block_table.stride(0), cache.words, *self._keeping, behind,
+            *_layout(cache)[1:], *self._tables, *self._widths, self.table.tally, BITS=cache.bits, LANES=LANES,
+            KEEP=self.kept.numel() > 0, num_warps=1,
         )  # fmt: skip
 
     def write_events(self, layer: int, slot_mapping: torch.Tensor) -> None:
@@ -268,8 +282,8 @@ class Injector:
         cache, behind = self._at(layer)
         inject_events_kernel[(self.tuning.event_programs, 2 if read else 1)](
             self.events[int(read)], self.event_starts[int(read)], self.events.shape[2], self.layers, layer, place,
-            stride, cache.words, behind, *_layout(cache)[1:], self.table.tally,
-            READ=read, BITS=cache.bits, BLOCK=LANES, num_warps=4,
+            stride, cache.words, *self._keeping, behind, *_layout(cache)[1:], self.table.tally,
+            READ=read, BITS=cache.bits, BLOCK=LANES, KEEP=read and self.kept.numel() > 0, num_warps=4,
         )  # fmt: skip
 
     def reserve_events(self, count: int) -> None:
@@ -317,6 +331,11 @@ class Injector:
             (logits, *numbers[:2], hidden, *numbers[2:], batch_slot, seq_lens),
             (self.table.slot_table, self.table.nonfinite), EXPONENT=exponent, SAFE=safe, BLOCK=2048,
         )  # fmt: skip
+
+    @property
+    def _keeping(self) -> tuple[torch.Tensor, int]:
+        """Where what stuck-ats change is kept, and words of a layer there."""
+        return self.kept, self.kept.shape[1]
 
     def _at(self, layer: int) -> tuple[CacheView, int]:
         """The cache to address layer `layer` from, and where the layer before it starts, in elements."""

@@ -137,8 +137,9 @@ def _eligible(model_ptr, low, high):
 
 @triton.jit
 def _inject_counted(
-    words_ptr, base, kv_stride, head_stride, elem_stride, first_head, local_heads, model_ptr, thresholds_ptr,
-    selector_ptr, planes, token, layer, request, key0, key1, layer_words, BITS: tl.constexpr, LANES: tl.constexpr,
+    words_ptr, kept_ptr, undo, base, kv_stride, head_stride, elem_stride, first_head, local_heads, model_ptr,
+    thresholds_ptr, selector_ptr, planes, token, layer, request, key0, key1, layer_words,
+    BITS: tl.constexpr, LANES: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     """A cell at level TOKEN, or all rows of a token at level HEAD. Returns per lane the bits that landed,
     and those among them that had that value before."""
@@ -187,7 +188,9 @@ def _inject_counted(
                 elem = first + step
                 bits = _eligible(model_ptr, anchor - start - elem * per_element, end - elem * per_element)
                 on = live & (bits != 0)
-                now, same = change_bits(words_ptr, at + elem.to(tl.int64) * elem_stride, bits, op, on, BITS)
+                now, same = change_bits(
+                    words_ptr, kept_ptr, at + elem.to(tl.int64) * elem_stride, bits, op, undo, on, BITS, KEEP
+                )
                 landed += now
                 unchanged += same
     return landed, unchanged
@@ -195,8 +198,9 @@ def _inject_counted(
 
 @triton.jit
 def _inject_dense(
-    words_ptr, base, kv_stride, head_stride, elem_stride, first_head, local_heads, model_ptr, thresholds_ptr,
-    selector_ptr, planes, token, layer, request, key0, key1, layer_words, BITS: tl.constexpr, LANES: tl.constexpr,
+    words_ptr, kept_ptr, undo, base, kv_stride, head_stride, elem_stride, first_head, local_heads, model_ptr,
+    thresholds_ptr, selector_ptr, planes, token, layer, request, key0, key1, layer_words,
+    BITS: tl.constexpr, LANES: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     """All rows of a token at level DENSE, lanes are elements. Returns per lane the bits that landed,
     and those among them that had that value before.
@@ -237,7 +241,9 @@ def _inject_dense(
                     anchor = unit * sub + alternative - elem * per_element
                     bits = bits | _eligible(model_ptr, anchor, tl.where(hit, anchor + burst, anchor))
                 on = (elem < head_size) & (bits != 0)
-                now, same = change_bits(words_ptr, at + elem.to(tl.int64) * elem_stride, bits, op, on, BITS)
+                now, same = change_bits(
+                    words_ptr, kept_ptr, at + elem.to(tl.int64) * elem_stride, bits, op, undo, on, BITS, KEEP
+                )
                 landed += now
                 unchanged += same
     return landed, unchanged
@@ -245,11 +251,12 @@ def _inject_dense(
 
 @triton.jit
 def inject_token(
-    words_ptr, base, kv_stride, head_stride, elem_stride, first_head, local_heads, model_ptr, thresholds_ptr,
-    selector_ptr, token, layer, request, key0, key1, layer_words, BITS: tl.constexpr, LANES: tl.constexpr,
+    words_ptr, kept_ptr, undo, base, kv_stride, head_stride, elem_stride, first_head, local_heads, model_ptr,
+    thresholds_ptr, selector_ptr, token, layer, request, key0, key1, layer_words,
+    BITS: tl.constexpr, LANES: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
-    """Inject the faults of one (request, layer, token) into its rows; returns how many bits landed and how many of
-    them had that value before (int32).
+    """Inject the faults of one (request, layer, token) into its rows, or take them back (`undo`, see `change_bits`);
+    returns how many bits landed and how many of them had that value before (int32).
 
     base  int64: offset of (this token, K, the rank's first head, element 0) in elements
     token, layer, request, key0, key1  uint32 scalars
@@ -261,12 +268,14 @@ def inject_token(
     if planes != 0:
         if tl.load(model_ptr + MODEL_LEVEL) == LEVEL_DENSE:
             landed, unchanged = _inject_dense(
-                words_ptr, base, kv_stride, head_stride, elem_stride, first_head, local_heads, model_ptr,
-                thresholds_ptr, selector_ptr, planes, token, layer, request, key0, key1, layer_words, BITS, LANES,
+                words_ptr, kept_ptr, undo, base, kv_stride, head_stride, elem_stride, first_head, local_heads,
+                model_ptr, thresholds_ptr, selector_ptr, planes, token, layer, request, key0, key1, layer_words,
+                BITS, LANES, KEEP,
             )  # fmt: skip
         else:
             landed, unchanged = _inject_counted(
-                words_ptr, base, kv_stride, head_stride, elem_stride, first_head, local_heads, model_ptr,
-                thresholds_ptr, selector_ptr, planes, token, layer, request, key0, key1, layer_words, BITS, LANES,
+                words_ptr, kept_ptr, undo, base, kv_stride, head_stride, elem_stride, first_head, local_heads,
+                model_ptr, thresholds_ptr, selector_ptr, planes, token, layer, request, key0, key1, layer_words,
+                BITS, LANES, KEEP,
             )  # fmt: skip
     return tl.sum(landed, 0), tl.sum(unchanged, 0)

@@ -14,9 +14,9 @@ launches as without faults. A row without a cell costs one load and one compare 
 import triton
 import triton.language as tl
 
-from kvspec_kernels.inject import inject_cell
+from kvspec_kernels.inject import add_to_tally, inject_cell
 from kvspec_kernels.sampler import load_u32
-from kvspec_kernels.table import SLOT_WIDTH, SLOT_WRITE_KEY, TALLY_WRITE
+from kvspec_kernels.table import SLOT_WIDTH, SLOT_WRITE_KEY, TALLY_UNCHANGED, TALLY_WRITE
 
 
 @triton.jit(
@@ -66,9 +66,12 @@ def store_kernel(
             tl.debug_barrier()
             slot = tl.load(list_ptr + entry)
             slot_ptr = slots_ptr + slot * SLOT_WIDTH
-            inject_cell(
-                words_ptr, block, inside, at & 0, block_stride, kv_stride, token_stride, head_stride, elem_stride,
-                first_head, HEADS, slot, load_u32(list_ptr + 2 * plane + entry), (first_layer + local).to(tl.uint32),
-                load_u32(slot_ptr + SLOT_WRITE_KEY), load_u32(slot_ptr + SLOT_WRITE_KEY + 1), slots_ptr, models_ptr,
-                thresholds_ptr, selectors_ptr, layer_words, selector_width, tally_ptr, TALLY_WRITE, BITS, LANES,
+            landed, unchanged = inject_cell(
+                words_ptr, words_ptr, 0, block, inside, at & 0, block_stride, kv_stride, token_stride, head_stride,
+                elem_stride, first_head, HEADS, slot, load_u32(list_ptr + 2 * plane + entry),
+                (first_layer + local).to(tl.uint32), load_u32(slot_ptr + SLOT_WRITE_KEY),
+                load_u32(slot_ptr + SLOT_WRITE_KEY + 1), slots_ptr, models_ptr, thresholds_ptr, selectors_ptr,
+                layer_words, selector_width, BITS, LANES, False,
             )  # fmt: skip
+            add_to_tally(tally_ptr, slot, TALLY_WRITE, landed)
+            add_to_tally(tally_ptr, slot, TALLY_UNCHANGED, unchanged)

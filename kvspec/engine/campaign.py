@@ -21,7 +21,6 @@ from kvspec.engine.judge import Judge
 from kvspec.engine.planned import PlannedFlips
 from kvspec.engine.prompts import check_lengths, load_tokenizer, materialize, tokenize
 from kvspec.engine.session import Finished, Session, Shape
-from kvspec.engine.supported import device, refuse_unsupported
 from kvspec.engine.table import TableData, build_table
 from kvspec.errors import Diagnostic, EngineError
 from kvspec.models import Geometry, ModelInfo, describe
@@ -80,7 +79,6 @@ class Outcome:
 @contextmanager
 def open_session(plan: Plan, observer: Observer) -> Iterator[Session]:
     """An engine for several campaigns with the model and prompts of `plan`, and no faults of reads if it has none."""
-    refuse_unsupported(plan.spec, device())
     observer.phase("starting vLLM")
     with _start(plan, Inputs.of(plan)) as session:
         yield session
@@ -89,11 +87,10 @@ def open_session(plan: Plan, observer: Observer) -> Iterator[Session]:
 def run_campaign(plan: Plan, out: Path, observer: Observer, session: Session | None = None) -> Outcome:
     """Run every trial of the plan that the run folder does not hold yet, in `session` or in an engine of its own.
 
-    Raises `KvspecError`s: the spec cannot be injected (KVS401), the folder is not ours (5xx), something is missing
-    (9xx), the canary disagrees (KVS403), the engine fails (KVS406). Finished trials are on disk whatever happens,
-    Ctrl-C included; a campaign that cannot start leaves no folder behind.
+    Raises `KvspecError`s: this device does not take the spec (KVS401), the folder is not ours (5xx), a prerequisite is
+    missing (9xx), the canary disagrees (KVS403), the engine fails (KVS406). Finished trials are on disk whatever
+    happens, Ctrl-C included; a campaign that cannot start leaves no folder behind.
     """
-    refuse_unsupported(plan.spec, device())
     RunStore.check(out, plan)
     observer.phase("preparing the model")
     inputs = Inputs.of(plan)
@@ -127,8 +124,10 @@ def _start(plan: Plan, inputs: Inputs) -> Session:
     longest = max(CANARY_LENGTH, max(len(ids) for ids in inputs.prompts) + spec.generation.max_tokens)
     longest = min(longest, inputs.info.max_model_len or longest)
     shape = Shape(longest, len(plan), inputs.info.geometry)
-    reads = any(fault.site != "KV_WRITE" for fault in spec.faults)
-    return Session(spec.model, inputs.source, spec.engine, spec.model.storage_format, shape, reads=reads)
+    reads = [fault.op for fault in spec.faults if fault.site != "KV_WRITE"]
+    stuck = any(op != "flip" for op in reads)
+    storage = spec.model.storage_format
+    return Session(spec.model, inputs.source, spec.engine, storage, shape, reads=bool(reads), stuck_reads=stuck)
 
 
 def _todo(plan: Plan, done: set[str]) -> list[Trial]:

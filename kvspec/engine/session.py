@@ -126,10 +126,12 @@ class Session:
         shape: Shape,
         *,
         reads: bool = False,
+        stuck_reads: bool = False,
         hooked: bool = True,
         eager: bool = False,
     ) -> None:
         """Start vLLM. `reads`: whether reads of the cache will have faults; a GPU pays for them in every step.
+        `stuck_reads`: whether these may be stuck-ats; a GPU pays for them with the memory of two layers' caches.
         `hooked=False` gives stock vLLM with the same settings, to compare with; `eager` means no graphs and no
         compilation, as always on a CPU."""
         require_vllm()
@@ -145,7 +147,8 @@ class Session:
         self.settings["enforce_eager"] |= eager
         if hooked:
             self.settings["worker_cls"] = WORKER
-            self.settings["additional_config"] = {"kvspec": {"storage_format": storage_format, "reads": reads}}
+            options = {"storage_format": storage_format, "reads": reads, "stuck_reads": stuck_reads}
+            self.settings["additional_config"] = {"kvspec": options}
         try:
             with quiet():
                 from vllm import EngineArgs, SamplingParams

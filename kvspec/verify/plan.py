@@ -27,19 +27,13 @@ SEQUENCES = 32
 """Requests that run together: few, so that cache blocks change hands."""
 
 
-def self_test(model: ModelSpec, own: Spec | None, *, reads: bool) -> Plan:
-    """The plan: the standard faults, then those of a user's spec, on that spec's first prompts. Without `reads` all of
-    them are injected at writes, where they stay and can be read back: the sampler is the same."""
+def self_test(model: ModelSpec, own: Spec | None) -> Plan:
+    """The plan: the standard faults, then those of a user's spec, on that spec's first prompts."""
     texts = PROMPTS if own is None else own.prompts.texts[:2]
     faults = standard_faults(model.storage_format)
-    if not reads:
-        faults = [replace(f, index=i) for i, f in enumerate(f for f in faults if f.site == "KV_WRITE")]
     if own is not None:
         standard = len(faults)
-        faults += [
-            replace(f, name=f"spec: {f.name}", index=standard + f.index, site=f.site if reads else "KV_WRITE")
-            for f in own.faults
-        ]
+        faults += [replace(f, name=f"spec: {f.name}", index=standard + f.index) for f in own.faults]
     return compile_plan(
         Spec(
             name="self-test",

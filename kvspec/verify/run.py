@@ -14,7 +14,6 @@ from kvspec.engine.events import SITE_COLUMNS, TYPES, WRITE, Answer, Columns, Re
 from kvspec.engine.fingerprint import facts
 from kvspec.engine.prompts import load_tokenizer, materialize, tokenize
 from kvspec.engine.session import Session, Shape
-from kvspec.engine.supported import device
 from kvspec.engine.table import build_table
 from kvspec.maps import MapGeometry
 from kvspec.maps.generate import events_of
@@ -54,14 +53,16 @@ def verify(model: ModelSpec, own: Spec | None, observer: Observer) -> Certificat
     """
     begun = time.monotonic()
     observer.phase("preparing the model")
-    plan = self_test(model, own, reads=device() == "cpu")
+    plan = self_test(model, own)
     source = materialize(model)
     prompts = tokenize(plan.spec, load_tokenizer(model, source))
     info = describe(model)
     longest = max(map(len, prompts)) + NEW_TOKENS
     observer.phase("starting vLLM")
     shape = Shape(min(longest, info.max_model_len or longest), 10**6, info.geometry)
-    with Session(model, source, plan.spec.engine, model.storage_format, shape, eager=True) as session:
+    stuck = any(fault.site != "KV_WRITE" and fault.op != "flip" for fault in plan.spec.faults)
+    storage = model.storage_format
+    with Session(model, source, plan.spec.engine, storage, shape, reads=True, stuck_reads=stuck, eager=True) as session:
         suite = _Suite(plan, prompts, session, observer)
         rows, checks = suite.run()
         return Certificate(
@@ -228,7 +229,6 @@ class _Suite:
     def _sites(self) -> Check:
         shape, prompt = self._geometry, len(self._prompts[0])
         bits, width = _native.format_bits(self._format), shape.head_size
-        reads = READS in {cell.name for cell in self._plan.cells}
         names: list[str] = []
         requests: list[Request] = []
 
@@ -243,8 +243,6 @@ class _Suite:
             name, row, token = f"layer {layer} {'KV'[kv]} head {head}", (layer, kv, head), number % prompt
             add(f"{name} token {token}", WRITE, row, token, range(width), bits - 1)
             add(f"{name} token {prompt}", WRITE, row, prompt, range(width), bits - 1)
-            if not reads:
-                continue
             step = prompt + number % 2
             add(f"{name} read event {step}", step, row, token, range(width), bits - 1)
         for bit in range(bits):
@@ -257,8 +255,7 @@ class _Suite:
         lost = [n for n, a in zip(names, answers, strict=True) if not a.proven]
         silent = [n for n, a in zip(names, answers, strict=True) if a.logits == golden[: len(a.logits)]]
         found = f"{len(names) - len(silent)} of {len(names)} sites change the logits: {shape.layers} layers x K, V x "
-        where = "prompt, decode and reads" if reads else "prompt and decode"
-        found += f"{shape.kv_heads} heads in {where}, {bits} bits, {width} elements"
+        found += f"{shape.kv_heads} heads in prompt, decode and reads, {bits} bits, {width} elements"
         if lost:
             found += f"; not as listed: {_some(lost)}"
         if silent:

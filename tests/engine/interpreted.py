@@ -81,6 +81,9 @@ settings = session._settings
 session._settings = lambda *args: {**settings(*args), "dtype": "bfloat16"}
 
 
+COUNTS = ("planned", "landed", "read_back", "mismatches", "exposed", "restored")
+
+
 class Silent:
     """An observer."""
 
@@ -93,28 +96,34 @@ class Silent:
 
 
 def listed(model: str) -> list[dict[str, Any]]:
-    """Random faults of every op, listed, in requests side by side; the first request has none."""
+    """Random faults of every op, of writes and of reads, listed, in requests side by side; the first has none."""
     import numpy as np
 
-    from kvspec.engine.events import SITE_COLUMNS, TYPES, Request, no_events, run_requests
+    from kvspec.engine.events import SITE_COLUMNS, TYPES, WRITE, Request, no_events, run_requests
     from kvspec.spec.model import EngineSpec, GenerationSpec, ModelSpec
 
     spec, generation = ModelSpec(model), GenerationSpec(max_tokens=3)
     shape = session.Shape(32, 8, None)
     rng, requests = np.random.default_rng(7), []
-    with session.Session(spec, model, EngineSpec(max_num_seqs=4), "bf16", shape, eager=True) as engine:
+    with session.Session(spec, model, EngineSpec(max_num_seqs=4), "bf16", shape, reads=True, eager=True) as engine:
         geometry = engine.geometry
         for number in range(5):
             prompt = [3 + number, 5, 7, 11, 13][: 3 + number % 3]
             tops = (1, 1, geometry.layers, 2, geometry.kv_heads, len(prompt) + 2, geometry.head_size, 16)
-            sites = np.unique(np.stack([rng.integers(0, top, 60) for top in tops], axis=1), axis=0)
+            sites = np.stack([rng.integers(0, top, 120) for top in tops], axis=1)
+            # the prefill reads event len(prompt), the two forwards behind it the two events that follow
+            sites[60:, 1] = rng.integers(len(prompt), len(prompt) + 3, 60)
+            sites[:60, 1] = WRITE
+            sites = np.unique(sites, axis=0)
+            sites = sites[(sites[:, 1] == WRITE) | (sites[:, 5] < sites[:, 1])]
             columns = [*sites.T, rng.integers(0, 3, len(sites))]
             events = {n: c.astype(t) for n, c, t in zip(SITE_COLUMNS, columns, TYPES, strict=True)}
             requests.append(Request(prompt, generation, 0, events if number else no_events()))
         answers = dict(run_requests(engine, "bf16", requests, record=True))
     return [
         {
-            **{name: getattr(answers[i], name) for name in ("planned", "landed", "read_back", "mismatches")},
+            **{name: getattr(answers[i], name) for name in COUNTS},
+            "of_reads": int((requests[i].events["step"] != WRITE).sum()),
             "logits": [digest.hex() for digest in answers[i].logits],
             **changes(requests[i], answers[i]),
         }
@@ -125,7 +134,7 @@ def listed(model: str) -> list[dict[str, Any]]:
 def changes(request: Any, answer: Any) -> dict[str, Any]:
     """Flips among the listed faults, and those found in the cache in elements that only flips hit, as sorted lists."""
     events, found = request.events, answer.changes or {}
-    place = ("layer", "kv", "head", "token", "elem")
+    place = ("step", "layer", "kv", "head", "token", "elem")
     stuck = {tuple(int(events[n][i]) for n in place) for i in range(len(events["bit"])) if events["op"][i]}
     seen: dict[tuple[int, ...], int] = {}
     for i in range(len(events["bit"])):

@@ -368,23 +368,6 @@ def test_isolation_shows_reads_in_the_neighbours_blocks(gpt2: Path, run: Run, mo
     assert any(row["token_ids"] != reference[row["request"]] for row in controls)
 
 
-def test_what_a_device_cannot_inject_is_refused_before_it_starts(gpt2: Path, tmp_path: Path) -> None:
-    import json
-
-    from kvspec.engine.supported import refuse_unsupported
-    from kvspec.spec import load_spec
-
-    path = tmp_path / "spec.yaml"
-    faults = [fault("Read"), fault("Stuck", op="set0"), fault("Fine", site="KV_WRITE", op="set0")]
-    path.write_text(json.dumps({"kvspec": 1, "name": "test", **spec(gpt2, faults)}), encoding="utf-8")
-    loaded = load_spec(path)
-    refuse_unsupported(loaded, "cpu")
-    with pytest.raises(EngineError) as caught:
-        refuse_unsupported(loaded, "cuda")
-    assert [(d.code, d.path) for d in caught.value.diagnostics] == [("KVS401", "$.faults[1].op")]
-    assert all(d.mark is not None for d in caught.value.diagnostics)
-
-
 def test_a_run_of_reads_exports_its_maps(gpt2: Path, run: Run, tmp_path: Path) -> None:
     from kvspec.maps.columns import names
     from kvspec.maps.generate import explicit

@@ -119,39 +119,55 @@ def test_a_request_that_starts_over_is_counted_anew() -> None:
     assert tally.of([1]) == {**flips, "written": [6], "preemptions": [1], "nonfinite_at": [-1]}
 
 
-def test_listed_faults_are_found_in_the_steps_that_write_their_tokens() -> None:
+def test_listed_faults_are_found_in_the_steps_that_write_or_read_their_tokens() -> None:
     pytest.importorskip("kvspec_kernels")
     from kvspec.engine.events import EventData
-    from kvspec.engine.vllm.cuda import Listed
+    from kvspec.engine.vllm.listed import Listed
 
     rng = np.random.default_rng(3)
-    sizes = [0, 300, 40, 120]
+    sizes, prompts = [0, 900, 140, 420], [4, 13, 25, 6]
     tops = {"request": 1, "layer": 3, "kv": 2, "head": 4, "token": 20, "elem": 8, "bit": 16, "op": 3}
     columns = {name: rng.integers(0, top, sum(sizes)) for name, top in tops.items()}
+    columns["step"] = rng.choice([0, 12, 13, 25], sum(sizes))
     entry = np.repeat(np.arange(4), sizes)
     starts = np.cumsum([0, *sizes]).astype(np.uint64)
-    listed = Listed(EventData("bf16", starts, columns, np.zeros(4, np.uint32), np.ones(4, bool), np.ones(4, bool)))
+    prompt_len = np.array(prompts, np.uint32)
+    listed = Listed(EventData("bf16", starts, columns, prompt_len, np.ones(4, bool), np.ones(4, bool)))
     assert len(listed) == sum(sizes)
-    # rows of the batch: entry 3 decodes, a stranger, entry 1 prefills, entry 0 prefills, entry 2 decodes
+    assert listed.reads
+    assert listed.stuck_reads
+    # rows of the batch: entry 3 decodes, a stranger, entry 1 ends its prefill, entry 0 prefills, entry 2 is in a chunk
+    # of one token; then entry 1 comes back after a preemption, as one prefill of several events
     entries = np.array([3, FOREIGN, 1, 0, 2])
     batch = SimpleNamespace(
         slot=np.array([7, 2, 5, 0, 1]), start=np.array([11, 0, 4, 0, 19]), count=np.array([1, 6, 9, 3, 1])
     )
-    layer, found = listed.of_step(batch, entries)  # type: ignore[arg-type]
-    rows = np.cumsum(batch.count) - batch.count
-    expected = []
-    for i, e in enumerate(entries):
-        for n in np.flatnonzero(entry == e):
-            c = {name: int(column[n]) for name, column in columns.items()}
-            if 0 <= c["token"] - batch.start[i] < batch.count[i]:
-                row = rows[i] + c["token"] - batch.start[i]
-                place = (batch.slot[i], row, c["token"], c["kv"], c["head"], c["elem"], 1 << c["bit"], c["op"])
-                expected.append((c["layer"], *map(int, place)))
-    assert layer.tolist() == sorted(layer.tolist())
-    assert sorted(zip(layer.tolist(), *found.tolist(), strict=True)) == sorted(expected)
-    assert len({row[1] for row in expected}) == 3
-    nothing, none = listed.of_step(batch, np.full(5, FOREIGN))  # type: ignore[arg-type]
-    assert (len(nothing), none.shape) == (0, (8, 0))
+    again = SimpleNamespace(slot=np.array([3]), start=np.array([0]), count=np.array([14]))
+    found = {"write": set(), "read": set()}
+    for now, who in ((batch, entries), (again, np.array([1]))):
+        rows = np.cumsum(now.count) - now.count
+        expected: dict[str, list[Any]] = {"write": [], "read": []}
+        for i, e in enumerate(who):
+            seen, event = now.start[i] + now.count[i], None
+            if e != FOREIGN and (seen <= prompts[e] or now.count[i] == 1):
+                event = max(seen, prompts[e])
+            for n in np.flatnonzero(entry == e):
+                c = {name: int(column[n]) for name, column in columns.items()}
+                site = (c["token"], c["kv"], c["head"], c["elem"], 1 << c["bit"], c["op"])
+                if c["step"] == 0 and now.start[i] <= c["token"] < seen:
+                    place = rows[i] + c["token"] - now.start[i]
+                    expected["write"].append((c["layer"], int(now.slot[i]), int(place), *site, 1))
+                if c["step"] > 0 and c["step"] == event and c["token"] < seen:
+                    new = int(c["token"] >= now.start[i] or seen > prompts[e])
+                    expected["read"].append((c["layer"], int(now.slot[i]), i, *site, new))
+        for kind, of in (("write", listed.writes_of), ("read", listed.reads_of)):
+            layer, table = of(now, who)  # type: ignore[arg-type]
+            assert layer.tolist() == sorted(layer.tolist())
+            assert sorted(zip(layer.tolist(), *table.tolist(), strict=True)) == sorted(expected[kind])
+            found[kind] |= {(row[1], row[-1]) for row in expected[kind]}
+    assert found == {"write": {(7, 1), (5, 1), (1, 1), (3, 1)}, "read": {(7, 1), (5, 0), (5, 1), (1, 0), (1, 1)}}
+    nothing, none = listed.reads_of(batch, np.full(5, FOREIGN))  # type: ignore[arg-type]
+    assert (len(nothing), none.shape) == (0, (9, 0))
 
 
 CLOSING = """

@@ -161,6 +161,7 @@ class Rig:
         tuning: Tuning | None = SMALL,
         fill: str = "random",
         max_rows: int = 256,
+        stuck_reads: bool = False,
     ) -> None:
         self.geometry, self.device = geometry, device
         self.layers, self.first_layer, self.block_tokens = layers, first_layer, block_tokens
@@ -184,7 +185,7 @@ class Rig:
         )  # fmt: skip
         self.injector = Injector(
             self.table, max_rows=max_rows, max_requests=max(16, slots), read_tokens=read_tokens, max_events=4096,
-            layers=layers, first_layer=first_layer, tuning=tuning,
+            layers=layers, first_layer=first_layer, tuning=tuning, stuck_reads=stuck_reads,
         )  # fmt: skip
         self.injector.bind(self.views())
         self.blocks = self.rng.permutation(blocks)

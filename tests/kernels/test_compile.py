@@ -27,9 +27,10 @@ HALF = {"key_ptr", "value_ptr", "key_cache_ptr", "value_cache_ptr"}
 # 30 layers: division by a number that is not a power of two
 LIST = [(list_cells_kernel, {"READ": read, "LAYERS": n, "BLOCK": 128}, 4) for read in (False, True) for n in (30, 32)]
 INJECT = [
-    (kernel, {"BITS": bits, "LANES": LANES}, 1)
-    for kernel in (inject_writes_kernel, inject_reads_kernel)
+    (kernel, {"BITS": bits, "LANES": LANES, **keep}, 1)
+    for kernel, keeps in ((inject_writes_kernel, [{}]), (inject_reads_kernel, [{"KEEP": False}, {"KEEP": True}]))
     for bits in (4, 8, 16, 32)
+    for keep in keeps
 ]
 STORE = [
     (
@@ -40,8 +41,8 @@ STORE = [
     for bits, heads, dim, tile, warps in ((16, 8, 128, 1024, 4), (16, 3, 64, 256, 1), (32, 4, 80, 512, 2))
 ]
 EVENTS = [
-    (inject_events_kernel, {"READ": read, "BITS": bits, "BLOCK": LANES}, 4)
-    for read in (False, True)
+    (inject_events_kernel, {"READ": read, "BITS": bits, "BLOCK": LANES, "KEEP": keep}, 4)
+    for read, keep in ((False, False), (True, False), (True, True))
     for bits in (4, 8, 16, 32)
 ]
 NONFINITE = [
@@ -62,7 +63,7 @@ def signature(name: str, constants: dict[str, int]) -> str:
         return "*i32" if constants["EXPONENT"] > 0xFFFF else "*i16"
     if name.endswith("_ptr"):
         return "*i32"
-    return "i64" if name in ("block_stride", "behind") else "i32"
+    return "i64" if name in ("block_stride", "behind", "span") else "i32"
 
 
 @pytest.mark.parametrize(

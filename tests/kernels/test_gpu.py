@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from kernel_rig import Fault, Geometry, Request, Rig, random_fault, random_key, random_where, with_op
+from kernel_rig import Fault, Geometry, Request, Rig, applied, random_fault, random_key, random_where, with_op
 from numpy.typing import NDArray
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -67,11 +67,12 @@ def test_mixed_batch(seed):
     assert rig.check_write() > 0
 
 
+@pytest.mark.parametrize("op", ["flip", "set0", "set1"])
 @pytest.mark.parametrize("hits_per_row", [0.001, 0.05, 1.5])
-def test_reads_of_long_contexts(hits_per_row):
-    """Decode steps over long contexts: each layer shows exactly Rust's flips, and nothing is left after it."""
-    fault = Fault(LLAMA, hits_per_row / 2048, 0xFFFF, burst_len=3, page_tokens=7, page_rate=0.7)
-    rig = Rig(LLAMA, layers=2, blocks=400, tuning=None, read_tokens=400 * 16)
+def test_reads_of_long_contexts(hits_per_row, op):
+    """Decode steps over long contexts: each layer shows exactly Rust's faults, and nothing is left after it."""
+    fault = Fault(LLAMA, hits_per_row / 2048, 0xFFFF, burst_len=3, page_tokens=7, page_rate=0.7, op=op)
+    rig = Rig(LLAMA, layers=3, blocks=400, tuning=None, read_tokens=400 * 16, stuck_reads=op != "flip")
     requests = [
         Request(i, count - 1, 1, fault, i, count - 1, None, (i, 5)) for i, count in enumerate((2000, 333, 17, 1200))
     ]
@@ -85,6 +86,7 @@ def test_reads_of_long_contexts(hits_per_row):
     rig.injector.reads(rig.layers, rig.block_table)
     assert all((a == b).all() for a, b in zip(before, rig.snapshot(), strict=True))
     assert sum(rig.tallies(4)) == sum(rig.tallies(2)) == shown > 0
+    assert not rig.injector.kept.any()
 
 
 def test_neighbours_in_a_word_do_not_lose_flips():
@@ -147,10 +149,11 @@ class Captured:
             now = codes.copy()
             now[r.start : r.end] = written[row : row + r.count]
             row += r.count
+            op = "flip" if r.fault is None else r.fault.op
             if faulty:
-                now[r.start : r.end] ^= self.rig.masks(r, layer)
+                now[r.start : r.end] = applied(now[r.start : r.end], self.rig.masks(r, layer), op)
             if read:
-                now ^= self.rig.masks(r, layer, read=True)
+                now = applied(now, self.rig.masks(r, layer, read=True), op)
             out.append(now)
         return out
 
@@ -166,17 +169,19 @@ class Captured:
                 rig.storage = stored
 
 
-def test_a_captured_graph_follows_the_tables():
+@pytest.mark.parametrize("stuck", [False, True], ids=["flips", "any op"])
+def test_a_captured_graph_follows_the_tables(stuck):
     """Capture with nothing armed, then replay with other faults, batches and lengths, and as a dummy run."""
     rng = np.random.default_rng(3)
-    rig = Rig(SMOL, layers=3, blocks=64, tuning=None, read_tokens=1024)
+    rig = Rig(SMOL, layers=3, blocks=64, tuning=None, read_tokens=1024, stuck_reads=stuck)
     rig.enter([Request(0, 0, 1, read_master=(0, 0))])
     captured = Captured(rig)
     flips = 0
     for seed in range(6):
         requests = []
         for slot in rng.permutation(8)[: int(rng.integers(1, 5))].tolist():
-            fault = with_op(random_fault(rng, SMOL), "flip")
+            fault = random_fault(rng, SMOL)
+            fault = fault if stuck else with_op(fault, "flip")
             where = random_where(rng, 3, SMOL.heads)
             start = int(rng.integers(0, 60))
             requests.append(
@@ -206,6 +211,7 @@ def test_a_captured_graph_follows_the_tables():
         captured.check(before, faulty=False)
         assert torch.equal(tally, rig.table.tally)
     assert flips > 0
+    assert not rig.injector.kept.any()
 
 
 def test_a_captured_graph_of_explicit_events():
@@ -228,7 +234,7 @@ def test_a_captured_graph_of_explicit_events():
         forward()
     for token in (0, 3):
         before = rig.codes(0, 1, 0, 4)
-        columns = np.array([[1], [token], [token], [1], [2], [63], [0x8001], [0]])
+        columns = np.array([[1], [token], [token], [1], [2], [63], [0x8001], [0], [1]])
         injector.set_events(False, np.array([1]), columns)
         columns[1] = 0
         injector.set_events(True, np.array([1]), columns)

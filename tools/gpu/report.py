@@ -104,10 +104,11 @@ def _variants(part: dict[str, Any]) -> list[str]:
             lines.append(f"- tests: exit {found['exit']}, {found['output'][-200:]}")
         elif "figures" in found:
             f = found["figures"]
+            replays = f"replay {found.get('replay')}, of reads {found.get('replay_reads')}"
             lines.append(
                 f"- {name}: {f['planned_is_landed']} of {f['trials']} trials landed as planned ({f['flips']} flips), "
                 f"controls {f['controls_identical']}, flips as the first {found['flips_as_first']}, outputs "
-                f"{found['outputs_as_first']}, shuffled {found.get('shuffled_identical')}, replay {found.get('replay')}"
+                f"{found['outputs_as_first']}, shuffled {found.get('shuffled_identical')}, {replays}"
             )
             if "codes" in found:
                 lines.append(f"  - codes of the backend against the CPU's emulation: {found['codes']}")

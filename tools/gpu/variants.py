@@ -19,6 +19,7 @@ SPEC: dict[str, Any] = {
         {"name": "R", "model": "random", "site": "KV_READ", "rate": {"per_bit": [1e-7, 1e-5]}},
         {"name": "Both", "model": "burst", "burst_len": 4, "site": "BOTH", "rate": {"per_element": 1e-5}},
         {"name": "Stuck", "model": "random", "site": "KV_WRITE", "op": "set1", "rate": {"per_bit": 1e-4}},
+        {"name": "StuckRead", "model": "random", "site": "KV_READ", "op": "set1", "rate": {"per_bit": 1e-5}},
     ],
     "controls": {"null_trials": 4, "golden_repeats": 4},
     "trials": 4,
@@ -72,7 +73,9 @@ def measure(results: dict[str, Any], out: Path, _: float, model: Path, variant: 
     shape = Shape(max(map(len, inputs.prompts)) + 24, 10000, None)
     results["wanted"] = wanted
     faulthandler.dump_traceback_later(HANG, exit=True)
-    with Session(plan.spec.model, inputs.source, plan.spec.engine, wanted["format"], shape, reads=True) as engine:
+    with Session(
+        plan.spec.model, inputs.source, plan.spec.engine, wanted["format"], shape, reads=True, stuck_reads=True
+    ) as engine:
         figures, rows = run(out, name, plan, engine)
         texts = {trial: row["token_ids"] for trial, row in rows.items()}
         flips = {trial: row["flips_landed"] for trial, row in rows.items()}
@@ -89,7 +92,11 @@ def measure(results: dict[str, Any], out: Path, _: float, model: Path, variant: 
     faulthandler.dump_traceback_later(HANG, exit=True)
     if wanted["format"].endswith("per_token_head"):
         results["codes"] = codes(plan)
-    results["replay"] = replayed(out / name, out / f"{name}-maps", ["W[1e-06]", "W[0.001]", "Stuck"], spec["engine"])
+    for what, cells in (
+        ("replay", ["W[1e-06]", "W[0.001]", "Stuck"]),
+        ("replay_reads", ["R[1e-05]", "Both", "StuckRead"]),
+    ):
+        results[what] = replayed(out / name, out / f"{name}-{what}", cells, spec["engine"])
 
 
 def codes(plan: Any) -> dict[str, int]:
@@ -134,7 +141,7 @@ def compared(storage_format: str, rows: Any, native: Any, scales: Any) -> dict[s
 
 
 def replayed(folder: Path, maps: Path, cells: list[str], engine: dict[str, Any]) -> dict[str, Any]:
-    """Replay the maps of a run's writes in an engine of the same kind, without graphs: how many flips were listed,
+    """Replay the maps of some cells in an engine of the same kind, without graphs: how many faults were listed,
     counted, and read back from the caches of all ranks."""
     from kvspec.engine.session import quiet
     from kvspec.maps import write_map

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from kvspec.engine.table import STEPS, TableData, open_ranges
 from kvspec.engine.vllm.canary import CanaryWatch, Watch
 from kvspec.engine.vllm.layers import AttentionLayer, Shard, Unwrapped, geometry
+from kvspec.engine.vllm.listed import Listed
 from kvspec.engine.vllm.readback import ReadBack
 from kvspec.engine.vllm.runner import Batch, DeviceRunner
 from kvspec.engine.vllm.step import FOREIGN, Requests, Step
@@ -49,15 +50,17 @@ class CudaInjector:
         *,
         shard: Shard,
         reads: bool = False,
+        stuck_reads: bool = False,
     ) -> None:
         """`reads`: whether attention is wrapped, so that tables with faults of reads can be loaded; without it a
-        forward has no launch more than stock vLLM."""
+        forward has no launch more than stock vLLM. `stuck_reads`: whether they may be stuck-ats, which costs the memory
+        of two layers' caches."""
         self.runner = runner
         self.layers = layers
         self.geometry = geometry(layers, shard.total_heads)
         self._format = storage_format
         self._shard = shard
-        self._wraps_reads = reads
+        self._wraps_reads, self._stuck_reads = reads, stuck_reads
         self.canary: Watch | None = None
         self._device = runner.device
         self._table = FaultTable(
@@ -98,6 +101,7 @@ class CudaInjector:
             max_rows=self.runner.max_tokens,
             max_requests=self.runner.max_requests,
             read_tokens=self._read_tokens() if self._wraps_reads else 0,
+            stuck_reads=self._stuck_reads,
         )
         first = self._shard.first_head
         self._kernels.bind([CacheView.of(v.key, v.value, bits=v.bits, first_head=first) for v in self._views])
@@ -118,12 +122,17 @@ class CudaInjector:
             models, selectors, self._listed = self._models(data), [_selector(where) for where in data.selectors], None
             sites = {site for site, model in zip(data.sites, models, strict=True) if not model.never_hits}
             self._writes, self._reads = sites != {"KV_READ"}, bool(sites - {"KV_WRITE"})
-            assert self._wraps_reads or not self._reads, "the engine was started without reads"
+            stuck = any(site != "KV_WRITE" and op != "flip" for site, op in zip(data.sites, data.ops, strict=True))
+            assert self._stuck_reads or not stuck, "the engine was started without stuck-ats of reads"
         else:
             assert self._kernels is not None
             models, selectors, self._listed = [self._nothing()], [KernelSelector()], Listed(data)
             self._kernels.reserve_events(len(self._listed))
+            if self._listed.stuck_reads:
+                self._kernels.keep_stuck_reads()
             self._writes = self._reads = False
+        reads = self._reads if self._listed is None else self._listed.reads
+        assert self._wraps_reads or not reads, "the engine was started without reads"
         self._table.load(models, selectors)
         self._data = data
         records = self._slot_records(data)
@@ -270,7 +279,8 @@ class CudaInjector:
     def _read(self, layer: int) -> None:
         """Apply the faults of reads in a layer, if there is such a layer, and take back those of the layer before."""
         assert self._kernels is not None
-        self._kernels.reads(layer, self.runner.block_table)
+        inject = self._kernels.reads if self._listed is None else self._kernels.read_events
+        inject(layer, self.runner.block_table)
         if self._watching:
             assert self.canary is not None
             assert self._step is not None
@@ -355,7 +365,8 @@ class CudaInjector:
             max_seq=int(ends.max()) if self._reads else None,
         )
         if self._listed is not None:
-            self._kernels.set_events(False, *self._listed.of_step(batch, entries))
+            self._kernels.set_events(False, *self._listed.writes_of(batch, entries))
+            self._kernels.set_events(True, *self._listed.reads_of(batch, entries))
         if self.canary is not None:
             self._step = self._requests.step(scheduled, batch.req_ids)
 
@@ -371,44 +382,6 @@ class CudaInjector:
         if self._kernels is not None:
             self._kernels.end_step()
         self._batch = self._step = None
-
-
-class Listed:
-    """Listed faults in the order in which steps write them."""
-
-    def __init__(self, data: EventData) -> None:
-        columns = data.columns
-        entry = np.repeat(np.arange(len(data)), np.diff(data.starts.astype(np.int64)))
-        place = entry << 32 | columns["token"].astype(np.int64)
-        order = np.argsort(place, kind="stable")
-        self._place = place[order]
-        self._columns = {name: columns[name][order].astype(np.int64) for name in columns}
-
-    def __len__(self) -> int:
-        return len(self._place)
-
-    def of_step(self, batch: Batch, entries: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(layer ascending, columns of `events.py`) of the faults in the tokens that a batch writes."""
-        known = entries != FOREIGN
-        entry, start = entries[known] << 32, batch.start[known]
-        first = np.searchsorted(self._place, entry | start)
-        size = np.searchsorted(self._place, entry | (start + batch.count[known])) - first
-        request = np.repeat(np.arange(len(size)), size)
-        at = np.arange(len(request)) - np.repeat(np.cumsum(size) - size - first, size)
-        at, request = (x[np.argsort(self._columns["layer"][at], kind="stable")] for x in (at, request))
-        c = {name: column[at] for name, column in self._columns.items()}
-        first_row = (np.cumsum(batch.count) - batch.count)[known] - start
-        columns = [
-            batch.slot[known][request],
-            first_row[request] + c["token"],
-            c["token"],
-            c["kv"],
-            c["head"],
-            c["elem"],
-            np.int64(1) << c["bit"],
-            c["op"],
-        ]
-        return c["layer"], np.stack(columns)
 
 
 def _selector(where: Selector) -> KernelSelector:

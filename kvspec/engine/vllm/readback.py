@@ -115,7 +115,8 @@ class ReadBack:
             self._compare(layer, at, values, found, scales)
             return
         del self._before[layer]
-        wrong = (found.view(torch.int32) != values.view(torch.int32)).numpy()
+        integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[found.element_size()]
+        wrong = (found.view(integer) != values.view(integer)).cpu().numpy()
         self.checked += wrong.size
         np.add.at(self.mismatches, at.entry, wrong.sum(axis=(0, 2, 3)))
 

@@ -27,8 +27,8 @@ else:
     from vllm.v1.worker.gpu_worker import Worker as Base
 
 CONFIG_KEY = "kvspec"
-"""Key in vLLM's `additional_config` under which the engine tells its workers what the cache stores, and whether reads
-have faults."""
+"""Key in vLLM's `additional_config` under which the engine tells its workers what the cache stores, whether reads have
+faults, and whether these may be stuck-ats."""
 
 
 class KvspecWorker(Base):  # type: ignore[misc]
@@ -55,7 +55,7 @@ class KvspecWorker(Base):  # type: ignore[misc]
             shard = Shard.of(
                 self.vllm_config.model_config.get_total_num_kv_heads(), group.rank_in_group, group.world_size
             )
-            self.injector = CudaInjector(runner, layers, options["storage_format"], shard=shard, reads=options["reads"])
+            self.injector = CudaInjector(runner, layers, shard=shard, **options)
         return result
 
     def initialize_from_config(self, *args: Any, **kwargs: Any) -> Any:

@@ -7,7 +7,7 @@ from kvspec_kernels.events import EVENT_WIDTH
 from kvspec_kernels.table import OPS
 
 
-def random_events(rng, rig, count, read):
+def random_events(rng, rig, count, read, ops=tuple(OPS)):
     """Distinct (request, layer, kv, head, token, elem) with masks and ops."""
     g, sites = rig.geometry, set()
     while len(sites) < count:
@@ -17,16 +17,16 @@ def random_events(rng, rig, count, read):
         site = (int(rng.integers(rig.layers)), i, token, int(rng.integers(2)), int(rng.integers(g.heads)))
         sites.add((*site, int(rng.integers(g.head_size))))
     top = (1 << g.bits) - 1
-    return [(*s, int(rng.integers(1, top + 1)), "flip" if read else str(rng.choice(list(OPS)))) for s in sorted(sites)]
+    return [(*s, int(rng.integers(1, top + 1)), str(rng.choice(ops))) for s in sorted(sites)]
 
 
-def give(rig, events, read):
+def give(rig, events, read, new=lambda i, token: True):
     starts = np.cumsum([0, *(r.count for r in rig.requests)])
     columns = np.zeros((EVENT_WIDTH.value, len(events)), np.int64)
     for n, (_, i, token, kv, head, elem, mask, op) in enumerate(events):
         r = rig.requests[i]
         place = i if read else starts[i] + token - r.start
-        columns[:, n] = (r.slot, place, token, kv, head, elem, mask, OPS[op])
+        columns[:, n] = (r.slot, place, token, kv, head, elem, mask, OPS[op], new(i, token))
     rig.injector.set_events(read, np.array([e[0] for e in events]), columns)
 
 
@@ -61,24 +61,29 @@ def test_write_events(bits, heads):
     assert changed < planned
 
 
-@pytest.mark.parametrize("bits", [8, 16])
-def test_read_events(bits):
+@pytest.mark.parametrize(("bits", "ops"), [(8, ("flip",)), *((bits, tuple(OPS)) for bits in (4, 8, 16, 32))])
+def test_read_events(bits, ops):
     rng = np.random.default_rng(bits)
-    rig = Rig(Geometry(16, 2, bits), layers=3, block_tokens=4)
+    rig = Rig(Geometry(16, 2, bits), layers=3, block_tokens=4, stuck_reads=len(ops) > 1)
     # reads need the blocks of the whole sequence
     rig.enter([Request(2, 0, 9, read_master=(0, 0)), Request(0, 0, 6, read_master=(0, 0))])
-    events = random_events(rng, rig, 200, read=True)
-    give(rig, events, read=True)
-    codes, before = rig.all_codes(read=True), rig.snapshot()
+    events = random_events(rng, rig, 200, read=True, ops=ops)
+    # tokens below the third were shown by an earlier forward of the same read
+    give(rig, events, read=True, new=lambda _, token: token >= 3)
+    codes, before, changed = rig.all_codes(read=True), rig.snapshot(), 0
     for layer in range(rig.layers):
         rig.injector.read_events(layer, rig.block_table)
         for at in range(rig.layers):
             for i, want in enumerate(expected_codes(rig, codes, events if at == layer else [], at, read=True)):
                 np.testing.assert_array_equal(rig.codes(i, at, 0, rig.requests[i].end), want)
+                changed += int(np.bitwise_count(want ^ codes[at][i]).sum())
     rig.injector.read_events(rig.layers, rig.block_table)
     assert all((a == b).all() for a, b in zip(before, rig.snapshot(), strict=True))
-    planned = sum(mask.bit_count() for *_, mask, _ in events)
-    assert sum(rig.tallies(1)) == sum(rig.tallies(2)) == planned
+    assert not rig.injector.kept.any()
+    landed = sum(mask.bit_count() for _, _, token, *_, mask, _ in events if token >= 3)
+    assert sum(rig.tallies(1)) == landed > 0
+    assert sum(rig.tallies(4)) == sum(rig.tallies(2)) == changed
+    assert sum(rig.tallies(5)) == 0 if len(ops) == 1 else 0 < sum(rig.tallies(5)) < landed
 
 
 def test_no_events():

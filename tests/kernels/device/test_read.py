@@ -1,4 +1,4 @@
-"""Transient reads: applied before attention, undone by the launch of the next layer, keyed by the event."""
+"""Faults of reads: applied before attention, undone by the launch of the next layer, keyed by the event."""
 
 from dataclasses import replace
 
@@ -18,17 +18,20 @@ def walk(rig: Rig) -> int:
         total += rig.check(before, codes, [layer], read=True)
     rig.injector.reads(rig.layers, rig.block_table)
     assert all((a == b).all() for a, b in zip(before, rig.snapshot(), strict=True))
+    assert not rig.injector.kept.any()
     return total
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(8))
 def test_mixed_batches(seed):
-    rng = np.random.default_rng(100 + seed)
+    rng, stuck = np.random.default_rng(100 + seed), seed >= 4
     geometry = Geometry(int(rng.choice([16, 80])), int(rng.choice([1, 3])), int(rng.choice([4, 8, 16, 32])))
-    rig = Rig(geometry, layers=2, layout=["packed", "flash", "padded"][seed % 3], block_tokens=4, blocks=40)
+    layout = ["packed", "flash", "padded"][seed % 3]
+    rig = Rig(geometry, layers=2, layout=layout, block_tokens=4, blocks=40, stuck_reads=stuck)
     requests = []
     for slot in range(3):
-        fault = with_op(replace(random_fault(rng, geometry), where=random_where(rng, 2, geometry.heads)), "flip")
+        fault = replace(random_fault(rng, geometry), where=random_where(rng, 2, geometry.heads))
+        fault = with_op(fault, str(rng.choice(["set0", "set1"])) if stuck and slot else "flip")
         count = int(rng.integers(1, 4))
         start = int(rng.integers(0, 4)) if slot else 0
         prompt_len = start + (count if count > 1 else 0) + int(rng.integers(0, 3))
@@ -37,6 +40,13 @@ def test_mixed_batches(seed):
     total = walk(rig)
     assert sum(rig.tallies(4)) == sum(rig.tallies(2)) == total
     assert sum(rig.tallies(0)) == 0
+    planned = [
+        sum(int(np.bitwise_count(rig.masks(r, at, read=True)).sum()) for at in range(rig.layers)) for r in rig.requests
+    ]
+    for r, want, landed, unchanged in zip(rig.requests, planned, rig.tallies(1), rig.tallies(5), strict=True):
+        all_new = r.start == 0 or r.end > r.prompt_len
+        assert landed == want if all_new else landed <= want
+        assert unchanged == 0 if r.fault is None or r.fault.op == "flip" else unchanged <= landed
 
 
 def test_chunks_of_a_prefill_are_one_event_and_each_decode_step_its_own():
@@ -63,6 +73,32 @@ def test_chunks_of_a_prefill_are_one_event_and_each_decode_step_its_own():
     once = sum(int(np.bitwise_count(codes).sum()) for codes in seen[2:])
     assert [rig.tallies(c) for c in (1, 2, 4)] == [[once], [exposed], [exposed]]
     assert once < exposed
+
+
+@pytest.mark.parametrize("op", ["set0", "set1"])
+def test_a_stuck_at_gives_back_what_it_overwrote(op):
+    """About half of the bits had that value; later layers and forwards find nothing of the ones before."""
+    geometry = Geometry(16, 1, 16)
+    request = Request(3, 0, 4, Fault(geometry, 0.02, 0xF0F0, burst_len=8, op=op), 4, 4, None, (1, 2))
+    rig = Rig(geometry, layers=3, block_tokens=4, stuck_reads=True)
+    rig.enter([replace(request, count=6)])
+    changed = once = 0
+    for start, count in ((0, 3), (3, 1), (4, 1), (5, 1)):
+        rig.step([replace(request, start=start, count=count)])
+        changed += walk(rig)
+        seen = [int(np.bitwise_count(rig.masks(rig.requests[0], at, read=True)).sum()) for at in range(rig.layers)]
+        once += sum(seen) if start else 0  # the second chunk shows what the first one showed
+    landed, restored, exposed, unchanged = (rig.tallies(c)[0] for c in (1, 2, 4, 5))
+    assert landed == once > 500
+    assert exposed == restored == changed
+    assert 0.4 * landed < landed - unchanged < 0.6 * landed
+    assert exposed > landed - unchanged
+
+
+def test_without_room_for_stuck_ats_flips_need_none():
+    assert Rig(Geometry(16, 1, 16)).injector.kept.numel() == 0
+    rig = Rig(Geometry(16, 1, 16), blocks=12, stuck_reads=True)
+    assert rig.injector.kept.shape == (2, 12 * 16 * 2 * 16 // 2)
 
 
 def test_a_forward_of_several_events_is_left_alone():
