@@ -162,6 +162,16 @@ def test_every_trial_of_a_plan_runs_once(run: Any, tmp_path: Path) -> None:
     assert run.sessions[0].most <= campaign.QUEUE_FACTOR * 16
 
 
+def test_shuffled_trials_come_after_all_golden_ones(run: Any, tmp_path: Path) -> None:
+    plan = plan_of(looks=False, slots=1, shuffle=5)
+    run(plan, tmp_path / "run")
+    order, planned = list(rows(tmp_path / "run")), [trial.id for trial in plan.trials()]
+    assert sorted(order) == sorted(planned)
+    assert order != planned
+    assert {name.split("/")[0] for name in order[:3]} == {"golden"}
+    assert {"c0", "c1", "c2"} <= {name.split("/")[0] for name in order[3:30]}  # cells in turn
+
+
 def test_looks_spare_trials_and_the_campaign_is_complete(run: Any, tmp_path: Path) -> None:
     plan = plan_of(looks=True)
     listener = Listener()

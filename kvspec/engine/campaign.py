@@ -133,9 +133,14 @@ def _start(plan: Plan, inputs: Inputs) -> Session:
 def _todo(plan: Plan, done: set[str]) -> list[Trial]:
     todo = [trial for trial in plan.trials() if trial.id not in done]
     seed = plan.spec.engine.submission_seed
-    if seed is not None:
-        random.Random(seed).shuffle(todo)
-    return todo
+    if seed is None:
+        return todo
+    # Golden stays first: without its golden answer no other trial of an interrupted run could be scored.
+    golden = [trial for trial in todo if trial.kind == "golden"]
+    others = [trial for trial in todo if trial.kind != "golden"]
+    random.Random(seed).shuffle(golden)
+    random.Random(seed).shuffle(others)
+    return golden + others
 
 
 def _schedule(plan: Plan, todo: Sequence[Trial], judge: Judge, store: RunStore) -> Schedule:
