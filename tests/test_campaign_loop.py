@@ -123,7 +123,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(campaign.Inputs, "of", staticmethod(inputs))
     monkeypatch.setattr(campaign, "_start", start)
-    monkeypatch.setattr(campaign, "run_canary", lambda *_: None)
+    monkeypatch.setattr(campaign, "run_canaries", lambda *_, **__: None)
     monkeypatch.setattr(campaign, "fingerprint", lambda *_: FINGERPRINT)
 
     def go(plan: Plan, out: Path, listener: Listener | None = None) -> campaign.Outcome:

@@ -191,7 +191,7 @@ def test_memory_and_files_are_typed_and_streamed(tmp_path: Path) -> None:
 def test_reads_are_the_draws_of_their_events() -> None:
     fault_map = made(site="read")
     coverage = BASE.coverage
-    sampler = GENERATOR.parameters.sampler(Geometry(3, 2, 16), 16)
+    sampler = GENERATOR.parameters("values").sampler(Geometry(3, 2, 16), 16)
     assert list(coverage.steps) == list(range(5, 13))
     for step in coverage.steps:
         key = _native.read_key(GENERATOR.key, 0, step)

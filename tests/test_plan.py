@@ -23,7 +23,7 @@ from kvspec.plan import Plan, canonical_json, compile_plan
 from kvspec.plan.dose import dose, fit_probability, sampler_parameters
 from kvspec.plan.estimate import estimate, expected_flips, shown, shown_tokens
 from kvspec.spec import load_spec
-from kvspec.spec.model import Selector
+from kvspec.spec.model import Fault, Rate, Selector
 from kvspec.stats.design import detectable_drop
 
 ROOT = Path(__file__).parents[1]
@@ -400,3 +400,46 @@ def test_what_does_not_fit_into_the_model_is_said_before_it_runs(make: Any) -> N
     found = [w for w in estimate(plan, info(), [5, 6, 0], exact=True).warnings if w.code == "KVS405"]
     assert [w.message.split(";")[0] for w in found] == ["prompt 1 has 6 tokens", "prompt 2 has no tokens"]
     assert all(w.severity == "warning" for w in found)
+
+
+def test_doses_of_scales_count_scales(make: Any) -> None:
+    fault = {"name": "F", "model": "random", "site": "KV_WRITE", "target": ["values", "scales"]}
+    model = {**SPEC["model"], "kv_cache_dtype": "int8_per_token_head"}
+    plan = make({"model": model, "faults": [{**fault, "rate": {"per_token": 0.5}}]})
+    assert [cell.name for cell in plan.cells] == ["F[values]", "F[scales]"]
+    values, scales = (sampler_parameters(c.fault, "int8_per_token_head", SMALL) for c in plan.cells)
+    assert (values.mask, scales.mask) == (0xFF, 0xFFFFFFFF)
+    doses = [dose(p, SMALL, 8) for p in (values, scales)]
+    assert doses[0].per_row == doses[1].per_row == 0.5 / SMALL.rows_per_token
+    assert doses[1].per_element == doses[1].per_row
+    assert doses[1].per_eligible_bit == doses[1].per_row / 32
+    assert doses[1].per_gib == pytest.approx(doses[1].per_row * 2**28)  # 4 bytes each
+    assert doses[0].per_gib == pytest.approx(doses[0].per_row * 2**30 / SMALL.head_size)
+    expected = [cell.expected_flips for cell in estimate(plan, info(), [5], True).cells]
+    assert expected[0] == expected[1] > 0
+    per_bit = make({"model": model, "faults": [{**fault, "rate": {"per_bit": 1e-3}}]})
+    ratio = [cell.expected_flips for cell in estimate(per_bit, info(), [5], True).cells]
+    assert ratio[0] / ratio[1] == pytest.approx(SMALL.head_size * 8 / 32)
+
+
+def test_values_have_the_ids_and_digests_that_they_always_had(make: Any) -> None:
+    plan = make()
+    assert all("target" not in fault for fault in plan.to_json()["spec"]["faults"])
+    model = {**SPEC["model"], "kv_cache_dtype": "int8_per_token_head"}
+    faults = [{**fault, "target": "values"} for fault in SPEC["faults"]]
+    assert make({"model": model}).digest == make({"model": model, "faults": faults}).digest
+    fault = {"name": "F", "model": "random", "site": "KV_WRITE", "rate": {"per_bit": 1e-3}}
+    both = make({"model": model, "faults": [{**fault, "target": ["values", "scales"]}]})
+    assert len({cell.experiment for cell in both.cells}) == 2
+    assert both.cells[0].experiment == make({"faults": [fault]}).cells[0].experiment
+
+
+@pytest.mark.parametrize("change", [{}, {"bits": (3,)}, {"bits": "sign"}])
+def test_scales_that_a_format_does_not_have_are_errors_of_the_plan(change: dict[str, Any]) -> None:
+    fault = Fault("F", 0, "KV_WRITE", "random", Rate("per_bit", 1e-3), target="scales", **change)
+    with pytest.raises(PlanError, match="rows of fp8_e4m3 have no scales") as caught:
+        sampler_parameters(fault, "fp8_e4m3", SMALL)
+    assert [(d.code, d.path) for d in caught.value.diagnostics] == [("KVS304", "$.faults[0].target")]
+    outside = Fault("F", 0, "KV_WRITE", "random", Rate("per_bit", 1e-3), target="scales", bits=(32,))
+    with pytest.raises(PlanError, match="bit `32` does not exist in scales of int4_per_token_head"):
+        sampler_parameters(outside, "int4_per_token_head", SMALL)

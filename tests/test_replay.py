@@ -158,4 +158,4 @@ def test_events_carry_the_op_and_the_step_of_every_flip() -> None:
     assert np.array_equal(events["token"], np.concatenate([writes.columns["token"], reads.columns["token"]]))
     assert np.array_equal(events["step"], np.concatenate([np.zeros(len(writes)), reads.columns["step"]]))
     assert np.array_equal(events["op"], np.repeat([2, 0], [len(writes), len(reads)]))
-    assert {name: column.dtype for name, column in events.items()} == DTYPES
+    assert {name: column.dtype for name, column in events.items()} == {**DTYPES, "target": np.uint8}

@@ -55,7 +55,9 @@ class Bench:
             tokens = CHANGED if self.culprits <= rows else OTHER if len(rows) == 3 else GOLDEN
             changes = None
             if events is not None:
-                changes = {n: events[n].astype(np.int64) for n in ("step", "layer", "kv", "head", "token", "elem")}
+                changes = {
+                    n: events[n].astype(np.int64) for n in ("step", "layer", "kv", "head", "token", "elem", "target")
+                }
                 changes["before"] = np.full(len(rows), 0x3F80)
                 changes["after"] = 0x3F80 ^ (1 << events["bit"].astype(np.int64))
                 for name in ("before", "after"):

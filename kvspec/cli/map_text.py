@@ -19,7 +19,10 @@ def print_summary(summary: MapSummary) -> None:
     planes = "K and V" if geometry.planes == 2 else "one plane"
     lines = [
         ("id", header.id),
-        ("kind", f"{header.kind}, {header.flips} flips ({header.op or 'op by row'}) at {header.site}s"),
+        (
+            "kind",
+            f"{header.kind}, {header.flips} flips ({header.op or 'op by row'}) of {header.target} at {header.site}s",
+        ),
         ("trial", f"{header.name} of {trial.get('spec', 'no spec')}, cell {trial.get('cell', 'none')}"),
         ("plan", header.plan or "none"),
         ("model", str((header.model or {}).get("id", "none"))),

@@ -123,14 +123,15 @@ def _print(result: Shrunk, out: Path | None) -> None:
     state = "none can be left out" if result.minimal else "interrupted: fewer may do"
     click.echo(f"{kept} of {result.whole} flips keep `{result.until}` ({state}), {result.runs} runs\n")
     reads = any(flip.step for flip in result.flips)
-    click.echo(f"{'step  ' if reads else ''}layer  head  K/V  token  elem  bit  op    before -> after")
+    click.echo(f"{'step  ' if reads else ''}layer  head  K/V  token   elem  bit  op    before -> after")
     for flip in result.flips[:100]:
         step = f"{flip.step:>4}  " if reads else ""
+        element = flip.elem if flip.target == "values" else "scale"
         value = "unchanged"
         if flip.before_code is not None:
             value = f"{flip.before:g} -> {flip.after:g}  ({flip.before_code:#06x} -> {flip.after_code:#06x})"
         click.echo(
-            f"{step}{flip.layer:>5}  {flip.head:>4}  {flip.kv:>3}  {flip.token:>5}  {flip.elem:>4}  {flip.bit:>3}  "
+            f"{step}{flip.layer:>5}  {flip.head:>4}  {flip.kv:>3}  {flip.token:>5}  {element:>5}  {flip.bit:>3}  "
             f"{flip.op:<4}  {value}"
         )
     if kept > 100:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 import kvspec
 from kvspec.engine.canary import LENGTH as CANARY_LENGTH
-from kvspec.engine.canary import run_canary
+from kvspec.engine.canary import run_canaries
 from kvspec.engine.fingerprint import fingerprint
 from kvspec.engine.judge import Judge
 from kvspec.engine.planned import PlannedFlips
@@ -226,7 +226,8 @@ class _Campaign:
         self._prompts = inputs.prompts
         self._lengths = [len(ids) for ids in inputs.prompts]
         observer.phase("checking the injector")
-        canary = run_canary(session, self._prompts[0], spec.model.storage_format, spec.seed)
+        scales = any(fault.target == "scales" for fault in spec.faults)
+        canary = run_canaries(session, self._prompts[0], spec.model.storage_format, spec.seed, scales=scales)
         store.attach_environment(fingerprint(session, spec.model, inputs.source, canary))
         self._preempted: dict[int, int] = {}
         """Entries that must run again, with the preemptions that do not count against the second run."""

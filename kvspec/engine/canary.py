@@ -26,11 +26,22 @@ EXPERIMENT = 0x6B76_7370_6563_0001
 FLIPS_PER_ELEMENT = 0.05
 
 
-def run_canary(session: Session, prompt: list[int], storage_format: str, seed: int) -> dict[str, Any]:
+def run_canaries(
+    session: Session, prompt: list[int], storage_format: str, seed: int, *, scales: bool = False
+) -> dict[str, Any]:
+    """The canary of values, and where there are faults of scales theirs too. Raises like `run_canary`."""
+    found = run_canary(session, prompt, storage_format, seed)
+    return found if not scales else {**found, "scales": run_canary(session, prompt, storage_format, seed, "scales")}
+
+
+def run_canary(
+    session: Session, prompt: list[int], storage_format: str, seed: int, target: str = "values"
+) -> dict[str, Any]:
     """Send one request with flips in every layer through the engine and compare its whole cache: after each write, and
     where reads can be injected before and after each attention.
 
-    Flips of signs, or of any bit of an integer, keep every value finite, so the request goes on as a real one would.
+    Every value stays finite, so the request goes on as a real one would.
+    `target` is what flips: values, or the scales of a format that has them.
     Raises `EngineError` (KVS403) if one element differs from what was planned, or if nothing was checked or flipped.
     """
     geometry = session.geometry
@@ -38,20 +49,22 @@ def run_canary(session: Session, prompt: list[int], storage_format: str, seed: i
     fault = SamplerParameters(
         per="element",
         rate=FLIPS_PER_ELEMENT,
-        mask=_native.format_mask(storage_format, "all" if _native.format_scaled(storage_format) else "sign"),
+        mask=_finite_bits(storage_format, target),
         burst_len=1,
         page_tokens=0,
         page_rate=1.0,
+        target=target,
     )
-    keys = _native.derive_keys(seed, EXPERIMENT, 0, 0)
+    keys = _native.derive_keys(seed, EXPERIMENT, 0, 0, target)
     bits = _native.format_bits(storage_format)
     sampler, layers = fault.sampler(geometry, bits), (0, geometry.layers)
+    elements, _ = fault.elements(geometry, bits)
     length = len(ids) + NEW_TOKENS
 
     def flips(key: tuple[int, int], tokens: int) -> NDArray[np.uint32]:
         """Masks `[L, 2, tokens, H, D]` of the flips that a key gives."""
         found = sampler.enumerate(key=key, request=0, layers=layers, tokens=(0, tokens))
-        masks = np.zeros((geometry.layers, 2, tokens, geometry.kv_heads, geometry.head_size), dtype=np.uint32)
+        masks = np.zeros((geometry.layers, 2, tokens, geometry.kv_heads, elements), dtype=np.uint32)
         where = tuple(found[name].astype(np.int64) for name in ("layer", "kv", "token", "head", "elem"))
         np.bitwise_xor.at(masks, where, np.uint32(1) << found["bit"].astype(np.uint32))
         return masks
@@ -75,7 +88,7 @@ def run_canary(session: Session, prompt: list[int], storage_format: str, seed: i
         faulty=np.ones(1, dtype=bool),
     )
     session.rpc("kvspec_load", table)
-    session.rpc("kvspec_watch", CanaryWatch(0, storage_format, masks, reads))
+    session.rpc("kvspec_watch", CanaryWatch(0, storage_format, masks, reads, target))
     session.generate([ids], GenerationSpec(max_tokens=NEW_TOKENS), seed)
     tally, result = session.tally([0]), session.canary()
     session.rpc("kvspec_watch", None)
@@ -87,7 +100,7 @@ def run_canary(session: Session, prompt: list[int], storage_format: str, seed: i
     if result["mismatches"] or blind or landed != planned:
         raise EngineError.one(
             "KVS403",
-            f"the canary planned {planned} flips; {landed} landed, and {result['mismatches']} of "
+            f"the canary planned {planned} flips of {target}; {landed} landed, and {result['mismatches']} of "
             f"{result['checked'] + result['checked_reads']} elements read back differ from what was planned"
             + (f" ({result['first_mismatch']})" if result["first_mismatch"] else ""),
             hint="this vLLM stores its cache in a way that kvspec does not understand: please report it",
@@ -98,3 +111,11 @@ def run_canary(session: Session, prompt: list[int], storage_format: str, seed: i
         "planned": planned,
         "landed": landed,
     }
+
+
+def _finite_bits(storage_format: str, target: str) -> int:
+    """Bits whose flips keep every value finite: any of an integer, signs of floats, all but the exponent of a scale."""
+    if target == "scales":
+        every, exponent = (_native.format_mask(storage_format, word, target) for word in ("all", "exponent"))
+        return every & ~exponent
+    return _native.format_mask(storage_format, "all" if _native.format_scaled(storage_format) else "sign")

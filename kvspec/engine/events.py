@@ -23,12 +23,13 @@ from kvspec.plan.events import read_events
 from kvspec.spec.model import GenerationSpec
 
 Columns = dict[str, NDArray[Any]]
-"""Sites in the columns of a fault map, canonical order, with the column `op`."""
+"""Sites in the columns of a fault map, canonical order, with the columns `op` and `target`."""
 
 OPS = ("flip", "set0", "set1")
-SITE_COLUMNS = ("request", "step", "layer", "kv", "head", "token", "elem", "bit", "op")
-"""`step` is the read event, or `WRITE`."""
-TYPES = (np.uint32, np.uint32, np.uint16, np.uint8, np.uint16, np.uint32, np.uint16, np.uint8, np.uint8)
+SITE_COLUMNS = ("request", "step", "layer", "kv", "head", "token", "elem", "bit", "op", "target")
+"""`step` is the read event, or `WRITE`. `target` is 1 where a row strikes a scale, element 0 of its row, and 0 for
+values."""
+TYPES = (np.uint32, np.uint32, np.uint16, np.uint8, np.uint16, np.uint32, np.uint16, np.uint8, np.uint8, np.uint8)
 WRITE = 0
 """The step of a write: no read event has it, since an event reads the tokens below its step."""
 EVENTS_AT_ONCE = 1 << 23
@@ -73,6 +74,11 @@ class EventData:
     def __len__(self) -> int:
         return len(self.prompt_len)
 
+    @property
+    def scales(self) -> bool:
+        """Whether any fault strikes scales."""
+        return bool(self.columns["target"].any())
+
     def build(self, geometry: Geometry) -> _native.EventTable:
         """The native table."""
         return _native.EventTable(
@@ -80,8 +86,9 @@ class EventData:
             bits=_native.format_bits(self.storage_format),
             starts=self.starts,
             prompt_len=self.prompt_len,
-            columns={name: self.columns[name] for name in SITE_COLUMNS if name != "op"},
+            columns={name: self.columns[name] for name in SITE_COLUMNS if name not in ("op", "target")},
             op=self.columns["op"],
+            target=self.columns["target"],
         )
 
 

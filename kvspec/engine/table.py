@@ -74,6 +74,11 @@ class TableData:
         """Whether an entry has faults of reads."""
         return bool(self.faulty[entry]) and self.sites[self.fault[entry]] != "KV_WRITE"
 
+    @property
+    def scales(self) -> bool:
+        """Whether any fault strikes scales."""
+        return any(parameters.target == "scales" for parameters in self.faults)
+
     def samplers(self, geometry: Geometry) -> list[_native.Sampler]:
         """One native sampler per distinct fault."""
         bits = _native.format_bits(self.storage_format)
@@ -92,6 +97,7 @@ class TableData:
             prompt_len=self.prompt_len,
             site=list(self.sites),
             op=list(self.ops),
+            target=[parameters.target for parameters in self.faults],
             read_master=self.read_master,
         )
 
@@ -111,7 +117,9 @@ def build_table(plan: Plan, trials: Sequence[Trial], prompt_len: Sequence[int], 
             identity = (trial.cell, trial.trial)
             if identity not in known:
                 cell = plan.cells[trial.cell]
-                known[identity] = _native.derive_keys(plan.spec.seed, cell.experiment, trial.trial, cell.fault.index)
+                known[identity] = _native.derive_keys(
+                    plan.spec.seed, cell.experiment, trial.trial, cell.fault.index, cell.fault.target
+                )
             keys[i] = known[identity]
     request = np.array([t.request for t in trials], dtype=np.uint32)
     return TableData(

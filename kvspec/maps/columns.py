@@ -50,6 +50,7 @@ class IdHasher:
     def __init__(self, header: Header) -> None:
         """Start a map without rows."""
         self._site, self._op = header.site, header.op
+        self._target = {} if header.target == "values" else {"target": header.target}
         self._geometry: MapGeometry = header.geometry
         self._hashes = {name: hashlib.sha256() for name in names(self._site, None)}
         self.rows = 0
@@ -73,6 +74,7 @@ class IdHasher:
         content = {
             "kvspec_faultmap": MAP_VERSION,
             "site": self._site,
+            **self._target,
             "geometry": asdict(self._geometry),
             "flips": self.rows,
             "columns": {name: running.hexdigest() for name, running in self._hashes.items()},

@@ -20,7 +20,7 @@ class MapDiff:
     """The differences of two maps."""
 
     same_flips: bool
-    """Equal ids: the same geometry, site and flips."""
+    """Equal ids: the same geometry, site, target and flips."""
     header: tuple[tuple[str, Any, Any], ...]
     """(JSON path, value in A, value in B) of every header field that differs."""
     common: int | None
@@ -49,7 +49,7 @@ def diff_maps(a: FaultMap, b: FaultMap, limit: int = 10) -> MapDiff:
     header = tuple(_fields(_comparable(a), _comparable(b), "$"))
     if a.id == b.id:
         return MapDiff(True, header, len(a), 0, 0, (), ())
-    comparable = a.header.geometry == b.header.geometry and a.header.site == b.header.site
+    comparable = all(getattr(a.header, name) == getattr(b.header, name) for name in ("geometry", "site", "target"))
     if not comparable:
         return MapDiff(False, header, None, None, None, (), ())
     left, right = _sites(explicit(a)), _sites(explicit(b))

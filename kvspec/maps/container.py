@@ -72,7 +72,8 @@ def _verify_key(header: Header, path: Path) -> None:
     trial, generator = header.trial, header.generator
     if trial is None or generator is None:
         return
-    keys = _native.derive_keys(trial["seed"], int(trial["experiment"], 16), trial["trial"], trial["fault"])
+    experiment = int(trial["experiment"], 16)
+    keys = _native.derive_keys(trial["seed"], experiment, trial["trial"], trial["fault"], header.target)
     if generator.key != keys[0 if header.site == "write" else 1]:
         raise RecordsError.one(
             "KVS511",

@@ -13,7 +13,7 @@ from kvspec.maps.columns import DTYPES, IdHasher, concatenate, names
 from kvspec.maps.limits import MAX_DRAWS, MAX_EVENTS, MAX_ROWS
 from kvspec.maps.model import OPS, Columns, FaultMap, Generator, Header
 from kvspec.plan.events import shown_events
-from kvspec.spec.model import Selector
+from kvspec.spec.model import TARGETS, Selector
 
 BLOCK_ROWS = 1 << 22
 """Flips that a block holds, roughly."""
@@ -34,7 +34,7 @@ def sampler_of(header: Header) -> _native.Sampler:
     """The sampler of a generative header. Raises KVS507 if its numbers are no sampler."""
     assert header.generator is not None
     try:
-        return header.generator.parameters.sampler(header.geometry.shape, header.geometry.bits)
+        return header.generator.parameters(header.target).sampler(header.geometry.shape, header.geometry.bits)
     except (ValueError, OverflowError) as error:
         raise RecordsError.one("KVS507", f"the generator is not valid: {error}", path="$.generator") from error
 
@@ -152,12 +152,13 @@ def explicit(fault_map: FaultMap) -> FaultMap:
 
 
 def events_of(maps: Sequence[FaultMap]) -> Columns:
-    """All flips of the maps of a trial, with the columns that a map may lack: `step`, which is 0 for a write, and `op`.
+    """All flips of the maps of a trial, with the columns that a map may lack: `step`, which is 0 for a write, `op`, and
+    `target`, 1 where it is a scale.
 
     Raises like `explicit`.
     """
     parts = [_with_all_columns(explicit(fault_map)) for fault_map in maps]
-    return {name: np.concatenate([part[name] for part in parts]) for name in DTYPES}
+    return {name: np.concatenate([part[name] for part in parts]) for name in (*DTYPES, "target")}
 
 
 def _with_all_columns(whole: FaultMap) -> Columns:
@@ -167,4 +168,5 @@ def _with_all_columns(whole: FaultMap) -> Columns:
         columns["step"] = np.zeros(len(whole), DTYPES["step"])
     if whole.header.op is not None:
         columns["op"] = np.full(len(whole), OPS.index(whole.header.op), DTYPES["op"])
+    columns["target"] = np.full(len(whole), TARGETS.index(whole.header.target), np.uint8)
     return columns

@@ -109,6 +109,8 @@ def _check_meaning(header: Header, what: str) -> None:
     geometry, coverage = header.geometry, header.coverage
     if geometry.bits * geometry.head_size > 2**15:
         raise _wrong(what, "has rows of more than 32768 bits", "$.geometry.head_size")
+    if header.target == "scales" and not _native.format_scaled(geometry.format):
+        raise _wrong(what, f"strikes scales, which a {geometry.format} cache does not have", "$.target")
     if header.kind == "generative" and header.generator is None:
         raise _wrong(what, "is generative and has no generator", "$.generator")
     if coverage.tokens and coverage.prompt_tokens > 2**32 - 1:

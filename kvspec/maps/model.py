@@ -24,6 +24,7 @@ from kvspec.spec.model import Range, Selector
 
 MAP_VERSION = 1
 Site = Literal["write", "read"]
+Target = Literal["values", "scales"]
 Op = Literal["flip", "set0", "set1"]
 OPS: tuple[Op, ...] = ("flip", "set0", "set1")
 """Position = code in the column `op`."""
@@ -59,6 +60,12 @@ class MapGeometry:
         """Bits of an element."""
         return _native.format_bits(self.format)
 
+    def elements(self, target: Target) -> tuple[int, int]:
+        """(elements of a row, bits of each): the codes, or one scale."""
+        if target == "values":
+            return self.head_size, self.bits
+        return 1, _native.format_bits(self.format, target)
+
     @property
     def shape(self) -> Geometry:
         """Without the storage format."""
@@ -93,10 +100,10 @@ class Generator:
     """Write key, or read master of a map of reads."""
     where: Selector = field(default_factory=Selector)
 
-    @property
-    def parameters(self) -> SamplerParameters:
+    def parameters(self, target: Target) -> SamplerParameters:
         """In the words of the plan."""
-        return SamplerParameters(self.per, self.rate, self.mask, self.burst_len, self.page_tokens, self.page_rate)
+        drawn = (self.per, self.rate, self.mask, self.burst_len, self.page_tokens, self.page_rate)
+        return SamplerParameters(*drawn, target)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; floats as exact hexadecimal text, the key as 16 digits."""
@@ -163,11 +170,13 @@ class Header:
     geometry: MapGeometry
     coverage: Coverage
     site: Site = "write"
+    target: Target = "values"
+    """What every row strikes: an element, or the scale of a row, which is then element 0."""
     op: Op | None = "flip"
     """Of all flips; `None` if the column `op` tells it row by row."""
     flips: int = 0
     id: str = ""
-    """sha256 of the canonical content: geometry, site and flips (docs/faultmap.md)."""
+    """sha256 of the canonical content: geometry, site, target and flips (docs/faultmap.md)."""
     kind: Literal["generative", "explicit"] = "generative"
     generator: Generator | None = None
     """`None` where no sampler made the map, say after shrinking."""
@@ -196,6 +205,8 @@ class Header:
             value = getattr(self, item.name)
             if item.name in _VARIABLE or item.name == "notes" or value is None:
                 continue
+            if item.name == "target" and value == "values":
+                continue  # said only where it is not so, as in maps from before there were others
             if isinstance(value, (MapGeometry, Coverage)):
                 value = asdict(value)
             elif isinstance(value, Generator):

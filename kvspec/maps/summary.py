@@ -53,13 +53,14 @@ def summarize(fault_map: FaultMap, limit: int) -> MapSummary:
     columns = whole.columns
     assert columns is not None
     geometry = header.geometry
+    _, bits = geometry.elements(header.target)
     counts = {
         name: np.bincount(columns[name], minlength=size)
         for name, size in (
             ("layer", geometry.layers),
             ("kv", geometry.planes),
             ("head", geometry.kv_heads),
-            ("bit", geometry.bits),
+            ("bit", bits),
         )
     }
     steps: dict[int, int] = {}

@@ -50,8 +50,9 @@ def from_trial(
     spec, cell = plan.spec, plan.cells[trial.cell]
     fault = cell.fault
     site = site or _SITES[fault.site][0]
-    keys = _native.derive_keys(spec.seed, cell.experiment, trial.trial, fault.index)
-    parameters = sampler_parameters(fault, spec.model.storage_format, geometry)
+    keys = _native.derive_keys(spec.seed, cell.experiment, trial.trial, fault.index, fault.target)
+    parameters = asdict(sampler_parameters(fault, spec.model.storage_format, geometry))
+    target = parameters.pop("target")
     text = spec.prompts.texts[trial.request]
     prompt = {"sha256": hashlib.sha256(text.encode()).hexdigest()} if withhold_prompt else {"text": text}
     seed = spec.generation.seed if spec.generation.seed is not None else spec.seed
@@ -59,8 +60,9 @@ def from_trial(
         geometry=MapGeometry.of(geometry, spec.model.storage_format),
         coverage=Coverage(prompt_tokens=prompt_len, tokens=written),
         site=site,
+        target=target,
         op=getattr(fault, "op", "flip"),
-        generator=Generator(**asdict(parameters), key=keys[0 if site == "write" else 1], where=fault.where),
+        generator=Generator(**parameters, key=keys[0 if site == "write" else 1], where=fault.where),
         plan=plan.digest,
         trial={
             "id": trial.id,

@@ -22,6 +22,7 @@ class MapValidator:
         self._header, self._what = header, what
         geometry, coverage, steps = header.geometry, header.coverage, header.coverage.steps
         request = (header.trial or {}).get("request")
+        elements, bits = geometry.elements(header.target)
         self._check = _native.MapCheck(
             request=(0, 2**32) if request is None else (request, request + 1),
             step=(steps.start, steps.stop) if header.site == "read" else None,
@@ -29,8 +30,8 @@ class MapValidator:
             kv=(0, geometry.planes),
             head=(0, geometry.kv_heads),
             token=(0, coverage.tokens),
-            elem=(0, geometry.head_size),
-            bit=(0, geometry.bits),
+            elem=(0, elements),
+            bit=(0, bits),
         )
         self._hasher = IdHasher(header)
         self._names = names(header.site, header.op)

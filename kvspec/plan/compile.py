@@ -25,6 +25,7 @@ def _what_varies(faults: list[Fault]) -> Iterable[str]:
     """A suffix per cell that names only the swept parameters, such as `[1e-05]` or `[KV_READ, 1e-05]`."""
     aspects: tuple[Callable[[Fault], str], ...] = (
         lambda f: f.site,
+        lambda f: f.target,
         lambda f: f.op,
         lambda f: f"burst {f.burst_len}",
         lambda f: f.msb_policy or "",

@@ -11,6 +11,8 @@ from kvspec.models import Geometry
 from kvspec.spec.model import Fault, Rate
 
 MBIT = 2**20
+SCALE_BITS = 32
+"""A stored scale is a float32."""
 FIT_HOURS = 1e9
 """FIT counts failures per 10^9 device-hours."""
 
@@ -29,12 +31,19 @@ class SamplerParameters:
     page_tokens: int
     """0: no page model."""
     page_rate: float
+    target: str = "values"
+    """values or scales."""
+
+    def elements(self, geometry: Geometry, bits: int) -> tuple[int, int]:
+        """(elements of a row, bits of each): D codes of `bits` bits, or one scale (sampling-scales.md)."""
+        return (geometry.head_size, bits) if self.target == "values" else (1, SCALE_BITS)
 
     def sampler(self, geometry: Geometry, bits: int) -> _native.Sampler:
-        """Bind to the geometry of a layer whose elements have `bits` bits."""
+        """Bind to the geometry of a layer whose codes have `bits` bits."""
+        head_size, width = self.elements(geometry, bits)
         return _native.Sampler(
-            head_size=geometry.head_size,
-            bits=bits,
+            head_size=head_size,
+            bits=width,
             heads=geometry.kv_heads,
             planes=geometry.planes,
             rate=self.rate,
@@ -52,20 +61,23 @@ def fit_probability(raw_fit_per_mbit: float, residency_hours: float) -> float:
 
 
 def eligible_mask(fault: Fault, storage_format: str) -> int:
-    """Bits of an element that the fault may touch. Raises `PlanError` (KVS304)."""
+    """Bits of an element, a code or a scale, that the fault may touch. Raises `PlanError` (KVS304)."""
+    try:
+        width = _native.format_bits(storage_format, fault.target)
+    except ValueError as error:
+        raise PlanError.one("KVS304", str(error), path=f"$.faults[{fault.index}].target") from error
     if isinstance(fault.bits, tuple):
-        width = _native.format_bits(storage_format)
         if wrong := [bit for bit in fault.bits if bit >= width]:
             raise PlanError.one(
                 "KVS304",
-                f"bit `{wrong[0]}` does not exist in {storage_format}",
+                f"bit `{wrong[0]}` does not exist in {fault.target} of {storage_format}",
                 path=f"$.faults[{fault.index}].bits",
                 expected=f"bits 0 to {width - 1}",
             )
         return sum(1 << bit for bit in set(fault.bits))
     word = fault.msb_policy or fault.bits
     try:
-        return _native.format_mask(storage_format, word)
+        return _native.format_mask(storage_format, word, fault.target)
     except ValueError as error:
         raise PlanError.one(
             "KVS304",
@@ -85,9 +97,10 @@ def sampler_parameters(fault: Fault, storage_format: str, geometry: Geometry) ->
             burst_len=fault.burst_len,
             page_tokens=fault.page_tokens,
             page_rate=_page_rate(fault, mask, geometry),
+            target=fault.target,
         )
     per, rate = _unit_and_probability(fault.rate, geometry)
-    return SamplerParameters(per, _checked(fault, rate), mask, fault.burst_len, page_tokens=0, page_rate=1.0)
+    return SamplerParameters(per, _checked(fault, rate), mask, fault.burst_len, 0, 1.0, fault.target)
 
 
 def _unit_and_probability(rate: Rate, geometry: Geometry) -> tuple[str, float]:
@@ -108,7 +121,8 @@ def _page_rate(fault: Fault, mask: int, geometry: Geometry) -> float:
     if fault.rate.unit == "per_page":
         return _checked(fault, fault.rate.value)
     per, rate = _unit_and_probability(fault.rate, geometry)
-    eligible_bits = mask.bit_count() * {"bit": 0, "element": 1, "row": geometry.head_size}[per] or 1
+    head_size = geometry.head_size if fault.target == "values" else 1
+    eligible_bits = mask.bit_count() * {"bit": 0, "element": 1, "row": head_size}[per] or 1
     return _checked(fault, rate / eligible_bits / fault.page_density)
 
 
@@ -126,7 +140,8 @@ def _checked(fault: Fault, probability: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Dose:
-    """Expected flips of one fault in every unit, selectors not applied. All figures are expectations."""
+    """Expected flips of one fault in every unit, selectors not applied. All figures are expectations. Elements, bits
+    and bytes are those of what the fault strikes: values or scales."""
 
     per_eligible_bit: float
     per_element: float
@@ -136,17 +151,18 @@ class Dose:
     per_token: float
     """Per token, over all layers."""
     per_gib: float
-    """Per GiB of cache contents."""
+    """Per GiB of the values, or of the scales, in the cache."""
 
 
 def dose(parameters: SamplerParameters, geometry: Geometry, bits: int) -> Dose:
     """Convert a fault into all units. The flips of a row come from the sampler, which knows bursts and pages."""
     per_row = parameters.sampler(geometry, bits).expected_flips_per_row
-    row_bits = geometry.head_size * bits
+    head_size, width = parameters.elements(geometry, bits)
+    row_bits = head_size * width
     per_layer = per_row * geometry.rows_per_token
     return Dose(
-        per_eligible_bit=per_row / (geometry.head_size * parameters.mask.bit_count()),
-        per_element=per_row / geometry.head_size,
+        per_eligible_bit=per_row / (head_size * parameters.mask.bit_count()),
+        per_element=per_row / head_size,
         per_row=per_row,
         per_token_layer=per_layer,
         per_token=per_layer * geometry.layers,

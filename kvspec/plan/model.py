@@ -69,6 +69,8 @@ def experiment_id(fault: Fault) -> int:
     without moving the others (sampling.md, section 1); leaving `op` out puts stuck-ats where the flips are (section 7).
     """
     identity = {key: value for key, value in asdict(fault).items() if key not in ("name", "index", "where", "op")}
+    if fault.target == "values":
+        del identity["target"]  # as it was before there were faults of scales
     digest = hashlib.sha256(canonical_json(identity).encode()).digest()
     return int.from_bytes(digest[:8], "little")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, Self
 
 from kvspec.engine.canary import LENGTH as CANARY_LENGTH
-from kvspec.engine.canary import run_canary
+from kvspec.engine.canary import run_canaries
 from kvspec.engine.events import Answer, Columns, Request, run_requests
 from kvspec.engine.fingerprint import facts
 from kvspec.engine.prompts import load_tokenizer, materialize
@@ -38,6 +38,7 @@ class Bench:
         """
         self.cases, self.model = cases, model
         reads = any(m.header.site == "read" for case in cases for m in case.maps)
+        scales = any(m.header.target == "scales" for case in cases for m in case.maps)
         observer.phase("preparing the model")
         source = materialize(model)
         self.tokenizer = load_tokenizer(model, source)
@@ -60,7 +61,7 @@ class Bench:
         try:
             self._require_geometry(MapGeometry.of(self.session.geometry, model.storage_format))
             observer.phase("checking the injector")
-            run_canary(self.session, self._prompts[0], model.storage_format, seed=0)
+            run_canaries(self.session, self._prompts[0], model.storage_format, seed=0, scales=scales)
             self.environment = facts(self.session)
         except BaseException:
             self.session.close()

@@ -18,7 +18,7 @@ from kvspec.maps.trial import subset
 from kvspec.replay.bench import Bench
 from kvspec.replay.case import Case, refused
 from kvspec.replay.ddmin import Rows, ddmin
-from kvspec.spec.model import EngineSpec, ModelSpec
+from kvspec.spec.model import TARGETS, EngineSpec, ModelSpec
 
 Until = Literal["sdc", "due", "nan", "differs", "wrong", "same"]
 UNTIL: dict[Until, str] = {
@@ -62,6 +62,8 @@ class Flip:
     elem: int
     bit: int
     op: str
+    target: str
+    """values, or scales: the value is then that of the scale."""
     before: float | None
     """`None` if no flip of this element changed it: a stuck-at that found the bit as it leaves it."""
     after: float | None
@@ -232,7 +234,7 @@ class _Shrinking:
 def _flips(events: Columns, answer: Answer) -> tuple[Flip, ...]:
     """The flips with the values that the read-back found. An element that no flip changed is not among the changes."""
     changes = answer.changes or {}
-    names = ("step", "layer", "kv", "head", "token", "elem")
+    names = ("step", "layer", "kv", "head", "token", "elem", "target")
     count = len(changes["before"]) if changes else 0
     places = {tuple(int(changes[n][i]) for n in names): i for i in range(count)}
     flips = []
@@ -244,6 +246,7 @@ def _flips(events: Columns, answer: Answer) -> tuple[Flip, ...]:
                 **{n: int(events[n][i]) for n in ("step", "layer", "head", "token", "elem", "bit")},
                 kv="KV"[int(events["kv"][i])],
                 op=OPS[int(events["op"][i])],
+                target=TARGETS[int(events["target"][i])],
                 before=_value(found["before_value"]),
                 after=_value(found["after_value"]),
                 before_code=found["before"],

@@ -58,6 +58,8 @@ def _rest(cell: CellScore, kind: str) -> str:
     fault = cell.plan.fault
     where = fault["where"]
     parts = [str(fault["model"]), str(fault["site"]), words.rate(fault)]
+    if fault.get("target", "values") == "scales":
+        parts.append("scales")
     if fault["model"] == "burst":
         parts.append(f"burst {fault['burst_len']}")
     if kind == "layer" and len(where["cache"]) == 1:

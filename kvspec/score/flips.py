@@ -67,7 +67,7 @@ class CellDraws:
     def of_trial(self, request: int, trial: int, prompt_tokens: int) -> dict[str, Any]:
         """The arguments of the sampler for a trial, its tokens apart."""
         return {
-            "key": _native.derive_keys(self.seed, self.experiment, trial, self.fault.index)[0],
+            "key": _native.derive_keys(self.seed, self.experiment, trial, self.fault.index, self.fault.target)[0],
             "request": request,
             "layers": (0, self.layers),
             "prompt_len": prompt_tokens,
@@ -130,6 +130,7 @@ def _fault(data: Mapping[str, Any]) -> Fault:
             cache=tuple(where["cache"]),
             tokens=tokens if isinstance(tokens, str) else (_pairs(tokens) or ()),  # type: ignore[arg-type]
         ),
+        target=data.get("target", "values"),
     )
 
 

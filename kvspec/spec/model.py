@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kvspec.stats.design import Looks  # only a design with looks needs it, and it takes a while to import
 
 SITES = ("KV_WRITE", "KV_READ", "BOTH")
+TARGETS = ("values", "scales")
 OPS = ("flip", "set0", "set1")
 FAULT_MODELS = ("random", "burst", "msb_biased", "page_local")
 MSB_POLICIES = ("BYTE_TOPBITS", "FP16_EXPONENT", "INT4_NIBBLE")
@@ -170,6 +171,8 @@ class Fault:
     where: Selector = field(default_factory=Selector)
     op: str = "flip"
     """What happens to a bit that is hit: flip, set0 or set1 (stuck-at). The sites are the same."""
+    target: str = "values"
+    """values, or scales: of int8 or int4 caches the float32 that the codes of a row (token, layer, K|V, head) share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +222,7 @@ class Spec:
     prompts: PromptSpec
     generation: GenerationSpec
     faults: tuple[Fault, ...]
-    """One per cell, in file order. Within an entry the order is site, op, burst_len, msb_policy, where, rate."""
+    """One per cell, in file order; within an entry by site, target, op, burst_len, msb_policy, where, rate."""
     controls: Controls
     trials: TrialSpec
     seed: int
@@ -247,8 +250,11 @@ class Spec:
         """Plain data, the canonical resolved form written beside every run."""
         data = asdict(replace(self, marks={}))
         del data["marks"]
+        for fault in data["faults"]:
+            if fault["target"] == "values":
+                del fault["target"]  # a plan without faults of scales has the digest that it always had
         if not self.prompts.tasks:
-            del data["prompts"]["tasks"]  # a plan without graded prompts has the digest that it always had
+            del data["prompts"]["tasks"]  # likewise
         for part, key in (("trials", "looks"), ("generation", "logprobs")):
             if data[part][key] is None:
                 del data[part][key]  # likewise

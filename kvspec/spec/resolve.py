@@ -69,10 +69,11 @@ def build_spec(root: Node, prompts: PromptSpec, source: str) -> Spec:
 
 
 def _axes(entry: Data) -> tuple[list[Any], ...]:
-    """What an entry sweeps, slowest first: site, op, burst_len, msb_policy, where, rate."""
+    """What an entry sweeps, slowest first: site, target, op, burst_len, msb_policy, where, rate."""
     model = entry["model"]
     return (
         _list(entry["site"]),
+        _list(entry.get("target", "values")),
         _list(entry.get("op", "flip")),
         _list(entry.get("burst_len", DEFAULT_BURST_LEN)) if model == "burst" else [1],
         _list(entry.get("msb_policy", DEFAULT_MSB_POLICY)) if model == "msb_biased" else [None],
@@ -84,7 +85,7 @@ def _axes(entry: Data) -> tuple[list[Any], ...]:
 def _expand(index: int, entry: Data) -> Iterator[Fault]:
     """The concrete faults of an entry: one per cell."""
     bits = entry.get("bits", "all")
-    for site, op, burst_len, msb_policy, where, rate in itertools.product(*_axes(entry)):
+    for site, target, op, burst_len, msb_policy, where, rate in itertools.product(*_axes(entry)):
         yield Fault(
             name=entry["name"],
             index=index,
@@ -93,6 +94,7 @@ def _expand(index: int, entry: Data) -> Iterator[Fault]:
             rate=rate,
             burst_len=int(burst_len),
             op=op,
+            target=target,
             msb_policy=msb_policy,
             bits=bits if bits in BIT_FIELDS else tuple(sorted(map(int, bits))),
             page_tokens=int(entry.get("page_tokens", DEFAULT_PAGE_TOKENS)),

@@ -18,6 +18,8 @@ _LIMITS = {"layers": 1 << 16, "heads": (1 << 15) - 1, "tokens": 1 << 32, "steps"
 """First number beyond each kind of range, from section 1 of the sampling specification."""
 
 _STORAGE_BITS = {"auto": 16, **{name: _native.format_bits(name) for name in STORAGE_FORMATS}}
+_SCALED = [name for name in STORAGE_FORMATS if _native.format_scaled(name)]
+SCALE_BITS = _native.format_bits(_SCALED[0], "scales")
 
 
 def check_tree(root: Node) -> PromptSpec:
@@ -114,6 +116,7 @@ def _check_names(faults: Node, findings: Findings) -> None:
 
 
 def _check_fault(root: Node, fault: Node, path: str, findings: Findings) -> None:
+    _check_target(root, fault, path, findings)
     _check_bits(root, fault, path, findings)
     _check_page_rate(fault, path, findings)
     site = fault.get("site")
@@ -155,18 +158,42 @@ def _check_ranges(selected: Node, path: str, limit: int, findings: Findings) -> 
             findings.add("KVS205", f"{show(item)} is out of range", item.mark, place, expected=f"numbers below {limit}")
 
 
-def _check_bits(root: Node, fault: Node, path: str, findings: Findings) -> None:
-    bits = fault.get("bits")
+def _targets(fault: Node) -> set[object]:
+    target = fault.get("target")
+    return {"values"} if target is None else {item.value for item in target.items}
+
+
+def _storage(root: Node) -> str:
     dtype = root.get("model", "kv_cache_dtype")
-    name = dtype.value if dtype is not None and isinstance(dtype.value, str) else "auto"
-    width = _STORAGE_BITS.get(name)
+    return dtype.value if dtype is not None and isinstance(dtype.value, str) else "auto"
+
+
+def _check_target(root: Node, fault: Node, path: str, findings: Findings) -> None:
+    target, storage = fault.get("target"), _storage(root)
+    if target is None or "scales" not in _targets(fault) or storage in _SCALED or storage not in _STORAGE_BITS:
+        return
+    findings.add(
+        "KVS206",
+        f"`target: scales` strikes scales in the cache, and `kv_cache_dtype: {storage}` has none there",
+        target.mark,
+        f"{path}.target",
+        expected=f"a cache of {' or '.join(_SCALED)}",
+        hint="fp8 has one scale per layer, which lies outside of the cache" if storage.startswith("fp8") else None,
+    )
+
+
+def _check_bits(root: Node, fault: Node, path: str, findings: Findings) -> None:
+    bits, name = fault.get("bits"), _storage(root)
+    width, what = _STORAGE_BITS.get(name), f"an element of `kv_cache_dtype: {name}`"
+    if "values" not in _targets(fault):
+        width, what = SCALE_BITS, "a scale, which is a float32"
     if bits is None or not isinstance(bits.value, list) or width is None:
         return
     for index, bit in enumerate(bits.items):
         if bit.plain() >= width:
             findings.add(
                 "KVS205",
-                f"there is no bit {show(bit)} in an element of `kv_cache_dtype: {name}`",
+                f"there is no bit {show(bit)} in {what}",
                 bit.mark,
                 f"{path}.bits[{index}]",
                 expected=f"bits from 0 to {width - 1}",

@@ -63,20 +63,21 @@ def stray_bits(draws: Sequence[Draw], mask: int) -> int:
 def rate(draws: Sequence[Draw], fault: SamplerParameters, geometry: Geometry) -> Rate:
     """Compare the number of units that were hit with the binomial distribution that the fault declares."""
     rows = geometry.layers * geometry.planes * geometry.kv_heads
+    elements, _ = fault.elements(geometry, 0)
     bits = fault.mask.bit_count()
     positions = sum(d.tokens for d in draws)
     if fault.page_tokens:
-        per_page = geometry.kv_heads * geometry.head_size * bits * fault.page_tokens
+        per_page = geometry.kv_heads * elements * bits * fault.page_tokens
         pages = sum(d.tokens // fault.page_tokens for d in draws) * geometry.layers * geometry.planes
         hit = sum(_pages_hit(d, fault.page_tokens) for d in draws)
         return _rate("pages", pages, fault.page_rate * -np.expm1(per_page * np.log1p(-fault.rate)), hit)
     if fault.burst_len > 1:
-        units = {"bit": geometry.head_size * bits, "element": geometry.head_size, "row": 1}[fault.per]
+        units = {"bit": elements * bits, "element": elements, "row": 1}[fault.per]
         return _rate("rows", positions * rows, -np.expm1(units * np.log1p(-fault.rate)), _distinct(draws, ROW))
     if fault.per == "bit":
-        return _rate("bits", positions * rows * geometry.head_size * bits, fault.rate, flips(draws))
+        return _rate("bits", positions * rows * elements * bits, fault.rate, flips(draws))
     if fault.per == "element":
-        return _rate("elements", positions * rows * geometry.head_size, fault.rate, _distinct(draws, ELEMENT))
+        return _rate("elements", positions * rows * elements, fault.rate, _distinct(draws, ELEMENT))
     return _rate("rows", positions * rows, fault.rate, _distinct(draws, ROW))
 
 

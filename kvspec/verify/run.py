@@ -23,11 +23,12 @@ from kvspec.models import describe
 from kvspec.plan import Plan, Trial
 from kvspec.plan.dose import sampler_parameters
 from kvspec.plan.events import read_events
-from kvspec.spec.model import Fault, ModelSpec, Selector, Spec
+from kvspec.spec.model import TARGETS, Fault, ModelSpec, Selector, Spec
 from kvspec.verify import measure
 from kvspec.verify.certificate import Certificate, Check, FaultRow
 from kvspec.verify.plan import NEW_TOKENS, READS, SEED, SEQUENCES, WRITES, self_test
 
+VALUES = TARGETS.index("values")
 SHOWN = 6
 """Sites that a finding names."""
 
@@ -236,7 +237,7 @@ class _Suite:
             names.append(name)
             # The prefill shows it, or the first token of the answer does.
             decode = max(token + 1, step) > prompt
-            sites = [(0, step, *row, token, elem, bit, OPS.index("flip")) for elem in elems]
+            sites = [(0, step, *row, token, elem, bit, OPS.index("flip"), VALUES) for elem in elems]
             requests.append(self._listed(sites, new_tokens=2 if decode else 1))
 
         for number, (layer, kv, head) in enumerate(np.ndindex(shape.layers, 2, shape.kv_heads)):
@@ -279,7 +280,7 @@ class _Suite:
         ids, shape = self._prompts[0], self._geometry
         ones = range(_native.format_bits(self._format) - 1)
         sites = [
-            (0, WRITE, layer, 1, head, token, elem, bit, OPS.index("set1"))
+            (0, WRITE, layer, 1, head, token, elem, bit, OPS.index("set1"), VALUES)
             for layer, head, token, elem, bit in np.ndindex(shape.layers, shape.kv_heads, len(ids), 1, len(ones))
         ]
         poisoned = [self._listed(sites)] * (2 * SEQUENCES)

@@ -116,7 +116,7 @@ def listed(model: str) -> list[dict[str, Any]]:
             sites[:60, 1] = WRITE
             sites = np.unique(sites, axis=0)
             sites = sites[(sites[:, 1] == WRITE) | (sites[:, 5] < sites[:, 1])]
-            columns = [*sites.T, rng.integers(0, 3, len(sites))]
+            columns = [*sites.T, rng.integers(0, 3, len(sites)), np.zeros(len(sites))]
             events = {n: c.astype(t) for n, c, t in zip(SITE_COLUMNS, columns, TYPES, strict=True)}
             requests.append(Request(prompt, generation, 0, events if number else no_events()))
         answers = dict(run_requests(engine, "bf16", requests, record=True))

@@ -97,12 +97,12 @@ def wrong_format(monkeypatch: pytest.MonkeyPatch) -> None:
 def scales_of_another_token(monkeypatch: pytest.MonkeyPatch) -> None:
     from kvspec.engine.vllm import cpu as injector
 
-    original = injector._store_scales
+    original = injector._store_rows
 
-    def shifted(store: Any, scales: Any, slots: Any) -> None:
-        original(store, np.roll(scales, 1, axis=1), slots)
+    def shifted(store: Any, rows: Any, slots: Any) -> None:
+        original(store, np.roll(rows, 1, axis=1) if rows.ndim == 3 else rows, slots)
 
-    monkeypatch.setattr(injector, "_store_scales", shifted)
+    monkeypatch.setattr(injector, "_store_rows", shifted)
 
 
 def wrong_key(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from kvspec import _native
 from kvspec.engine.events import SITE_COLUMNS, TYPES, Columns, EventData, Request
 from kvspec.engine.vllm.readback import ReadBack, together
 from kvspec.engine.vllm.step import Step
-from kvspec.engine.vllm.storage import Written, rounded
+from kvspec.engine.vllm.storage import Rows, Written, rounded
 from kvspec.models import Geometry
 from kvspec.spec.model import GenerationSpec
 
@@ -25,16 +25,23 @@ OFFSETS = np.random.default_rng(0).permutation(2 * BLOCK * 2 * 16).astype(np.int
 PROMPT = 11
 
 
-def listed(count: int, bits: int, seed: int, reads: int = 0) -> Columns:
+def listed(count: int, bits: int, seed: int, reads: int = 0, scales: int = 0) -> Columns:
     """Distinct sites in canonical order, every op among them; `reads` more in the read events of the prompt and of
-    five tokens, of which not all are made."""
+    five tokens, of which not all are made; of both, `scales` more are of scales."""
     generator = np.random.default_rng(seed)
-    tops = (1, 1, SHAPE.layers, 2, 2, 20, 16, bits)
-    sites = np.stack([generator.integers(0, top, count + reads) for top in tops], 1)
-    sites[count:, 1] = generator.integers(PROMPT, PROMPT + 6, reads)
-    sites[count:, 5] %= sites[count:, 1]
-    sites = np.unique(sites, axis=0)
-    columns = [*sites.T, generator.integers(0, 3, len(sites))]
+    tops = (1, 1, SHAPE.layers, 2, 2, 20, 16, bits, 1)
+    of_scales = (1, 1, SHAPE.layers, 2, 2, 20, 1, 32, 1)
+    counts = [count, reads, scales if count else 0, scales if reads else 0]
+    parts = []
+    for number, size in enumerate(counts):
+        part = np.stack([generator.integers(0, top, size) for top in (of_scales if number > 1 else tops)], 1)
+        part[:, 8] = number > 1
+        if number % 2:
+            part[:, 1] = generator.integers(PROMPT, PROMPT + 6, size)
+            part[:, 5] %= part[:, 1]
+        parts.append(part)
+    sites = np.unique(np.concatenate(parts), axis=0)
+    columns = [*sites.T[:8], generator.integers(0, 3, len(sites)), sites.T[8]]
     return {name: c.astype(dtype) for name, c, dtype in zip(SITE_COLUMNS, columns, TYPES, strict=True)}
 
 
@@ -44,7 +51,9 @@ class Cache:
     def __init__(self, storage: str) -> None:
         self.storage = storage
         self.words = [np.zeros(BLOCKS * OFFSETS.size, np.uint32) for _ in range(SHAPE.layers)]
-        self.scales = np.zeros((SHAPE.layers, BLOCKS, 2, BLOCK, 2), np.float32)
+        self.scaled = _native.format_scaled(storage)
+        self.codes = np.zeros((SHAPE.layers, BLOCKS, 2, BLOCK, 2, 16), np.uint8)
+        self.scales = np.zeros((SHAPE.layers, BLOCKS, 2, BLOCK, 2), np.uint32)
         self.blocks = np.array([[7, 2, 9], [4, 11, 1]], np.int32)
         self.generator = torch.Generator().manual_seed(3)
 
@@ -54,22 +63,25 @@ class Cache:
     def write(self, layer: int, rows: Any, tokens: Any) -> Written:
         """Random K and V, stored as the backend would."""
         made = [rounded(torch.randn(len(rows), 2, 16, generator=self.generator), self.storage) for _ in range(2)]
-        (key, k_scale), (value, v_scale) = made
-        self.words[layer][self.at(rows, tokens)] = (
-            torch.stack([key, value]).permute(0, 2, 3, 1).contiguous().numpy().view(np.uint32)
-        )
-        scales = None if k_scale is None or v_scale is None else np.stack([k_scale, v_scale])
-        if scales is not None:
-            self.scales[layer][self.blocks[rows, tokens // BLOCK], :, tokens % BLOCK] = scales.swapaxes(0, 1)
-        return Written(key, value, scales, torch.zeros(len(rows), dtype=torch.int64))
+        held = Rows.of(*made)
+        self.words[layer][self.at(rows, tokens)] = held.values.permute(0, 2, 3, 1).contiguous().numpy().view(np.uint32)
+        where = self.blocks[rows, tokens // BLOCK], slice(None), tokens % BLOCK
+        for name, state in self.state(layer).items():
+            state[where] = getattr(held, name).swapaxes(0, 1)
+        return Written(held, torch.zeros(len(rows), dtype=torch.int64))
 
-    def read(self, layer: int, rows: Any, tokens: Any) -> torch.Tensor:
-        found = self.words[layer][self.at(rows, tokens)].view(np.float32)
-        return torch.from_numpy(found).permute(0, 3, 1, 2)
+    def state(self, layer: int) -> dict[str, Any]:
+        """Codes and scales, of formats that have them."""
+        return {"codes": self.codes[layer], "scales": self.scales[layer]} if self.scaled else {}
 
-    def read_heads(self, layer: int, heads: slice, rows: Any, tokens: Any) -> torch.Tensor:
+    def read(self, layer: int, rows: Any, tokens: Any) -> Rows:
+        found = torch.from_numpy(self.words[layer][self.at(rows, tokens)].view(np.float32)).permute(0, 3, 1, 2)
+        where = self.blocks[rows, tokens // BLOCK], slice(None), tokens % BLOCK
+        return Rows(found, **{name: x[where].swapaxes(0, 1) for name, x in self.state(layer).items()})
+
+    def read_heads(self, layer: int, heads: slice, rows: Any, tokens: Any) -> Rows:
         """What a tensor-parallel rank sees."""
-        return self.read(layer, rows, tokens)[:, :, heads]
+        return self.read(layer, rows, tokens).of_heads(heads)
 
 
 STEPS = [((0, 1), (0, 0), (5, 11)), ((0, 1), (5, 11), (6, 1)), ((1,), (12,), (1,)), ((0, 1), (11, 13), (1, 1))]
@@ -84,12 +96,14 @@ def run(
     restart: bool = False,
     when: str = "written",
     ranks: list[ReadBack] | None = None,
+    scales: int = 0,
+    strike: Any = None,
 ) -> tuple[ReadBack, list[Request], Any]:
     """The watch of the whole model, what was listed, what the injector counted. `sabotage` changes the cache once it is
     `written`, while it is `exposed` to attention, or `after` that. `ranks` gets the watches of two tensor-parallel
-    ranks, each with a head of its own and nothing else."""
+    ranks, each with a head of its own and nothing else. `strike` is a sabotage of codes and scales."""
     bits = _native.format_bits(storage)
-    events = [listed(0, bits, 0), listed(400, bits, 1, reads), listed(50, bits, 2, reads)]
+    events = [listed(0, bits, 0), listed(400, bits, 1, reads, scales), listed(50, bits, 2, reads, scales)]
     requests = [Request([1] * PROMPT, GenerationSpec(), 0, columns) for columns in events]
     data = EventData.of(storage, requests)
     table, watch = data.build(SHAPE), ReadBack(storage, data.starts, data.columns, data.prompt_len, record=True)
@@ -109,13 +123,15 @@ def run(
                 "offsets": OFFSETS,
                 "block_stride": OFFSETS.size,
                 "format": storage,
-                "scales": cache.scales[layer].view(np.uint32) if _native.format_scaled(storage) else None,
+                **cache.state(layer),
             }
             words, read = cache.words[layer], partial(cache.read, layer)
 
-            def reached(moment: str, words: Any = words, at: Any = at) -> None:
+            def reached(moment: str, words: Any = words, at: Any = at, layer: int = layer) -> None:
                 if sabotage is not None and moment == when:
                     sabotage(words, at)
+                if strike is not None and moment == when:
+                    strike(**{name: state[cache.blocks[1, 0]] for name, state in cache.state(layer).items()})
 
             written = cache.write(layer, np.array(rows)[index], tokens)
             writes.inject(layer, words, **how)
@@ -123,21 +139,20 @@ def run(
             watch.check(layer, step, written, read)
             heads = [(rank, slice(head, head + 1)) for head, rank in enumerate(ranks or ())]
             for rank, mine in heads:
-                scales = None if written.scales is None else written.scales[..., mine]
-                part = Written(written.key[:, mine], written.value[:, mine], scales, written.slots)
+                part = Written(written.rows.of_heads(mine), written.slots)
                 rank.check(layer, step, part, partial(cache.read_heads, layer, mine))
             for exposed in (True, False):
                 if exposed:
                     transient.inject(layer, words, **how)
                 else:
-                    transient.restore(words, format=storage)
+                    transient.restore(words, format=storage, **cache.state(layer))
                 reached("exposed" if exposed else "after")
                 watch.check_read(layer, step, read, exposed=exposed)
                 for rank, mine in heads:
                     rank.check_read(layer, step, partial(cache.read_heads, layer, mine), exposed=exposed)
         for faults in (writes, transient):
             np.add.at(counted, step.entry.astype(np.int64), faults.landed.astype(np.int64))
-        assert np.array_equal(transient.exposed, transient.restored)
+        assert strike is not None or np.array_equal(transient.exposed, transient.restored)
     return watch, requests, counted
 
 
@@ -159,6 +174,40 @@ def test_what_is_listed_is_found(storage: str, reads: int) -> None:
         assert (len(np.unique(changes[entry]["step"])) > 1) == bool(reads)
         values = changes[entry]["before_value"][changes[entry]["step"] == 0].astype(np.uint32).view(np.float32)
         assert np.isfinite(values).all()
+
+
+@pytest.mark.parametrize("reads", [0, 400])
+@pytest.mark.parametrize("storage", ["int8_per_token_head", "int4_per_token_head"])
+def test_scales_are_found_beside_values(storage: str, reads: int) -> None:
+    ranks: list[ReadBack] = []
+    watch, requests, counted = run(storage, reads=reads, scales=120, ranks=ranks)
+    planned = [r.planned(w) for r, w in zip(requests, [0, 12, 14], strict=True)]
+    assert watch.landed.tolist() == planned == counted.tolist()
+    assert sum(rank.landed for rank in ranks).tolist() == planned  # type: ignore[union-attr]
+    assert watch.mismatches.tolist() == [0, 0, 0]
+    names = ("step", "layer", "kv", "head", "token", "elem", "target")
+    for entry, changes in watch.result()["changes"].items():
+        events = requests[entry].events
+        assert set(changes["target"]) == {0, 1}
+        found = set(zip(*(changes[n].tolist() for n in names), strict=True))
+        assert found <= set(zip(*(events[n].tolist() for n in names), strict=True))
+        scales = changes["target"] == 1
+        assert (changes["before"][scales] == changes["before_value"][scales]).all()
+        assert (changes["before"][scales] != changes["after"][scales]).all()
+        # a request that is never written has no event
+        assert entry > 0
+
+
+@pytest.mark.parametrize("when", ["written", "exposed", "after"])
+@pytest.mark.parametrize("what", ["codes", "scales"])
+def test_one_stray_bit_of_a_state_is_found(what: str, when: str) -> None:
+    def flip_one(**state: Any) -> None:
+        state[what][1, 0, 1] ^= 1
+
+    watch, _, _ = run("int8_per_token_head", reads=400, when=when, scales=20, strike=flip_one)
+    sound, _, _ = run("int8_per_token_head", reads=400, scales=20)
+    assert sound.mismatches.sum() == 0
+    assert watch.mismatches.sum() > 0
 
 
 @pytest.mark.parametrize("reads", [0, 400])

@@ -346,7 +346,7 @@ def test_the_canary_stops_broken_reads(
 def no_canary(monkeypatch: pytest.MonkeyPatch) -> None:
     from kvspec.engine import campaign
 
-    monkeypatch.setattr(campaign, "run_canary", lambda *_: {})
+    monkeypatch.setattr(campaign, "run_canaries", lambda *_, **__: {})
 
 
 def test_the_records_show_reads_that_attention_did_not_see(

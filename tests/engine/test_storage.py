@@ -61,9 +61,10 @@ def test_fp8_is_rounded_as_torch_does(storage: str) -> None:
     dtype = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}[storage]
     rows = torch.randn(400, 2, 64) * torch.exp(torch.randn(400, 2, 64) * 4)
     rows = rows.clamp(-440, 440)  # beyond the range torch and vLLM differ: vLLM saturates
-    held, scales = rounded(rows, storage)
-    assert scales is None
-    assert torch.equal(held, rows.to(dtype).to(torch.float32))
+    held = rounded(rows, storage)
+    assert held.codes is None
+    assert held.scales is None
+    assert torch.equal(held.values, rows.to(dtype).to(torch.float32))
 
 
 PROMPTS = [list(range(3, 60)), list(range(80, 90))]
@@ -71,7 +72,7 @@ PROMPTS = [list(range(3, 60)), list(range(80, 90))]
 
 def test_a_rotated_cache_gives_the_same_attention(gpt2: Path, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Without the rounding, nothing is left of int4 but its rotation.
-    monkeypatch.setattr(_native, "quantize", lambda _, rows: np.ones(len(rows), dtype=np.float32))
+    monkeypatch.setattr(_native, "quantize", lambda _, rows, codes: np.ones(len(rows), dtype=np.float32))
     generation = GenerationSpec(max_tokens=20)
     for folder in (gpt2, llama):
         texts = []

@@ -126,7 +126,7 @@ def test_listed_faults_are_found_in_the_steps_that_write_or_read_their_tokens() 
 
     rng = np.random.default_rng(3)
     sizes, prompts = [0, 900, 140, 420], [4, 13, 25, 6]
-    tops = {"request": 1, "layer": 3, "kv": 2, "head": 4, "token": 20, "elem": 8, "bit": 16, "op": 3}
+    tops = {"request": 1, "layer": 3, "kv": 2, "head": 4, "token": 20, "elem": 8, "bit": 16, "op": 3, "target": 1}
     columns = {name: rng.integers(0, top, sum(sizes)) for name, top in tops.items()}
     columns["step"] = rng.choice([0, 12, 13, 25], sum(sizes))
     entry = np.repeat(np.arange(4), sizes)

@@ -81,7 +81,7 @@ def test_views_are_found_and_the_probed_block_is_restored(storage_format, packed
     start = (view.words.data_ptr() - cache.data_ptr()) // 4
     words[start + at // per_word] ^= 1 << (at % per_word * view.bits)
     seen = views.at(torch.tensor([2]), torch.tensor([1]))
-    assert [tuple(i) for i in torch.nonzero(seen.float() != 0).tolist()] == [(1, 0, 2, 5)]
+    assert [tuple(i) for i in torch.nonzero(seen.values.float() != 0).tolist()] == [(1, 0, 2, 5)]
 
 
 @pytest.mark.parametrize("storage_format", FORMATS)

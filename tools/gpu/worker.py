@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from kvspec.engine.vllm.layers import Unwrapped
@@ -66,9 +67,8 @@ class CodesWorker(KvspecWorker):
         on = rows.to(device)
         write = Unwrapped(attention.layer.impl).do_kv_cache_update
         write(attention.layer, on[0], on[1], attention.kv_cache, at + NULL_BLOCK * views.block_tokens)
-        codes = views.at(torch.full_like(at, NULL_BLOCK), at)
-        width = views.key.shape[-1]
-        whole = attention.kv_cache[NULL_BLOCK, ..., width : width + 4].contiguous().view(torch.float32)
+        found = views.at(torch.full_like(at, NULL_BLOCK), at)
+        assert found.scales is not None
         if views.storage_format == ROTATED:
             on = _rotation()(on.float()).to(on.dtype)
-        return codes.cpu(), whole[:, : rows.shape[1], :, 0].cpu(), on.cpu()
+        return found.values.cpu(), torch.from_numpy(found.scales.view(np.float32)), on.cpu()

@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kvspec import _native
 from kvspec.engine.vllm.step import Step
-from kvspec.engine.vllm.storage import Written
+from kvspec.engine.vllm.storage import Rows, Written
 
-Read = Callable[[NDArray[Any], NDArray[Any]], torch.Tensor]
-"""(rows of the batch `[n]`, positions `[n]`) -> these positions as they lie in the cache, `[2, n, H, D]`."""
+Read = Callable[[NDArray[Any], NDArray[Any]], Rows]
+"""(rows of the batch `[n]`, positions `[n]`) -> these positions as they lie in the cache."""
 
 
 class Watch(Protocol):
@@ -47,19 +46,19 @@ class CanaryWatch:
     entry: int
     storage_format: str
     masks: NDArray[np.uint32]
-    """`[L, 2, T, H, D]`: planned flips of each element when it is written."""
+    """`[L, 2, T, H, D]`: planned flips of each element when it is written; D is 1 if they are of scales."""
     read_masks: dict[int, NDArray[np.uint32]] = field(default_factory=dict)
     """The same for the reads of each step, `[L, 2, step, H, D]`; empty where reads have no faults."""
+    target: str = "values"
+    """What the masks are of: values or scales."""
     checked: int = 0
-    """Elements compared after writes."""
+    """Codes and scales compared after writes."""
     checked_reads: int = 0
-    """Elements compared before and after attention."""
+    """Codes and scales compared before and after attention."""
     mismatches: int = 0
     first_mismatch: str | None = None
-    _expected: dict[int, NDArray[np.uint32]] = field(default_factory=dict)
-    """Stored codes by layer, `[2, tokens so far, H, D]`."""
-    _scales: dict[int, NDArray[np.float32]] = field(default_factory=dict)
-    """Scales of scaled formats by layer, `[2, tokens so far, H]`."""
+    _expected: dict[int, _State] = field(default_factory=dict)
+    """By layer, the tokens so far."""
 
     def check(self, layer: int, step: Step, written: Written, read: Read) -> None:
         """Compare the entry's whole cache in one layer, right after the write and injection of a step.
@@ -73,19 +72,15 @@ class CanaryWatch:
         i = int(at[0])
         start, count = int(step.start[i]), int(step.count[i])
         before = self._expected.get(layer)
-        if start != (0 if before is None else before.shape[1]):
+        if start != (0 if before is None else before.codes.shape[1]):
             return
         # Rows of the step are contiguous in the projection outputs, in row order; the canary runs alone.
         first = int(step.count[:i].sum())
-        rows = slice(first, first + count)
-        scales = None if written.scales is None else written.scales[:, rows]
-        values = torch.stack([written.key[rows], written.value[rows]])
-        codes = self._codes(values, scales) ^ self.masks[layer, :, start : start + count]
-        expected = codes if before is None else np.concatenate([before, codes], axis=1)
+        clean = self._state(written.rows.take(slice(first, first + count)))
+        expected = clean.flipped(self.target, self.masks[layer, :, start : start + count])
+        if before is not None:
+            expected = before.followed_by(expected)
         self._expected[layer] = expected
-        if scales is not None:
-            scales = scales if before is None else np.concatenate([self._scales[layer], scales], axis=1)
-            self._scales[layer] = scales
         self.checked += self._compare(layer, int(step.row[i]), expected, read, "written")
 
     def of_heads(self, heads: slice) -> CanaryWatch:
@@ -104,43 +99,42 @@ class CanaryWatch:
         i = int(at[0])
         seen = int(step.start[i] + step.count[i])
         expected = self._expected.get(layer)
-        if expected is None or expected.shape[1] != seen:
+        if expected is None or expected.codes.shape[1] != seen:
             return
         if exposed:
             # A chunk of the prefill reads the event of the whole prompt, as far as it is there.
             event = max(seen, min(self.read_masks))
-            expected = expected ^ self.read_masks[event][layer, :, :seen]
+            expected = expected.flipped(self.target, self.read_masks[event][layer, :, :seen])
         when = "read" if exposed else "left by the read"
         self.checked_reads += self._compare(layer, int(step.row[i]), expected, read, when)
 
-    def _compare(self, layer: int, row: int, expected: NDArray[np.uint32], read: Read, when: str) -> int:
-        tokens = np.arange(expected.shape[1])
-        stored = self._codes(read(np.full_like(tokens, row), tokens), self._scales.get(layer))
-        wrong = stored != expected
-        if wrong.any():
+    def _compare(self, layer: int, row: int, expected: _State, read: Read, when: str) -> int:
+        tokens = np.arange(expected.codes.shape[1])
+        found = self._state(read(np.full_like(tokens, row), tokens))
+        checked = 0
+        for what, stored, wanted in (("code", found.codes, expected.codes), ("scale", found.scales, expected.scales)):
+            if stored is None or wanted is None:
+                continue
+            checked += stored.size
+            wrong = stored != wanted
             self.mismatches += int(wrong.sum())
-            if self.first_mismatch is None:
+            if wrong.any() and self.first_mismatch is None:
                 where = tuple(int(x) for x in np.argwhere(wrong)[0])
-                kv, token, head, dim = where
+                kv, token, head, *dim = where
                 self.first_mismatch = (
-                    f"layer {layer}, {'KV'[kv]}, head {head}, token {token}, element {dim}: "
-                    f"code {stored[where]:#x} {when}, expected {expected[where]:#x}"
+                    f"layer {layer}, {'KV'[kv]}, head {head}, token {token}"
+                    + "".join(f", element {x}" for x in dim)
+                    + f": {what} {stored[where]:#x} {when}, expected {wanted[where]:#x}"
                 )
-        return int(wrong.size)
+        return checked
 
-    def _codes(self, values: torch.Tensor, scales: NDArray[np.float32] | None) -> NDArray[np.uint32]:
-        """Values `[..., D]`, or codes as they are, as codes of the storage format. A value that the format cannot hold
-        is a mismatch: it would be rounded here and hide a difference."""
-        if not values.is_floating_point():
-            codes: NDArray[np.uint32] = values.cpu().numpy().astype(np.uint32)
-            return codes
-        held = values.detach().to("cpu", torch.float32).contiguous().numpy()
-        codes = _native.encode(self.storage_format, held, scales)
-        decoded = _native.decode(self.storage_format, codes, scales)
-        if lost := int((decoded.view(np.uint32) != held.view(np.uint32)).sum()):
-            self.mismatches += lost
-            self.first_mismatch = self.first_mismatch or f"{lost} values are not {self.storage_format}"
-        return codes
+    def _state(self, rows: Rows) -> _State:
+        """Codes and scales. A value that they do not stand for is a mismatch."""
+        codes, lost = rows.stored(self.storage_format)
+        if lost.any():
+            self.mismatches += int(lost.sum())
+            self.first_mismatch = self.first_mismatch or f"{int(lost.sum())} values are not {self.storage_format}"
+        return _State(codes, rows.scales)
 
     def logits(self, step: Step, logits: torch.Tensor) -> None:
         """The canary looks at the cache alone."""
@@ -153,3 +147,27 @@ class CanaryWatch:
             "mismatches": self.mismatches,
             "first_mismatch": self.first_mismatch,
         }
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a cache holds of some tokens."""
+
+    codes: NDArray[np.uint32]
+    """`[2, tokens, H, D]`"""
+    scales: NDArray[np.uint32] | None
+    """`[2, tokens, H]`"""
+
+    def flipped(self, target: str, masks: NDArray[np.uint32]) -> _State:
+        """With `[2, tokens, H, D]` bits of the codes flipped, or `[2, tokens, H, 1]` of the scales."""
+        if target == "values":
+            return _State(self.codes ^ masks, self.scales)
+        assert self.scales is not None
+        return _State(self.codes, self.scales ^ masks[..., 0])
+
+    def followed_by(self, later: _State) -> _State:
+        """The tokens of both."""
+        codes = np.concatenate([self.codes, later.codes], axis=1)
+        if self.scales is None or later.scales is None:
+            return _State(codes, None)
+        return _State(codes, np.concatenate([self.scales, later.scales], axis=1))

@@ -19,7 +19,7 @@ from kvspec.engine.vllm.layers import AttentionLayer, Unwrapped, geometry, wrap_
 from kvspec.engine.vllm.layout import Layout, probe, words_of
 from kvspec.engine.vllm.runner import RunnerV1
 from kvspec.engine.vllm.step import Requests, Step
-from kvspec.engine.vllm.storage import Written, wrap_attention
+from kvspec.engine.vllm.storage import Rows, Written, wrap_attention
 from kvspec.engine.vllm.taint import Taint
 from kvspec.engine.vllm.tally import Tally
 
@@ -31,8 +31,14 @@ class Cache:
     layouts: list[Layout]
     words: list[NDArray[np.uint32]]
     tensors: list[torch.Tensor]
-    scales: list[NDArray[np.float32]]
-    """Of scaled formats, `[blocks, 2, T, H]` per layer: what a GPU stores inside the block."""
+    codes: list[NDArray[np.uint8]]
+    """Of scaled formats, `[blocks, 2, T, H, D]` per layer: what a GPU stores. Words follow from codes and scales."""
+    scales: list[NDArray[np.uint32]]
+    """The same of scales, `[blocks, 2, T, H]`, float32 as bits."""
+
+    def arrays(self, layer: int) -> dict[str, Any]:
+        """Codes and scales of a layer as arguments of `StepFaults`."""
+        return {"codes": self.codes[layer], "scales": self.scales[layer]} if self.scales else {}
 
 
 class CpuInjector:
@@ -105,7 +111,8 @@ class CpuInjector:
         layouts: list[Layout] = []
         words: list[NDArray[np.uint32]] = []
         tensors: list[torch.Tensor] = []
-        scales: list[NDArray[np.float32]] = []
+        codes: list[NDArray[np.uint8]] = []
+        scales: list[NDArray[np.uint32]] = []
         for attention in self.layers:
             cache = attention.kv_cache
             # CPU_ATTN: [blocks, heads, tokens, 2 * head_size]; the probe fails if the guess of T is wrong.
@@ -117,8 +124,10 @@ class CpuInjector:
             words.append(words_of(cache))
             tensors.append(cache)
             if _native.format_scaled(self._format):
-                scales.append(np.zeros((len(cache), *layouts[-1].offsets.shape[:3]), dtype=np.float32))
-        return Cache(layouts, words, tensors, scales)
+                shape = (len(cache), *layouts[-1].offsets.shape)
+                codes.append(np.zeros(shape, dtype=np.uint8))
+                scales.append(np.zeros(shape[:-1], dtype=np.uint32))
+        return Cache(layouts, words, tensors, codes, scales)
 
     def _begin_step(self, scheduled: Any, order: Sequence[str]) -> None:
         self._end_step()
@@ -143,8 +152,9 @@ class CpuInjector:
             self._blocks = self.runner.block_table(len(order))
 
     def _after_write(self, layer: int, written: Written) -> None:
-        if self._cache is not None and written.scales is not None:
-            _store_scales(self._cache.scales[layer], written.scales, written.slots.numpy())
+        if self._cache is not None and self._cache.scales:
+            _store_rows(self._cache.codes[layer], written.rows.codes, written.slots.numpy())
+            _store_rows(self._cache.scales[layer], written.rows.scales, written.slots.numpy())
         self._inject(self._writes, layer)
         if self.canary is not None and self._step is not None:
             self.canary.check(layer, self._step, written, partial(self._stored, layer))
@@ -155,7 +165,7 @@ class CpuInjector:
 
     def _after_read(self, layer: int) -> None:
         if self._reads is not None and self._reads.layer_len(layer):
-            self._reads.restore(self.cache.words[layer], format=self._format)
+            self._reads.restore(self.cache.words[layer], format=self._format, **self.cache.arrays(layer))
         self._check_read(layer, exposed=False)
 
     def _inject(self, faults: _native.StepFaults | None, layer: int) -> None:
@@ -170,20 +180,23 @@ class CpuInjector:
             offsets=layout.offsets,
             block_stride=layout.block_stride,
             format=self._format,
-            scales=self.cache.scales[layer].view(np.uint32) if self.cache.scales else None,
+            **self.cache.arrays(layer),
         )
 
     def _check_read(self, layer: int, *, exposed: bool) -> None:
         if self.canary is not None and self._step is not None:
             self.canary.check_read(layer, self._step, partial(self._stored, layer), exposed=exposed)
 
-    def _stored(self, layer: int, rows: NDArray[Any], tokens: NDArray[Any]) -> torch.Tensor:
-        """Positions of rows as they lie in the cache, `[2, n, H, D]`: plain indexing, for what watches."""
+    def _stored(self, layer: int, rows: NDArray[Any], tokens: NDArray[Any]) -> Rows:
+        """Positions of rows as they lie in the cache: plain indexing, for what watches."""
         assert self._blocks is not None
         layout, cache = self.cache.layouts[layer], self.cache.tensors[layer]
-        blocks = self._blocks[rows, tokens // layout.block_tokens].astype(np.int64) * layout.block_stride
-        inside = layout.offsets[:, tokens % layout.block_tokens]
-        return cache.reshape(-1)[torch.from_numpy(blocks[None, :, None, None] + inside)]
+        block = self._blocks[rows, tokens // layout.block_tokens].astype(np.int64)
+        inside = tokens % layout.block_tokens
+        at = (block * layout.block_stride)[None, :, None, None] + layout.offsets[:, inside]
+        state = (self.cache.arrays(layer).get(name) for name in ("codes", "scales"))
+        found = (None if x is None else x[block, :, inside].swapaxes(0, 1) for x in state)
+        return Rows(cache.reshape(-1)[torch.from_numpy(at)], *found)
 
     def _observe_logits(self, hidden: torch.Tensor, logits: torch.Tensor) -> None:
         step = self._step
@@ -207,11 +220,13 @@ class CpuInjector:
         self._step = self._writes = self._reads = self._armed = self._blocks = None
 
 
-def _store_scales(store: NDArray[np.float32], scales: NDArray[np.float32], slots: NDArray[np.int64]) -> None:
-    """Put the scales `[2, tokens, H]` of a step where their rows are; `store` is `[blocks, 2, T, H]`."""
+def _store_rows(store: NDArray[Any], rows: NDArray[Any] | None, slots: NDArray[np.int64]) -> None:
+    """Put codes `[2, tokens, H, D]`, or scales `[2, tokens, H]`, of a step where their rows are; `store` is
+    `[blocks, 2, T, H, D]`, or `[blocks, 2, T, H]`."""
+    assert rows is not None
     real = slots >= 0
     block, token = np.divmod(slots[real], store.shape[2])
-    store[block, :, token] = scales[:, real].swapaxes(0, 1)
+    store[block, :, token] = rows[:, real].swapaxes(0, 1)
 
 
 SAFE_HIDDEN = 1e30

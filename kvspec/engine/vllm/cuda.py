@@ -25,7 +25,7 @@ from kvspec.engine.vllm.listed import Listed
 from kvspec.engine.vllm.readback import ReadBack
 from kvspec.engine.vllm.runner import Batch, DeviceRunner
 from kvspec.engine.vllm.step import FOREIGN, Requests, Step
-from kvspec.engine.vllm.storage import Written
+from kvspec.engine.vllm.storage import Rows, Written
 from kvspec.engine.vllm.taint import Taint
 from kvspec.engine.vllm.tally import FLIPS
 from kvspec.engine.vllm.views import PLAIN, Views, find_views
@@ -118,6 +118,8 @@ class CudaInjector:
         """Take a table of trials or of listed faults; its entries are what requests carry from now on. Listed faults
         need an engine that captures no graphs: a launch more per layer, which campaigns do not pay for."""
         self._end_step()
+        if data.scales:
+            raise EngineError.one("KVS401", "scales are not injected on a GPU yet", path="$.faults", expected="values")
         if isinstance(data, TableData):
             models, selectors, self._listed = self._models(data), [_selector(where) for where in data.selectors], None
             sites = {site for site, model in zip(data.sites, models, strict=True) if not model.never_hits}
@@ -237,7 +239,7 @@ class CudaInjector:
             if self._kernels is None or kv_cache.data_ptr() != self._pointers[index]:
                 write(layer, key, value, kv_cache, slots)  # profiling: not the cache that requests live in
                 return
-            views = self._views[index]
+            views, held = self._views[index], Rows(torch.stack([key, value]) if self._watching else key)
             if self._format in PLAIN:
                 self._kernels.store(index, key, value, views.key, views.value, slots)
             else:
@@ -245,7 +247,7 @@ class CudaInjector:
                 if self._watching:
                     # what the format makes of K and V is the backend's affair; the faults are ours
                     at = slots.clamp(min=0)
-                    key, value = views.at(at // views.block_tokens, at % views.block_tokens)
+                    held = views.at(at // views.block_tokens, at % views.block_tokens)
                 if self._listed is None:
                     self._kernels.writes(index, slots)
             if self._listed is not None:
@@ -253,7 +255,7 @@ class CudaInjector:
             if self._watching:
                 assert self.canary is not None
                 assert self._step is not None
-                self.canary.check(index, self._step, Written(key, value, None, slots), partial(self._stored, index))
+                self.canary.check(index, self._step, Written(held, slots), partial(self._stored, index))
 
         impl.do_kv_cache_update = do_kv_cache_update
 
@@ -295,8 +297,8 @@ class CudaInjector:
             return False
         return self._device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
 
-    def _stored(self, layer: int, rows: NDArray[Any], tokens: NDArray[Any]) -> torch.Tensor:
-        """Positions of rows as they lie in the cache, `[2, n, H, D]`: plain indexing, for the canary."""
+    def _stored(self, layer: int, rows: NDArray[Any], tokens: NDArray[Any]) -> Rows:
+        """Positions of rows as they lie in the cache: plain indexing, for what watches."""
         views = self._views[layer]
         row, at = (torch.from_numpy(x.astype(np.int64)).to(self._device) for x in (rows, tokens))
         blocks = self.runner.block_table[row, at // views.block_tokens].long()

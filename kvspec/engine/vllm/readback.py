@@ -16,19 +16,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kvspec import _native
 from kvspec.engine.vllm.canary import Read
 from kvspec.engine.vllm.step import Step
-from kvspec.engine.vllm.storage import Written
+from kvspec.engine.vllm.storage import Rows, Written
 
-CHANGES = ("step", "layer", "kv", "head", "token", "elem", "before", "after", "before_value", "after_value")
+CHANGES = ("step", "layer", "kv", "head", "token", "elem", "before", "after", "before_value", "after_value", "target")
 """Read event, or 0 for a write; codes of the storage format, and the float32 values that they stand for, as their
-bits."""
+bits; 1 where all of these are of a scale, which is element 0 of its row, and 0 for values."""
+
+
+VALUES, SCALES = 0, 1
 
 
 @dataclass(frozen=True)
 class Positions:
-    """Positions of requests whose elements `[2, n, H, D]` are compared; all fields have `n` values."""
+    """Positions of requests whose codes `[2, n, H, D]` and scales `[2, n, H]` are compared; fields have `n` values."""
 
     row: NDArray[Any]
     entry: NDArray[np.int64]
@@ -56,10 +58,8 @@ class ReadBack:
     """Elements compared so far."""
     _listed: dict[int, tuple[NDArray[Any], NDArray[np.intp]]] = field(default_factory=dict)
     """Of each layer: the places of its events ascending, and their rows."""
-    _before: dict[int, tuple[torch.Tensor, NDArray[np.float32] | None]] = field(default_factory=dict)
-    """By layer, from its write to the end of its attention, if reads have faults: what lies there, and its scales."""
-    _scales: dict[tuple[int, int], NDArray[np.float32]] = field(default_factory=dict)
-    """Of scaled formats, by layer and entry: `[2, tokens so far, H]`."""
+    _before: dict[int, Rows] = field(default_factory=dict)
+    """By layer, from its write to the end of its attention, if reads have faults: what lies there."""
     _changes: list[NDArray[np.int64]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -94,31 +94,25 @@ class ReadBack:
         entry = step.entry[index].astype(np.int64)
         if layer == 0:
             self._restart(step.entry[step.start == 0])
-        rows = slice(len(index))
-        scales = None if written.scales is None else written.scales[:, rows]
         at = Positions(step.row[index], entry, token, np.zeros_like(entry), np.ones(len(entry), bool))
-        clean = torch.stack([written.key[rows], written.value[rows]])
-        self._compare(layer, at, clean, read(at.row, at.token), scales)
+        self._compare(layer, at, written.rows.take(slice(len(index))), read(at.row, at.token))
         if self._reads:
             seen = self._seen(step)
-            self._before[layer] = read(seen.row, seen.token), self._all_scales(layer, step, scales)
+            self._before[layer] = read(seen.row, seen.token)
 
     def check_read(self, layer: int, step: Step, read: Read, *, exposed: bool) -> None:
         """Compare what the attention of one layer reads with what lay there before its faults; and afterwards, bit for
         bit, with the same."""
         if layer not in self._before:
             return
-        values, scales = self._before[layer]
-        at = self._seen(step)
+        before, at = self._before[layer], self._seen(step)
         found = read(at.row, at.token)
         if exposed:
-            self._compare(layer, at, values, found, scales)
+            self._compare(layer, at, before, found)
             return
         del self._before[layer]
-        integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[found.element_size()]
-        wrong = (found.view(integer) != values.view(integer)).cpu().numpy()
-        self.checked += wrong.size
-        np.add.at(self.mismatches, at.entry, wrong.sum(axis=(0, 2, 3)))
+        for wrong in found.differences(before):
+            self._count(at, wrong)
 
     def _seen(self, step: Step) -> Positions:
         """The whole cache of every request of a step, with the read event that each makes."""
@@ -131,36 +125,37 @@ class ReadBack:
         new = token >= np.where(prefill, step.start, 0)[index]
         return Positions(step.row[index], step.entry[index].astype(np.int64), token, event[index], new)
 
-    def _all_scales(self, layer: int, step: Step, scales: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
-        """The scales of all positions of the requests of a step, once those of this step are known."""
-        if scales is None:
-            return None
-        parts = np.split(scales, np.cumsum(step.count)[:-1], axis=1)
-        for entry, start, part in zip(step.entry.tolist(), step.start.tolist(), parts, strict=True):
-            old = self._scales.get((layer, entry), part)[:, :start]
-            self._scales[layer, entry] = np.concatenate([old, part], axis=1)
-        return np.concatenate([self._scales[layer, entry] for entry in step.entry.tolist()], axis=1)
+    def _compare(self, layer: int, at: Positions, clean: Rows, found: Rows) -> None:
+        """Hold what is found against what was there before, and what is listed."""
+        before, _ = clean.stored(self.storage_format)
+        after, lost = found.stored(self.storage_format)
+        self._hold(layer, at, VALUES, before, after, lost)
+        if self.record:
+            self._note(layer, at, VALUES, (before, after), (_bits(clean.values), _bits(found.values)))
+        if clean.scales is not None and found.scales is not None:
+            pair = clean.scales[..., None], found.scales[..., None]
+            self._hold(layer, at, SCALES, *pair)
+            if self.record:
+                self._note(layer, at, SCALES, pair, pair)
 
-    def _compare(
-        self, layer: int, at: Positions, clean: torch.Tensor, stored: torch.Tensor, scales: NDArray[np.float32] | None
-    ) -> None:
-        """Hold what is stored against what was there before, `[2, n, H, D]` both, and what is listed."""
-        before, _ = self._codes(clean, scales)
-        after, lost = self._codes(stored, scales)
+    def _hold(self, layer: int, at: Positions, target: int, before: Any, after: Any, lost: Any = False) -> None:
+        """Compare codes `[2, n, H, D]`, or scales `[2, n, H, 1]`, with what they were and what is listed for them."""
         expected = before.copy()
-        self._apply(layer, at, before, after, expected)
-        self.checked += after.size
-        wrong = (after != expected) | lost
+        self._apply(layer, at, target, before, after, expected)
+        self._count(at, (after != expected) | lost)
+
+    def _count(self, at: Positions, wrong: NDArray[np.bool_]) -> None:
+        self.checked += wrong.size
         if wrong.any():
             np.add.at(self.mismatches, at.entry, wrong.sum(axis=(0, 2, 3)))
-        if self.record:
-            kv, n, head, elem = np.nonzero((before != after) & at.new[:, None, None])
-            where = kv, n, head, elem
-            layers, entry = np.full(len(n), layer), at.entry[n]
-            values = [_bits(x.cpu()[where]) for x in (clean, stored)]
-            place = [at.step[n], layers, kv, head + self.first_head, at.token[n], elem]
-            found = [entry, self._lives[entry], *place, before[where], after[where], *values]
-            self._changes.append(np.stack([np.asarray(c, dtype=np.int64) for c in found]))
+
+    def _note(self, layer: int, at: Positions, target: int, codes: tuple[Any, Any], values: tuple[Any, Any]) -> None:
+        """Keep what changed."""
+        kv, n, head, elem = where = np.nonzero((codes[0] != codes[1]) & at.new[:, None, None])
+        layers, entry = np.full(len(n), layer), at.entry[n]
+        place = [at.step[n], layers, kv, head + self.first_head, at.token[n], elem]
+        found = [entry, self._lives[entry], *place, *(x[where] for x in (*codes, *values)), np.full(len(n), target)]
+        self._changes.append(np.stack([np.asarray(c, dtype=np.int64) for c in found]))
 
     def logits(self, step: Step, logits: torch.Tensor) -> None:
         """Hash the logits that each entry sees in a step."""
@@ -169,7 +164,7 @@ class ReadBack:
                 values = logits[row].detach().contiguous().view(torch.uint8).cpu().numpy()
                 self._logits.setdefault(entry, []).append(hashlib.blake2b(values, digest_size=8).digest())
 
-    def _apply(self, layer: int, at: Positions, before: Any, after: Any, expected: Any) -> None:
+    def _apply(self, layer: int, at: Positions, target: int, before: Any, after: Any, expected: Any) -> None:
         """Do to `expected` what is listed, and count the listed bits that `after` has as they must be."""
         if layer not in self._listed:
             return
@@ -177,9 +172,8 @@ class ReadBack:
         place = self._places(at.entry, at.step, at.token)
         first, last = np.searchsorted(places, place, "left"), np.searchsorted(places, place, "right")
         n, number = _tokens(first, last - first)
-        if not len(n):
-            return
-        row = rows[number]
+        mine = self.columns["target"][rows[number]] == target
+        n, row = n[mine], rows[number[mine]]
         kv, head, elem = (self.columns[name][row] for name in ("kv", "head", "elem"))
         head = head.astype(np.int64) - self.first_head
         where = kv, n, head, elem
@@ -211,18 +205,6 @@ class ReadBack:
         for entry in entries.tolist():
             self._logits.pop(entry, None)
 
-    def _codes(
-        self, values: torch.Tensor, scales: NDArray[np.float32] | None
-    ) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
-        """Values, or codes as they are, as codes of the storage format, and where the format cannot hold them: rounding
-        here would hide it."""
-        if not values.is_floating_point():
-            return values.cpu().numpy().astype(np.uint32), np.zeros(values.shape, bool)
-        held = values.detach().to("cpu", torch.float32).contiguous().numpy()
-        codes = _native.encode(self.storage_format, held, scales)
-        lost = _native.decode(self.storage_format, codes, scales).view(np.uint32) != held.view(np.uint32)
-        return codes, lost
-
     def result(self) -> dict[str, Any]:
         """Counts by entry, and with `record` the changes of each entry that has any."""
         found: dict[str, Any] = {"checked": self.checked, "landed": self.landed, "mismatches": self.mismatches}
@@ -241,7 +223,7 @@ class ReadBack:
 
 def _bits(values: torch.Tensor) -> NDArray[np.uint32]:
     """Values as the bits of their float32; codes of a device's cache stand for themselves."""
-    found: NDArray[np.uint32] = values.to(torch.float32).contiguous().view(torch.int32).numpy().view(np.uint32)
+    found: NDArray[np.uint32] = values.cpu().to(torch.float32).contiguous().view(torch.int32).numpy().view(np.uint32)
     return found
 
 

@@ -6,7 +6,7 @@ declared format, and a fault then flips bits of the stored code.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +24,65 @@ ROTATED = "int4_per_token_head"
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """K and V of one step and layer as they lie in the cache, in the order of the batch's rows."""
+class Rows:
+    """Positions of one layer as they lie in a cache."""
 
-    key: torch.Tensor
-    """`[tokens, H, D]`"""
-    value: torch.Tensor
-    scales: NDArray[np.float32] | None
-    """`[2, tokens, H]`: what a scaled format stores beside the codes of each row."""
+    values: torch.Tensor
+    """`[2, n, H, D]`: what attention reads; of a device's quantized cache its codes, uint8."""
+    codes: NDArray[np.uint8] | None = None
+    """`[2, n, H, D]`: of scaled formats in a float32 container, the codes that the values stand for."""
+    scales: NDArray[np.uint32] | None = None
+    """`[2, n, H]`: of scaled formats, the scale of each row as float32 bits."""
+
+    @classmethod
+    def of(cls, key: Plane, value: Plane) -> Rows:
+        """Both planes."""
+        values = torch.stack([key.values, value.values])
+        if key.codes is None or value.codes is None or key.scales is None or value.scales is None:
+            return cls(values)
+        return cls(values, np.stack([key.codes, value.codes]), np.stack([key.scales, value.scales]))
+
+    def take(self, positions: slice) -> Rows:
+        """Some positions."""
+        return self._part((slice(None), positions))
+
+    def of_heads(self, heads: slice) -> Rows:
+        """Some KV heads."""
+        return self._part((slice(None), slice(None), heads))
+
+    def _part(self, at: tuple[slice, ...]) -> Rows:
+        codes = None if self.codes is None else self.codes[at]
+        return Rows(self.values[at], codes, None if self.scales is None else self.scales[at])
+
+    def differences(self, other: Rows) -> Iterator[NDArray[np.bool_]]:
+        """Where bits differ from those of other rows: `[2, n, H, D]` of values and codes, `[2, n, H, 1]` of scales."""
+        integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[self.values.element_size()]
+        yield (self.values.view(integer) != other.values.view(integer)).cpu().numpy()
+        if self.codes is not None:
+            yield self.codes != other.codes
+        if self.scales is not None and other.scales is not None:
+            yield self.scales[..., None] != other.scales[..., None]
+
+    def stored(self, storage_format: str) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
+        """Codes `[2, n, H, D]`, and where the values are not what codes and scales stand for, or nothing that the
+        format can hold: rounding here would hide it."""
+        if not self.values.is_floating_point():
+            return self.values.cpu().numpy().astype(np.uint32), np.zeros(self.values.shape, bool)
+        held = self.values.detach().to("cpu", torch.float32).contiguous().numpy()
+        scales = None
+        if self.codes is not None and self.scales is not None:
+            codes, scales = self.codes.astype(np.uint32), self.scales.view(np.float32)
+        else:
+            codes = _native.encode(storage_format, held)
+        lost = _native.decode(storage_format, codes, scales).view(np.uint32) != held.view(np.uint32)
+        return codes, lost
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """K and V of one step and layer as they lie in the cache, in the order of the batch's rows, before their faults."""
+
+    rows: Rows
     slots: torch.Tensor
     """int64 `[tokens]`: block * tokens of a block + token in the block; -1 for padding."""
 
@@ -51,25 +102,40 @@ def wrap_attention(attention: AttentionLayer, storage_format: str, after_write: 
     def do_kv_cache_update(
         layer: Any, key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor, slots: torch.Tensor
     ) -> None:
-        key, k_scales = rounded(key, storage_format)
-        value, v_scales = rounded(value, storage_format)
-        write(layer, key, value, kv_cache, slots)
-        scales = np.stack([k_scales, v_scales]) if k_scales is not None and v_scales is not None else None
-        after_write(attention.index, Written(key, value, scales, slots))
+        k, v = rounded(key, storage_format), rounded(value, storage_format)
+        write(layer, k.values, v.values, kv_cache, slots)
+        after_write(attention.index, Written(Rows.of(k, v), slots))
 
     impl.do_kv_cache_update = do_kv_cache_update
     if storage_format == ROTATED:
         _wrap_forward(impl)
 
 
-def rounded(rows: torch.Tensor, storage_format: str) -> tuple[torch.Tensor, NDArray[np.float32] | None]:
-    """float32 `[tokens, H, D]` as the cache holds it, and the scales `[tokens, H]` of a scaled format."""
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """K or V of some tokens as a cache holds them."""
+
+    values: torch.Tensor
+    """float32 `[tokens, H, D]`"""
+    codes: NDArray[np.uint8] | None = None
+    """`[tokens, H, D]`, of scaled formats."""
+    scales: NDArray[np.uint32] | None = None
+    """`[tokens, H]`, of scaled formats: float32 as bits."""
+
+
+def rounded(rows: torch.Tensor, storage_format: str) -> Plane:
+    """float32 `[tokens, H, D]` as the cache holds it."""
     if storage_format in TORCH_DTYPES:
-        return rows.to(TORCH_DTYPES[storage_format]).to(rows.dtype), None
+        return Plane(rows.to(TORCH_DTYPES[storage_format]).to(rows.dtype))
     rows = _rotation()(rows) if storage_format == ROTATED else rows
     rows = rows.clone(memory_format=torch.contiguous_format)
-    scales = _native.quantize(storage_format, rows.view(-1, rows.shape[-1]).numpy())
-    return rows, scales.reshape(rows.shape[:2]) if _native.format_scaled(storage_format) else None
+    flat = rows.view(-1, rows.shape[-1]).numpy()
+    if not _native.format_scaled(storage_format):
+        _native.quantize(storage_format, flat)
+        return Plane(rows)
+    codes = np.empty(flat.shape, np.uint8)
+    scales = _native.quantize(storage_format, flat, codes)
+    return Plane(rows, codes.reshape(rows.shape), scales.view(np.uint32).reshape(rows.shape[:2]))
 
 
 def _rotation() -> Any:

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from kvspec import _native
 from kvspec.engine.vllm.layout import NULL_BLOCK
+from kvspec.engine.vllm.storage import Rows
 from kvspec.errors import EngineError
 
 PLAIN = ("bf16", "fp16")
@@ -27,6 +29,8 @@ class Views:
     """`[blocks, tokens, heads, D]`, any strides; `D / 2` bytes where two codes share one."""
     value: torch.Tensor
     storage_format: str = "bf16"
+    scales: tuple[torch.Tensor, torch.Tensor] | None = None
+    """Of K and of V, of scaled formats: int32 `[blocks, tokens, heads, 1]`, the bits of a float32 behind each row."""
 
     @property
     def block_tokens(self) -> int:
@@ -44,13 +48,18 @@ class Views:
         behind = self.value.storage_offset() - self.key.storage_offset()
         return f"{tuple(self.key.shape[1:])} strides {self.key.stride()}, V {behind:+d}"
 
-    def at(self, block: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-        """What tokens hold, `[2, n, heads, D]`: values of plain formats, codes (uint8) of the others."""
+    def at(self, block: torch.Tensor, inside: torch.Tensor) -> Rows:
+        """What tokens hold: values of plain formats, codes (uint8) and scales of the others."""
         rows = torch.stack([self.key[block, inside], self.value[block, inside]])
         if self.storage_format in PLAIN:
-            return rows
+            return Rows(rows)
         rows = rows.view(torch.uint8)
-        return torch.stack([rows & 15, rows >> 4], dim=-1).flatten(-2) if self.storage_format == PACKED else rows
+        if self.storage_format == PACKED:
+            rows = torch.stack([rows & 15, rows >> 4], dim=-1).flatten(-2)
+        if self.scales is None:
+            return Rows(rows)
+        scales = torch.stack([plane[block, inside, :, 0] for plane in self.scales])
+        return Rows(rows, scales=scales.cpu().numpy().view(np.uint32))
 
 
 def find_views(impl: Any, layer: Any, kv_cache: torch.Tensor, storage_format: str) -> Views:
@@ -83,13 +92,21 @@ def _readings(kv_cache: torch.Tensor, heads: int, dim: int, storage_format: str)
     shape = tuple(kv_cache.shape)
     row = dim if storage_format != PACKED else dim // 2
     whole = row + (SCALE_BYTES if _native.format_scaled(storage_format) else 0)
+
+    def views(rows: torch.Tensor, behind: torch.Tensor) -> Views:
+        """Views of K and V, `[blocks, tokens, heads, whole]` each."""
+        scales = None
+        if whole > row:
+            scales = rows[..., row:].view(torch.int32), behind[..., row:].view(torch.int32)
+        return Views(rows[..., :row], behind[..., :row], storage_format, scales)
+
     if kv_cache.element_size() * 8 != max(8, _native.format_bits(storage_format)):
         return
     if len(shape) == 5 and shape[1] == 2 and shape[3:] == (heads, whole):
-        yield Views(kv_cache[:, 0, ..., :row], kv_cache[:, 1, ..., :row], storage_format)
+        yield views(kv_cache[:, 0], kv_cache[:, 1])
     if len(shape) == 4 and (shape[1], shape[3]) == (heads, 2 * whole):
         tokens_first = kv_cache.transpose(1, 2)
-        yield Views(tokens_first[..., :row], tokens_first[..., whole : whole + row], storage_format)
+        yield views(tokens_first[..., :whole], tokens_first[..., whole:])
 
 
 Write = Callable[[torch.Tensor], None]
@@ -114,7 +131,7 @@ def _probe_codes(views: Views, write: Write, heads: int, dim: int) -> bool:
     for bit in range(index.numel().bit_length()):
         ones = places * ((index >> bit) & 1)[..., None]
         write(ones.to(torch.bfloat16))
-        seen = views.at(block, inside) != 0
+        seen = views.at(block, inside).values != 0
         found, expected = (seen.any(-1), ones.any(-1)) if views.storage_format == PACKED else (seen, ones != 0)
         if not torch.equal(found, expected):
             return False

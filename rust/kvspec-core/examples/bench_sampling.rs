@@ -10,8 +10,8 @@ use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use kvspec_core::{
-    CacheTables, Error, FaultModel, Format, Geometry, Grid, Layout, Op, Per, Sampler, Selector,
-    StepRows, TrialTable, Trials,
+    CacheTables, Error, FaultModel, Format, Geometry, Grid, LayerCache, Layout, Op, Per, Sampler,
+    Selector, StepRows, TrialTable, Trials,
 };
 
 const TOKENS: u32 = 4000;
@@ -179,13 +179,18 @@ fn step(shape: &Shape, sampler: Sampler) -> Result<(Duration, Duration, Duration
         offsets: &offsets,
         offsets_shape: [2, BLOCK, shape.heads as usize, shape.head_size as usize],
         block_stride: block,
-        scales: &[],
     };
     let mut words = vec![0x3F80_0000; block * blocks.len()];
     let elements = faults.len() as f64;
     let inject = best(|| {
-        (0..shape.layers)
-            .try_for_each(|layer| faults.inject(layer, &mut words, &tables, Format::Bf16))
+        (0..shape.layers).try_for_each(|layer| {
+            faults.inject(
+                layer,
+                &mut LayerCache::plain(&mut words),
+                &tables,
+                Format::Bf16,
+            )
+        })
     });
     Ok((all, alone, inject, elements))
 }

@@ -65,8 +65,12 @@ pub enum Error {
     },
     /// Codes of this format have no such bits.
     NoField { format: &'static str, bits: String },
-    /// A format whose rows have scales, without them.
+    /// A format whose rows have scales, without codes and scales.
     NoScales { format: &'static str },
+    /// Faults of scales in a format whose rows have none.
+    Unscaled { format: &'static str },
+    /// A row of scales that is not one element.
+    ScaleRow { head_size: u32 },
     /// A regular expression that cannot be compiled.
     Pattern { reason: String },
 }
@@ -133,6 +137,10 @@ impl fmt::Display for Error {
             Self::NoField { format, bits } => write!(f, "codes of {format} have no {bits} bits"),
             Self::NoScales { format } => {
                 write!(f, "{format} needs the scales of its rows")
+            }
+            Self::Unscaled { format } => write!(f, "rows of {format} have no scales"),
+            Self::ScaleRow { head_size } => {
+                write!(f, "a row of scales has 1 element, not {head_size}")
             }
             Self::Pattern { reason } => f.write_str(reason),
         }

@@ -4,10 +4,12 @@ use std::ops::Range;
 
 use crate::enumerate::MAX_LAYERS;
 use crate::error::Error;
-use crate::inject::{LayerFaults, RowFaults, StepFaults};
+use crate::faults::{LayerFaults, Owner, RowFaults};
+use crate::inject::StepFaults;
 use crate::map::Op;
 use crate::sites::{SiteError, Sites};
 use crate::step::{ReadEvent, StepRows, check_index, check_length};
+use crate::target::{SCALE_BITS, Target};
 
 /// The listed faults of all trials of a batch; index = entry. The counterpart of a
 /// [`TrialTable`](crate::TrialTable): a step takes from it the faults of the tokens it writes, and of the read
@@ -35,15 +37,19 @@ struct Event {
     head: u16,
     elem: u16,
     kv: u8,
+    target: Target,
     op: Op,
 }
 
 /// The step of writes: no read event has it, since an event reads the tokens below its step.
 const WRITE: u32 = 0;
 
+/// Layer, plane and head of the codes of a row, or of their scale.
+type Row = (u16, u8, u16, Target);
+
 impl Event {
     /// Step and token first, since a forward asks for those; then the order in which it lists its faults.
-    fn key(&self) -> ((u32, u32), (u16, u8, u16), Op, u16) {
+    fn key(&self) -> ((u32, u32), Row, Op, u16) {
         (self.place(), self.row(), self.op, self.elem)
     }
 
@@ -51,8 +57,8 @@ impl Event {
         (self.step, self.token)
     }
 
-    fn row(&self) -> (u16, u8, u16) {
-        (self.layer, self.kv, self.head)
+    fn row(&self) -> Row {
+        (self.layer, self.kv, self.head, self.target)
     }
 
     fn same_row(&self, other: &Self) -> bool {
@@ -66,15 +72,15 @@ impl Event {
 
 impl EventTable {
     /// A table for a model of `layers` layers whose elements have `bits` bits. Entry i has a prompt of
-    /// `prompt_len[i]` tokens and the rows `starts[i]..starts[i + 1]` of `sites`, in any order, each with its op.
-    /// Step 0 is a fault of a write, any other one that of a read event.
+    /// `prompt_len[i]` tokens and the rows `starts[i]..starts[i + 1]` of `sites`, in any order, each with its op and
+    /// its target (none: all are values); a scale is element 0 of its row. Step 0 is a fault of a write, any other one that of a read event.
     ///
     /// Heads, elements and tokens are held against the cache by [`StepFaults::inject`].
     ///
     /// # Errors
     /// [`Error::Length`] for columns of unequal length or `starts` that do not cover them, [`Error::Range`] for
     /// `starts` that run backwards, [`Error::Bits`] for a width that no word has, [`Error::Index`] for a layer,
-    /// plane or bit that is not there, [`Error::Order`] for a site that an entry has twice.
+    /// plane, element of a scale or bit that is not there, [`Error::Order`] for a site that an entry has twice.
     pub fn new(
         layers: u32,
         bits: u32,
@@ -82,6 +88,7 @@ impl EventTable {
         prompt_len: &[u32],
         sites: &Sites<'_>,
         ops: &[Op],
+        targets: &[Target],
     ) -> Result<Self, Error> {
         check_index("layers", layers.into(), MAX_LAYERS + 1)?;
         if !(1..=32).contains(&bits) {
@@ -100,13 +107,24 @@ impl EventTable {
             });
         }
         check_length("op", ops.len(), sites.len())?;
+        if !targets.is_empty() {
+            check_length("target", targets.len(), sites.len())?;
+        }
         let starts = check_starts(starts, sites.len())?;
         check_length("prompt_len", prompt_len.len(), starts.len() - 1)?;
         let mut rows = Vec::with_capacity(sites.len());
         for (i, &op) in ops.iter().enumerate() {
             check_index("layer", sites.layer[i].into(), layers.into())?;
             check_index("kv", sites.kv[i].into(), 2)?;
-            check_index("bit", sites.bit[i].into(), bits.into())?;
+            let target = targets.get(i).copied().unwrap_or_default();
+            let width = match target {
+                Target::Values => bits,
+                Target::Scales => SCALE_BITS,
+            };
+            check_index("bit", sites.bit[i].into(), width.into())?;
+            if target == Target::Scales {
+                check_index("element of a scale", sites.elem[i].into(), 1)?;
+            }
             rows.push(Event {
                 step: sites.step.map_or(WRITE, |step| step[i]),
                 token: sites.token[i],
@@ -115,6 +133,7 @@ impl EventTable {
                 head: sites.head[i],
                 elem: sites.elem[i],
                 kv: sites.kv[i],
+                target,
                 op,
             });
         }
@@ -209,9 +228,17 @@ impl EventTable {
                 kv,
                 head,
                 op,
+                target,
                 ..
             } = row[0];
-            let place = RowFaults::new(owner.0 as u32, owner.1, token, kv, head, op);
+            let (index, row_of_table) = owner;
+            let owner = Owner {
+                index: index as u32,
+                row: row_of_table,
+                op,
+                target,
+            };
+            let place = RowFaults::new(owner, token, kv, head);
             faults[layer as usize].push_row(place, row.iter().map(|e| (e.elem, e.mask)));
         }
     }

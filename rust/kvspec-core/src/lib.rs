@@ -8,8 +8,9 @@
 //! - A [`TrialTable`] holds the trials of a campaign and samples what one engine step writes: [`StepFaults`].
 //! - An [`EventTable`] does the same for trials whose faults are listed, as maps have them.
 //! - A [`Selector`] hides flips and never moves one.
-//! - A [`Format`] encodes and decodes the stored elements.
+//! - A [`Format`] encodes and decodes the stored elements. Where rows have scales, those are a [`Target`] of their own.
 
+mod cache;
 mod dense;
 pub mod drift;
 mod eligible;
@@ -17,6 +18,7 @@ mod enumerate;
 mod error;
 mod events;
 mod fault;
+mod faults;
 mod format;
 mod inject;
 mod map;
@@ -28,19 +30,24 @@ mod select;
 mod sites;
 mod span;
 mod step;
+mod target;
 mod thresholds;
 
+pub use cache::{CacheTables, LayerCache};
 pub use enumerate::{Grid, MAX_FLIPS};
 pub use error::Error;
 pub use events::EventTable;
 pub use fault::{FaultModel, Geometry, Level, Page, Per, Sampler};
 pub use format::Format;
-pub use inject::{CacheTables, StepColumns, StepFaults};
+pub use inject::{StepColumns, StepFaults};
 pub use map::{Columns, FaultMap, Layout, Op, Word};
 pub use pattern::Pattern;
-pub use philox::{Block, Key, LANES, Lanes, derive_keys, philox, philox_lanes, read_key};
+pub use philox::{
+    Block, Key, LANES, Lanes, derive_keys, philox, philox_lanes, read_key, scale_keys,
+};
 pub use scatter::scatter;
 pub use select::{Indices, Phase, Selector};
 pub use sites::{SiteBounds, SiteCheck, SiteError, Sites};
 pub use step::{Site, StepRows, TrialTable, Trials};
+pub use target::{SCALE_BITS, Target};
 pub use thresholds::thresholds;

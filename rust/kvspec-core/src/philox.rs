@@ -42,6 +42,8 @@ pub(crate) enum Domain {
     Token = 4,
     /// The key of a read event.
     Read = 5,
+    /// The keys of the faults of scales.
+    Scales = 6,
 }
 
 /// Counter word 1 of a row, or of a whole token with head 0.
@@ -198,6 +200,14 @@ pub fn derive_keys(seed: u64, experiment: u64, trial: u32, fault: u32) -> (Key, 
     let halves = |value: u64| [value as u32, (value >> 32) as u32];
     let [low, high] = halves(experiment);
     let [a, b, c, d] = philox([trial, fault, low, high], halves(seed));
+    ([a, b], [c, d])
+}
+
+/// The write key and the read master of the faults of scales, from the write key of [`derive_keys`]: streams of
+/// their own, so that faults of values and of scales are independent even where all four numbers are the same.
+#[must_use]
+pub fn scale_keys(write: Key) -> (Key, Key) {
+    let [a, b, c, d] = philox([0, 0, 0, word3(Domain::Scales, 0)], write);
     ([a, b], [c, d])
 }
 

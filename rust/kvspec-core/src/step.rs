@@ -12,12 +12,14 @@ use std::thread;
 use crate::enumerate::{MAX_LAYERS, MAX_TOKENS, check_flips};
 use crate::error::Error;
 use crate::fault::{Level, Sampler};
-use crate::inject::{LayerFaults, Owner, StepFaults};
+use crate::faults::{LayerFaults, Owner};
+use crate::inject::StepFaults;
 use crate::map::Op;
 use crate::philox::{Key, LANES, read_key};
 use crate::sample::{Place, Scratch};
 use crate::select::{Rows, Selector, check_range};
 use crate::span::{Span, cell_cost, share, threads_for};
+use crate::target::Target;
 
 /// Where the faults of an entry are injected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +68,8 @@ pub struct Trials {
     pub site: Vec<Site>,
     /// Op of each sampler; empty if all are [`Op::Flip`].
     pub op: Vec<Op>,
+    /// Target of each sampler; empty if all are [`Target::Values`].
+    pub target: Vec<Target>,
     /// Read master; empty if no site reads.
     pub read_master: Vec<Key>,
 }
@@ -109,6 +113,8 @@ impl StepRows<'_> {
 #[derive(Clone, Debug)]
 pub struct TrialTable {
     layers: u32,
+    /// Of the codes; `None` if all faults are of scales.
+    bits: Option<u32>,
     samplers: Vec<Sampler>,
     selectors: Vec<Selector>,
     /// Shown rows of each (sampler, selector) in use.
@@ -123,6 +129,7 @@ pub(crate) struct Entry {
     rows: usize,
     site: Site,
     op: Op,
+    target: Target,
     write_key: Key,
     read_master: Key,
     request: u32,
@@ -137,7 +144,8 @@ impl TrialTable {
     ///
     /// # Errors
     /// [`Error::Length`] for columns of unequal length, [`Error::Index`] for a sampler or selector that is not
-    /// there or too many layers, [`Error::Width`] if the samplers differ in bits per element.
+    /// there or too many layers, [`Error::Width`] if the samplers of values differ in bits per element, or one of
+    /// scales has another width than theirs, [`Error::ScaleRow`] if it has more than one element.
     pub fn new(
         layers: u32,
         samplers: Vec<Sampler>,
@@ -160,8 +168,18 @@ impl TrialTable {
         if sites.iter().any(|&site| site != Site::Write) {
             check_length("read_master", trials.read_master.len(), expected)?;
         }
-        for pair in samplers.windows(2) {
-            let [expected, bits] = [&pair[0], &pair[1]].map(|sampler| sampler.geometry().bits);
+        if !trials.target.is_empty() {
+            check_length("target", trials.target.len(), samplers.len())?;
+        }
+        let target = |i: usize| trials.target.get(i).copied().unwrap_or_default();
+        let mut width = None;
+        for (i, sampler) in samplers.iter().enumerate() {
+            let bits = sampler.geometry().bits;
+            target(i).check(sampler.geometry())?;
+            if target(i) == Target::Scales {
+                continue;
+            }
+            let expected = *width.get_or_insert(bits);
             if bits != expected {
                 return Err(Error::Width { bits, expected });
             }
@@ -185,6 +203,7 @@ impl TrialTable {
                 rows: shown,
                 site: sites.get(sampler).copied().unwrap_or(Site::Write),
                 op: trials.op.get(sampler).copied().unwrap_or(Op::Flip),
+                target: target(sampler),
                 write_key: trials.write_key[i],
                 read_master: trials.read_master.get(i).copied().unwrap_or_default(),
                 request: trials.request[i],
@@ -193,6 +212,7 @@ impl TrialTable {
         }
         Ok(Self {
             layers,
+            bits: width,
             samplers,
             selectors,
             rows,
@@ -348,8 +368,7 @@ impl TrialTable {
             }
             parts
         });
-        let bits = self.samplers.first().map(|sampler| sampler.geometry().bits);
-        StepFaults::new(self.layers, bits, parts, step.entry.len(), first_shown)
+        StepFaults::new(self.layers, self.bits, parts, step.entry.len(), first_shown)
     }
 
     /// The faults of each layer, in order of span, token, row and element.
@@ -370,6 +389,7 @@ impl TrialTable {
                 index: span.index,
                 row: span.row,
                 op: entry.op,
+                target: entry.target,
             };
             // Fill the lanes of the generator with tokens if there are many, otherwise with layers.
             let few_tokens = span.tokens.end - span.tokens.start < LANES as u64 / 2;

@@ -1,8 +1,8 @@
 //! Listed faults against sampled ones: a table of a map's flips must do what the sampler's own table does.
 
 use kvspec_core::{
-    CacheTables, Columns, Error, EventTable, FaultModel, Format, Geometry, Grid, Op, Per, Sampler,
-    Selector, Site, Sites, StepRows, TrialTable, Trials, read_key,
+    CacheTables, Columns, Error, EventTable, FaultModel, Format, Geometry, Grid, LayerCache, Op,
+    Per, Sampler, Selector, Site, Sites, StepRows, TrialTable, Trials, read_key,
 };
 use proptest::prelude::*;
 
@@ -110,7 +110,7 @@ proptest! {
         let ops = vec![Op::Flip; rows];
         let sites = Sites { step: Some(&steps), ..all.sites() };
         let starts = [0, first, rows as u64];
-        let listed = EventTable::new(LAYERS, 16, &starts, &[PROMPT; 2], &sites, &ops).expect("legal");
+        let listed = EventTable::new(LAYERS, 16, &starts, &[PROMPT; 2], &sites, &ops, &[]).expect("legal");
 
         let (blocks, size) = (TOKENS as usize / BLOCK, 2 * BLOCK * 2 * 8);
         let offsets: Vec<i64> = (0..256).rev().collect();
@@ -121,7 +121,6 @@ proptest! {
             offsets: &offsets,
             offsets_shape: [2, BLOCK, 2, 8],
             block_stride: size,
-            scales: &[],
         };
         let mut caches = [vec![0x3FC0_0000_u32; size * 2 * blocks], vec![0x3FC0_0000_u32; size * 2 * blocks]];
         let mut at = 0;
@@ -137,11 +136,11 @@ proptest! {
                     prop_assert_eq!(faults[0].columns(layer).expect("there"), faults[1].columns(layer).expect("there"));
                 }
                 for ((writes, reads), cache) in writes.iter_mut().zip(&mut reads).zip(&mut caches) {
-                    writes.inject(layer, cache, &tables, Format::Bf16).expect("covered");
+                    writes.inject(layer, &mut LayerCache::plain(cache), &tables, Format::Bf16).expect("covered");
                     let stored = cache.clone();
-                    reads.inject(layer, cache, &tables, Format::Bf16).expect("covered");
+                    reads.inject(layer, &mut LayerCache::plain(cache), &tables, Format::Bf16).expect("covered");
                     prop_assert_eq!(reads.layer_len(layer).expect("there") > 0, &stored != cache);
-                    reads.restore(cache, Format::Bf16).expect("the same cache");
+                    reads.restore(&mut LayerCache::plain(cache), Format::Bf16).expect("the same cache");
                     prop_assert_eq!(&stored, cache);
                 }
             }
@@ -175,7 +174,7 @@ fn ops_are_per_bit() {
     }
     let ops = [Op::Set1, Op::Set0, Op::Flip, Op::Set1, Op::Set0];
     let table =
-        EventTable::new(LAYERS, 16, &[0, 0, 5], &[5, 5], &all.sites(), &ops).expect("legal");
+        EventTable::new(LAYERS, 16, &[0, 0, 5], &[5, 5], &all.sites(), &ops, &[]).expect("legal");
     assert_eq!(table.len(), 2);
     let step = StepRows {
         entry: &[0, 1],
@@ -191,11 +190,10 @@ fn ops_are_per_bit() {
         offsets: &offsets,
         offsets_shape: [2, 16, 2, 8],
         block_stride: 512,
-        scales: &[],
     };
     let mut words = vec![0x3F80_0000_u32; 512];
     faults
-        .inject(1, &mut words, &tables, Format::Bf16)
+        .inject(1, &mut LayerCache::plain(&mut words), &tables, Format::Bf16)
         .expect("covered");
     assert_eq!(faults.landed(), [0, 5]);
     // 3F80: bit 15 set, 7 cleared, 0 flipped, 14 set, 1 clear as it was
@@ -204,7 +202,7 @@ fn ops_are_per_bit() {
     assert!(matches!(
         faults.inject(
             1,
-            &mut words,
+            &mut LayerCache::plain(&mut words),
             &tables,
             Format::parse("fp16").expect("known")
         ),
@@ -217,7 +215,7 @@ fn tables_that_are_none_are_refused() {
     let good = one(15);
     let make = |columns: &Columns, starts: &[u64], ops: &[Op]| {
         let prompts = vec![5; starts.len().saturating_sub(1)];
-        EventTable::new(LAYERS, 16, starts, &prompts, &columns.sites(), ops).map(|_| ())
+        EventTable::new(LAYERS, 16, starts, &prompts, &columns.sites(), ops, &[]).map(|_| ())
     };
     assert_eq!(make(&good, &[0, 1], &[Op::Flip]), Ok(()));
     for starts in [&[][..], &[1][..], &[0][..], &[0, 2][..], &[0, 2, 1][..]] {
@@ -260,19 +258,19 @@ fn tables_that_are_none_are_refused() {
         step: Some(&[6, 7]),
         ..twice.sites()
     };
-    let table = EventTable::new(LAYERS, 16, &[0, 2], &[5], &events, &[Op::Flip; 2]);
+    let table = EventTable::new(LAYERS, 16, &[0, 2], &[5], &events, &[Op::Flip; 2], &[]);
     assert_eq!(table.map(|table| table.len()), Ok(1));
     let same = Sites {
         step: Some(&[6, 6]),
         ..twice.sites()
     };
-    let table = EventTable::new(LAYERS, 16, &[0, 2], &[5], &same, &[Op::Flip; 2]);
+    let table = EventTable::new(LAYERS, 16, &[0, 2], &[5], &same, &[Op::Flip; 2], &[]);
     assert_eq!(table.map(|_| ()), Err(Error::Order { index: 0 }));
-    let prompts = EventTable::new(LAYERS, 16, &[0, 1], &[], &good.sites(), &[Op::Flip]);
+    let prompts = EventTable::new(LAYERS, 16, &[0, 1], &[], &good.sites(), &[Op::Flip], &[]);
     assert!(prompts.is_err());
 
     let table =
-        EventTable::new(LAYERS, 16, &[0, 1], &[5], &good.sites(), &[Op::Flip]).expect("legal");
+        EventTable::new(LAYERS, 16, &[0, 1], &[5], &good.sites(), &[Op::Flip], &[]).expect("legal");
     let step = |entry: u32, start: u32| {
         table.write_step(&StepRows {
             entry: &[entry],

@@ -4,8 +4,8 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 
 use kvspec_core::{
-    CacheTables, Error, FaultModel, Format, Geometry, Grid, Page, Per, Sampler, Selector, StepRows,
-    TrialTable, Trials, thresholds,
+    CacheTables, Error, FaultModel, Format, Geometry, Grid, LayerCache, Page, Per, Sampler,
+    Selector, StepRows, TrialTable, Trials, thresholds,
 };
 
 const GOOD: Geometry = Geometry {
@@ -227,11 +227,10 @@ fn inject_counts_what_landed() {
             offsets: &offsets,
             offsets_shape: [2, 2, 2, 3],
             block_stride: 24,
-            scales: &[],
         };
         let mut words = vec![0x3F80_0000_u32; 120];
         faults
-            .inject(1, &mut words, &tables, Format::Bf16)
+            .inject(1, &mut LayerCache::plain(&mut words), &tables, Format::Bf16)
             .expect("covered");
         assert_eq!(faults.landed(), [24, 24 * 16]);
         for (i, &word) in words.iter().enumerate() {
@@ -240,11 +239,16 @@ fn inject_counts_what_landed() {
             assert_eq!(word, expected, "word {i}");
         }
         assert!(matches!(
-            faults.inject(1, &mut words[..119], &tables, Format::Bf16),
+            faults.inject(
+                1,
+                &mut LayerCache::plain(&mut words[..119]),
+                &tables,
+                Format::Bf16
+            ),
             Err(Error::Address { .. })
         ));
         assert!(matches!(
-            faults.inject(2, &mut words, &tables, Format::Bf16),
+            faults.inject(2, &mut LayerCache::plain(&mut words), &tables, Format::Bf16),
             Err(Error::Index { .. })
         ));
     }

@@ -1,8 +1,9 @@
 //! Properties that hold for every model, geometry and selector, also under hostile arguments.
 
 use kvspec_core::{
-    CacheTables, Columns, FaultMap, FaultModel, Format, Geometry, Grid, Indices, Layout, Op, Page,
-    Per, Phase, Sampler, Selector, StepRows, TrialTable, Trials, Word, thresholds,
+    CacheTables, Columns, FaultMap, FaultModel, Format, Geometry, Grid, Indices, LayerCache,
+    Layout, Op, Page, Per, Phase, Sampler, Selector, StepRows, TrialTable, Trials, Word,
+    thresholds,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -278,9 +279,9 @@ proptest! {
             let Ok(mut faults) = table.write_step(&step) else { continue };
             let mut words = [0_u32; 120];
             let tables = CacheTables {
-                block_table: &block_table, blocks_per_row, offsets: &offsets, offsets_shape, block_stride, scales: &[],
+                block_table: &block_table, blocks_per_row, offsets: &offsets, offsets_shape, block_stride,
             };
-            if faults.inject(layer, &mut words, &tables, Format::Bf16).is_err() {
+            if faults.inject(layer, &mut LayerCache::plain(&mut words), &tables, Format::Bf16).is_err() {
                 prop_assert_eq!(words, [0; 120]);
                 prop_assert_eq!(faults.landed(), &[0]);
             }

@@ -1,8 +1,8 @@
 //! Faults of reads, forward by forward: what is shown, what counts, and that nothing of it stays in the cache.
 
 use kvspec_core::{
-    CacheTables, Error, FaultMap, FaultModel, Format, Geometry, Grid, Indices, Key, Op, Per, Phase,
-    Sampler, Selector, Site, StepFaults, StepRows, TrialTable, Trials, read_key,
+    CacheTables, Error, FaultMap, FaultModel, Format, Geometry, Grid, Indices, Key, LayerCache, Op,
+    Per, Phase, Sampler, Selector, Site, StepFaults, StepRows, TrialTable, Trials, read_key,
 };
 use proptest::prelude::*;
 
@@ -42,6 +42,7 @@ fn table(sampler: &Sampler, selector: &Selector, site: Site, op: Op, prompt: u32
         prompt_len: vec![prompt],
         site: vec![site],
         op: vec![op],
+        target: Vec::new(),
         read_master: vec![MASTER],
     };
     TrialTable::new(
@@ -111,7 +112,7 @@ proptest! {
         let offsets: Vec<i64> = (0..).take(BLOCK).collect();
         let tables = CacheTables {
             block_table: &BLOCKS, blocks_per_row: BLOCKS.len(), offsets: &offsets,
-            offsets_shape: [2, BLOCK_TOKENS, 2, 3], block_stride: BLOCK, scales: &[],
+            offsets_shape: [2, BLOCK_TOKENS, 2, 3], block_stride: BLOCK,
         };
         let chunks = (0..prompt).step_by(chunk as usize).map(|start| (start, chunk.min(prompt - start)));
         let forwards = chunks.chain((0..decodes).map(|i| (prompt + i, 1)));
@@ -131,9 +132,9 @@ proptest! {
                     let flips = sampler.enumerate(key, &grid, &selector).expect("legal");
                     expose(&mut expected, &flips, seen, op);
                 }
-                faults.inject(layer, &mut words, &tables, Format::Bf16).expect("covered");
+                faults.inject(layer, &mut LayerCache::plain(&mut words), &tables, Format::Bf16).expect("covered");
                 prop_assert!(words == expected, "forward {}..{}, layer {}", start, seen, layer);
-                faults.restore(&mut words, Format::Bf16).expect("the same cache");
+                faults.restore(&mut LayerCache::plain(&mut words), Format::Bf16).expect("the same cache");
                 prop_assert!(words == cache());
             }
             prop_assert_eq!(faults.exposed(), faults.restored());
@@ -217,28 +218,29 @@ fn faults_of_reads_must_be_taken_back_before_the_next() {
         offsets: &offsets,
         offsets_shape: [2, BLOCK_TOKENS, 2, 3],
         block_stride: BLOCK,
-        scales: &[],
     };
     let mut faults = read(&table, 0, 4);
     let mut words = cache();
     faults
-        .restore(&mut words, Format::Bf16)
+        .restore(&mut LayerCache::plain(&mut words), Format::Bf16)
         .expect("nothing to do");
     faults
-        .inject(0, &mut words, &tables, Format::Bf16)
+        .inject(0, &mut LayerCache::plain(&mut words), &tables, Format::Bf16)
         .expect("covered");
     assert_eq!(
-        faults.inject(1, &mut words, &tables, Format::Bf16),
+        faults.inject(1, &mut LayerCache::plain(&mut words), &tables, Format::Bf16),
         Err(Error::NotRestored { layer: 0 })
     );
     assert!(matches!(
-        faults.restore(&mut words[..BLOCK], Format::Bf16),
+        faults.restore(&mut LayerCache::plain(&mut words[..BLOCK]), Format::Bf16),
         Err(Error::Address { .. })
     ));
     // What attention would see, and a word that something else has changed meanwhile.
     assert!(words != cache());
     words[3 * BLOCK] ^= 1 << 16;
-    faults.restore(&mut words, Format::Bf16).expect("the cache");
+    faults
+        .restore(&mut LayerCache::plain(&mut words), Format::Bf16)
+        .expect("the cache");
     assert!(words == cache());
     assert_ne!(faults.exposed(), faults.restored());
 }

@@ -6,7 +6,8 @@ use std::num::NonZeroUsize;
 
 use kvspec_core::{
     Block, FaultMap, FaultModel, Geometry, Grid, Key, Layout, Op, Page, Per, Sampler, Selector,
-    StepRows, TrialTable, Trials, derive_keys, philox, philox_lanes, read_key, thresholds,
+    StepRows, Target, TrialTable, Trials, derive_keys, philox, philox_lanes, read_key, scale_keys,
+    thresholds,
 };
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
@@ -54,6 +55,8 @@ struct Keys {
     experiment: Hex,
     trial: u32,
     fault: u32,
+    #[serde(default)]
+    target: String,
     write_key: [Hex; 2],
     read_master: [Hex; 2],
     request: u32,
@@ -92,6 +95,8 @@ struct Case {
     layer_shape: LayerShape,
     model: Model,
     op: String,
+    #[serde(default)]
+    target: String,
     seed: Hex,
     experiment: Hex,
     trial: u32,
@@ -153,15 +158,31 @@ impl Case {
     }
 }
 
+/// The cases of sampling.md, and behind them those of sampling-scales.md.
 fn vectors() -> Result<Vectors> {
-    let path = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../tests/vectors/sampling.json"
-    );
-    let vectors: Vectors = serde_json::from_str(&std::fs::read_to_string(path)?)?;
-    assert_eq!(vectors.version, 2);
-    assert_eq!(vectors.cases.len(), 56);
+    let read = |name: &str, cases: usize| -> Result<Vectors> {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/");
+        let text = std::fs::read_to_string(format!("{folder}{name}.json"))?;
+        let vectors: Vectors = serde_json::from_str(&text)?;
+        assert_eq!(vectors.version, 2);
+        assert_eq!(vectors.cases.len(), cases);
+        Ok(vectors)
+    };
+    let mut vectors = read("sampling", 56)?;
+    let scales = read("sampling_scales", 12)?;
+    vectors.keys.extend(scales.keys);
+    vectors.cases.extend(scales.cases);
     Ok(vectors)
+}
+
+/// Write key and read master.
+fn keys_of(seed: Hex, experiment: Hex, trial: u32, fault: u32, target: &str) -> Result<(Key, Key)> {
+    let keys = derive_keys(seed.0, experiment.0, trial, fault);
+    let target = if target.is_empty() { "values" } else { target };
+    Ok(match Target::parse(target)? {
+        Target::Values => keys,
+        Target::Scales => scale_keys(keys.0),
+    })
 }
 
 #[test]
@@ -192,7 +213,8 @@ fn philox_gives_the_published_answers() -> Result {
 fn keys_are_derived() -> Result {
     let vectors = vectors()?;
     for keys in &vectors.keys {
-        let (write, master) = derive_keys(keys.seed.0, keys.experiment.0, keys.trial, keys.fault);
+        let Keys { trial, fault, .. } = *keys;
+        let (write, master) = keys_of(keys.seed, keys.experiment, trial, fault, &keys.target)?;
         assert_eq!(write, keys.write_key.map(Hex::word));
         assert_eq!(master, keys.read_master.map(Hex::word));
         for (step, key) in &keys.read_key_of_step {
@@ -201,7 +223,8 @@ fn keys_are_derived() -> Result {
         }
     }
     for case in &vectors.cases {
-        let (write, master) = derive_keys(case.seed.0, case.experiment.0, case.trial, case.fault);
+        let Case { trial, fault, .. } = *case;
+        let (write, master) = keys_of(case.seed, case.experiment, trial, fault, &case.target)?;
         let key = match case.step {
             Some(step) => read_key(master, case.request, step),
             None => write,

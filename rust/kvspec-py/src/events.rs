@@ -1,6 +1,6 @@
 //! Listed faults of trials, as fault maps have them.
 
-use kvspec_core::Op;
+use kvspec_core::{Op, Target};
 use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -16,7 +16,7 @@ pub(crate) struct EventTable(kvspec_core::EventTable);
 #[pymethods]
 impl EventTable {
     #[new]
-    #[pyo3(signature = (*, layers, bits, starts, prompt_len, columns, op))]
+    #[pyo3(signature = (*, layers, bits, starts, prompt_len, columns, op, target = None))]
     #[expect(clippy::needless_pass_by_value, reason = "arguments from Python")]
     fn new(
         layers: u32,
@@ -25,11 +25,19 @@ impl EventTable {
         prompt_len: PyReadonlyArray1<'_, u32>,
         columns: &Bound<'_, PyDict>,
         op: PyReadonlyArray1<'_, u8>,
+        target: Option<PyReadonlyArray1<'_, u8>>,
     ) -> PyResult<Self> {
         let arrays = ColumnArrays::new(columns)?;
         let ops: Result<Vec<Op>, _> = slice("op", &op)?
             .iter()
             .map(|&code| Op::from_code(code))
+            .collect();
+        let codes = target.as_ref().map(|target| slice("target", target));
+        let targets: Result<Vec<Target>, _> = codes
+            .transpose()?
+            .unwrap_or_default()
+            .iter()
+            .map(|&code| Target::from_code(code))
             .collect();
         kvspec_core::EventTable::new(
             layers,
@@ -38,6 +46,7 @@ impl EventTable {
             slice("prompt_len", &prompt_len)?,
             &arrays.sites()?,
             &ops.map_err(value_error)?,
+            &targets.map_err(value_error)?,
         )
         .map(Self)
         .map_err(value_error)

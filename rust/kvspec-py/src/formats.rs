@@ -1,22 +1,37 @@
 //! Storage formats.
 
-use kvspec_core::{Error, Format};
-use numpy::{IntoPyArray, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn};
+use kvspec_core::{Error, Format, SCALE_BITS, Target};
+use numpy::{
+    IntoPyArray, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArray2,
+};
 use pyo3::prelude::*;
 
 use crate::value_error;
 
-/// Bits of a code.
+/// Bits of a code, or of a scale.
 #[pyfunction]
-pub(crate) fn format_bits(format: &str) -> PyResult<u32> {
-    Ok(Format::parse(format).map_err(value_error)?.bits())
+#[pyo3(signature = (format, target = "values"))]
+pub(crate) fn format_bits(format: &str, target: &str) -> PyResult<u32> {
+    let format = Format::parse(format).map_err(value_error)?;
+    match Target::parse(target).map_err(value_error)? {
+        Target::Values => Ok(format.bits()),
+        Target::Scales if format.scaled() => Ok(SCALE_BITS),
+        Target::Scales => Err(value_error(Error::Unscaled {
+            format: format.name(),
+        })),
+    }
 }
 
-/// Mask of a named set of bits of a code.
+/// Mask of a named set of bits of a code, or of a scale.
 #[pyfunction]
-pub(crate) fn format_mask(format: &str, bits: &str) -> PyResult<u32> {
+#[pyo3(signature = (format, bits, target = "values"))]
+pub(crate) fn format_mask(format: &str, bits: &str, target: &str) -> PyResult<u32> {
     let format = Format::parse(format).map_err(value_error)?;
-    format.mask(bits).map_err(value_error)
+    let mask = match Target::parse(target).map_err(value_error)? {
+        Target::Values => format.mask(bits),
+        Target::Scales => format.scale_mask(bits),
+    };
+    mask.map_err(value_error)
 }
 
 /// Whether the codes of a row share a scale.
@@ -103,27 +118,49 @@ impl Scales {
     }
 }
 
-/// Rows `[rows, D]` rounded to what the cache can hold, in place; the scale stored for each.
+/// Rows `[rows, D]` rounded to what the cache can hold, in place; the scale stored for each. `codes` takes the codes
+/// of a format of up to 8 bits.
 #[pyfunction]
+#[pyo3(signature = (format, values, codes = None))]
 pub(crate) fn quantize<'py>(
     py: Python<'py>,
     format: &str,
-    mut values: numpy::PyReadwriteArray2<'py, f32>,
+    mut values: PyReadwriteArray2<'py, f32>,
+    mut codes: Option<PyReadwriteArray2<'py, u8>>,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
     let format = Format::parse(format).map_err(value_error)?;
     let mut values = values.as_array_mut();
+    let mut codes = codes.as_mut().map(PyReadwriteArray2::as_array_mut);
+    if let Some(codes) = &codes
+        && (codes.dim() != values.dim() || format.bits() > u8::BITS)
+    {
+        return Err(value_error(Error::Length {
+            name: "codes",
+            len: codes.len(),
+            expected: values.len(),
+        }));
+    }
     let scales: Vec<f32> = py.detach(|| {
         let mut words = vec![0; values.ncols()];
-        let rows = values.rows_mut().into_iter().map(|mut row| {
-            for (word, value) in words.iter_mut().zip(&row) {
-                *word = value.to_bits();
-            }
-            let scale = format.quantize(&mut words);
-            for (value, word) in row.iter_mut().zip(&words) {
-                *value = f32::from_bits(*word);
-            }
-            f32::from_bits(scale)
-        });
+        let rows = values
+            .rows_mut()
+            .into_iter()
+            .enumerate()
+            .map(|(i, mut row)| {
+                for (word, value) in words.iter_mut().zip(&row) {
+                    *word = value.to_bits();
+                }
+                let scale = format.quantize_codes(&mut words);
+                if let Some(codes) = &mut codes {
+                    for (kept, &code) in codes.row_mut(i).iter_mut().zip(&words) {
+                        *kept = code as u8;
+                    }
+                }
+                for (value, &code) in row.iter_mut().zip(&words) {
+                    *value = f32::from_bits(format.decode(code, scale));
+                }
+                f32::from_bits(scale)
+            });
         rows.collect()
     });
     Ok(scales.into_pyarray(py))

@@ -1,6 +1,6 @@
 //! Sampling: keys, samplers and selectors.
 
-use kvspec_core::{FaultModel, Geometry, Grid, Indices, Page, Per, Phase};
+use kvspec_core::{FaultModel, Geometry, Grid, Indices, Page, Per, Phase, Target};
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -22,9 +22,20 @@ pub(crate) fn philox(counter: (u32, u32, u32, u32), key: Key) -> (u32, u32, u32,
 
 /// Write key and read master of one fault entry in one trial.
 #[pyfunction]
-pub(crate) fn derive_keys(seed: u64, experiment: u64, trial: u32, fault: u32) -> (Key, Key) {
-    let (write, read) = kvspec_core::derive_keys(seed, experiment, trial, fault);
-    (pair(write), pair(read))
+#[pyo3(signature = (seed, experiment, trial, fault, target = "values"))]
+pub(crate) fn derive_keys(
+    seed: u64,
+    experiment: u64,
+    trial: u32,
+    fault: u32,
+    target: &str,
+) -> PyResult<(Key, Key)> {
+    let keys = kvspec_core::derive_keys(seed, experiment, trial, fault);
+    let (write, read) = match Target::parse(target).map_err(value_error)? {
+        Target::Values => keys,
+        Target::Scales => kvspec_core::scale_keys(keys.0),
+    };
+    Ok((pair(write), pair(read)))
 }
 
 /// Key of one read event.

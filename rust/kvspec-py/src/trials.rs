@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use kvspec_core::{CacheTables, Format, Key, Op, Site, StepRows, Trials};
+use kvspec_core::{CacheTables, Format, Key, LayerCache, Op, Site, StepRows, Target, Trials};
 use numpy::{
     IntoPyArray, PyArray1, PyReadonlyArray1, PyReadonlyArray2, PyReadonlyArray4,
     PyReadwriteArrayDyn,
@@ -22,7 +22,7 @@ pub(crate) struct TrialTable(kvspec_core::TrialTable);
 impl TrialTable {
     #[new]
     #[pyo3(signature = (*, layers, samplers, selectors, sampler, selector, write_key, request, prompt_len,
-                        site = None, op = None, read_master = None))]
+                        site = None, op = None, target = None, read_master = None))]
     #[expect(clippy::too_many_arguments, reason = "keywords of the Python API")]
     #[expect(clippy::needless_pass_by_value, reason = "arguments from Python")]
     fn new(
@@ -36,10 +36,12 @@ impl TrialTable {
         prompt_len: PyReadonlyArray1<'_, u32>,
         site: Option<Vec<String>>,
         op: Option<Vec<String>>,
+        target: Option<Vec<String>>,
         read_master: Option<PyReadonlyArray2<'_, u32>>,
     ) -> PyResult<Self> {
         let site: Result<_, _> = site.iter().flatten().map(|x| Site::parse(x)).collect();
         let op: Result<_, _> = op.iter().flatten().map(|x| Op::parse(x)).collect();
+        let target: Result<_, _> = target.iter().flatten().map(|x| Target::parse(x)).collect();
         let read_master = read_master.map(|masters| keys("read_master", &masters));
         let trials = Trials {
             sampler: column(&sampler),
@@ -49,6 +51,7 @@ impl TrialTable {
             prompt_len: column(&prompt_len),
             site: site.map_err(value_error)?,
             op: op.map_err(value_error)?,
+            target: target.map_err(value_error)?,
             read_master: read_master.transpose()?.unwrap_or_default(),
         };
         let samplers = samplers.iter().map(|x| x.get().0.clone()).collect();
@@ -159,24 +162,26 @@ impl StepFaults {
         self.lock().layer_len(layer).map_err(value_error)
     }
 
-    #[pyo3(signature = (layer, words, *, block_table, offsets, block_stride, format, scales = None))]
+    #[pyo3(signature = (layer, words, *, block_table, offsets, block_stride, format, codes = None, scales = None))]
     #[expect(clippy::too_many_arguments, reason = "keywords of the Python API")]
     #[expect(clippy::needless_pass_by_value, reason = "arguments from Python")]
     fn inject(
         &self,
         py: Python<'_>,
         layer: u32,
-        mut words: PyReadwriteArrayDyn<'_, u32>,
+        words: PyReadwriteArrayDyn<'_, u32>,
         block_table: PyReadonlyArray2<'_, i32>,
         offsets: PyReadonlyArray4<'_, i64>,
         block_stride: usize,
         format: &str,
-        scales: Option<PyReadonlyArray4<'_, u32>>,
+        codes: Option<PyReadwriteArrayDyn<'_, u8>>,
+        scales: Option<PyReadwriteArrayDyn<'_, u32>>,
     ) -> PyResult<()> {
         let format = Format::parse(format).map_err(value_error)?;
         let (_, blocks_per_row) = block_table.as_array().dim();
         let offsets_shape = offsets.as_array().dim().into();
-        let words = words.as_slice_mut().map_err(|_| not_contiguous("words"))?;
+        let mut arrays = CacheArrays(words, codes, scales);
+        let mut cache = arrays.cache()?;
         // Borrowed without a copy even though the GIL is released: the tables are as large as the batch, and
         // the engine changes neither them nor the cache during a forward.
         let tables = CacheTables {
@@ -187,25 +192,24 @@ impl StepFaults {
             offsets: offsets.as_slice().map_err(|_| not_contiguous("offsets"))?,
             offsets_shape,
             block_stride,
-            scales: match &scales {
-                Some(scales) => scales.as_slice().map_err(|_| not_contiguous("scales"))?,
-                None => &[],
-            },
         };
-        py.detach(|| self.lock().inject(layer, words, &tables, format))
+        py.detach(|| self.lock().inject(layer, &mut cache, &tables, format))
             .map_err(value_error)
     }
 
-    #[pyo3(signature = (words, *, format))]
+    #[pyo3(signature = (words, *, format, codes = None, scales = None))]
     fn restore(
         &self,
         py: Python<'_>,
-        mut words: PyReadwriteArrayDyn<'_, u32>,
+        words: PyReadwriteArrayDyn<'_, u32>,
         format: &str,
+        codes: Option<PyReadwriteArrayDyn<'_, u8>>,
+        scales: Option<PyReadwriteArrayDyn<'_, u32>>,
     ) -> PyResult<()> {
         let format = Format::parse(format).map_err(value_error)?;
-        let words = words.as_slice_mut().map_err(|_| not_contiguous("words"))?;
-        py.detach(|| self.lock().restore(words, format))
+        let mut arrays = CacheArrays(words, codes, scales);
+        let mut cache = arrays.cache()?;
+        py.detach(|| self.lock().restore(&mut cache, format))
             .map_err(value_error)
     }
 
@@ -243,7 +247,35 @@ impl StepFaults {
         dict.set_item("token", columns.token.into_pyarray(py))?;
         dict.set_item("elem", columns.elem.into_pyarray(py))?;
         dict.set_item("mask", columns.mask.into_pyarray(py))?;
+        let target: Vec<u8> = columns.target.iter().map(|&x| x as u8).collect();
+        dict.set_item("target", target.into_pyarray(py))?;
         Ok(dict)
+    }
+}
+
+/// Words, codes and scales of a layer.
+struct CacheArrays<'py>(
+    PyReadwriteArrayDyn<'py, u32>,
+    Option<PyReadwriteArrayDyn<'py, u8>>,
+    Option<PyReadwriteArrayDyn<'py, u32>>,
+);
+
+impl CacheArrays<'_> {
+    fn cache(&mut self) -> PyResult<LayerCache<'_>> {
+        let Self(words, codes, scales) = self;
+        Ok(LayerCache {
+            words: words.as_slice_mut().map_err(|_| not_contiguous("words"))?,
+            codes: match codes {
+                Some(codes) => codes.as_slice_mut().map_err(|_| not_contiguous("codes"))?,
+                None => &mut [],
+            },
+            scales: match scales {
+                Some(scales) => scales
+                    .as_slice_mut()
+                    .map_err(|_| not_contiguous("scales"))?,
+                None => &mut [],
+            },
+        })
     }
 }
 

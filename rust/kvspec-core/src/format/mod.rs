@@ -131,10 +131,37 @@ impl Format {
         }
     }
 
+    /// The mask of a named set of bits of a scale, as [`Format::mask`] gives that of a code. The low four bits of
+    /// an int4 scale are its zero point, not mantissa.
+    ///
+    /// # Errors
+    /// [`Error::Unscaled`] for a format without scales, [`Error::Word`] for any other name.
+    pub fn scale_mask(self, bits: &str) -> Result<u32, Error> {
+        if !self.scaled() {
+            let format = self.name();
+            return Err(Error::Unscaled { format });
+        }
+        match bits {
+            "all" => Ok(u32::MAX),
+            "sign" => Ok(0x8000_0000),
+            "exponent" | "FP16_EXPONENT" => Ok(0x7F80_0000),
+            "mantissa" if self == Self::Int4 => Ok(0x007F_FFF0),
+            "mantissa" => Ok(0x007F_FFFF),
+            "BYTE_TOPBITS" => Ok(0xC0C0_C0C0),
+            "INT4_NIBBLE" => Ok(0xF0F0_F0F0),
+            _ => Err(Error::Word {
+                name: "bits",
+                value: bits.to_owned(),
+                allowed: &BITS,
+            }),
+        }
+    }
+
     /// The code of a float32 that the cache holds, given by its bits. `scale` is that of its row, as bits; only
     /// scaled formats look at it.
     ///
-    /// Inverse of [`Format::decode`]. Other values, of formats without scale, become the nearest code, ties to
+    /// Inverse of [`Format::decode`], of scaled formats only where the scale is one that [`Format::quantize`] gives
+    /// and the value finite. Other values, of formats without scale, become the nearest code, ties to
     /// even; beyond the range infinite, or the largest number of E4M3. A NaN keeps its sign and the payload bits
     /// that the format holds; if none is set, it becomes quiet rather than infinite.
     #[inline]
@@ -150,8 +177,8 @@ impl Format {
         }
     }
 
-    /// The float32, as bits, of a code; exact for codes without scale, the rounded product for others. Bits above
-    /// the format are ignored.
+    /// The float32, as bits, of a code; exact for codes without scale, the IEEE product for others, whatever the
+    /// scale, with one NaN. Bits above the format are ignored.
     #[inline]
     #[must_use]
     pub fn decode(self, code: u32, scale: u32) -> u32 {
@@ -170,18 +197,23 @@ impl Format {
     ///
     /// FP8 saturates (448, 57344) and has one NaN.
     pub fn quantize(self, row: &mut [u32]) -> u32 {
-        let scale = match self {
+        let scale = self.quantize_codes(row);
+        for word in row {
+            *word = self.decode(*word, scale);
+        }
+        scale
+    }
+
+    /// [`Format::quantize`] that leaves the codes of the row in place of its values.
+    pub fn quantize_codes(self, row: &mut [u32]) -> u32 {
+        match self {
             Self::Bf16 => each(row, encode_bf16),
             Self::Fp16 => each(row, |word| FP16.encode(word)),
             Self::Fp8E4m3 => each(row, |word| E4M3.saturate(word)),
             Self::Fp8E5m2 => each(row, |word| E5M2.saturate(word)),
             Self::Int8 => scaled::quantize_int8(row),
             Self::Int4 => scaled::quantize_int4(row),
-        };
-        for word in row {
-            *word = self.decode(*word, scale);
         }
-        scale
     }
 }
 

@@ -5,20 +5,16 @@
 //! `_reshape_cache_int4_kernel`. Int4 rows are rotated first; the caller does that.) All arithmetic is in IEEE
 //! float32; what a GPU makes of NaN in a row is taken from PTX.
 //!
-//! The product of code and scale is rounded, but division gives the code back, since scales are at least 1e-6.
-//! Where the scale of a row is not finite, or a flip makes a value overflow, the word is a NaN that carries the
-//! code in its low bits.
+//! A value is the IEEE product of code and scale, whatever the scale is, and all NaNs are one. The product is
+//! rounded, but division gives the code back for every scale that quantizing makes of finite rows, since those are at
+//! least 1e-6. Under a faulty scale, which may be 0 or infinite, it need not: caches keep their codes.
 
 const SMALLEST_SCALE: f32 = 1e-6;
 const ZERO_POINT: u32 = 0xF;
 const NAN: u32 = 0x7FC0_0000;
 
-fn to_word(value: f32, code: u32) -> u32 {
-    if value.is_finite() {
-        value.to_bits()
-    } else {
-        NAN | code
-    }
+fn to_word(value: f32) -> u32 {
+    if value.is_nan() { NAN } else { value.to_bits() }
 }
 
 /// Nearest integer, halves away from zero, as the kernels write it: add half, cut off.
@@ -31,19 +27,12 @@ fn round(value: f32) -> i32 {
 }
 
 pub(super) fn decode_int8(code: u32, scale: u32) -> u32 {
-    let code = code & 0xFF;
-    to_word(
-        f32::from((code as u8).cast_signed()) * f32::from_bits(scale),
-        code,
-    )
+    to_word(f32::from((code as u8).cast_signed()) * f32::from_bits(scale))
 }
 
 pub(super) fn encode_int8(word: u32, scale: u32) -> u32 {
-    let value = f32::from_bits(word);
-    if value.is_nan() {
-        return word & 0xFF;
-    }
-    ((value / f32::from_bits(scale)).round_ties_even() as i32).cast_unsigned() & 0xFF
+    let code = f32::from_bits(word) / f32::from_bits(scale);
+    (code.round_ties_even() as i32).cast_unsigned() & 0xFF
 }
 
 /// The stored scale of a row, as bits, and each value replaced by its code.
@@ -74,18 +63,14 @@ fn int4_scale(packed: u32) -> (f32, i32) {
 }
 
 pub(super) fn decode_int4(code: u32, packed: u32) -> u32 {
-    let code = code & 0xF;
     let (scale, zero) = int4_scale(packed);
-    to_word((code.cast_signed() - zero) as f32 * scale, code)
+    to_word(((code & 0xF).cast_signed() - zero) as f32 * scale)
 }
 
 pub(super) fn encode_int4(word: u32, packed: u32) -> u32 {
-    let value = f32::from_bits(word);
-    if value.is_nan() {
-        return word & 0xF;
-    }
     let (scale, zero) = int4_scale(packed);
-    ((value / scale).round_ties_even() as i32 + zero).cast_unsigned() & 0xF
+    let code = (f32::from_bits(word) / scale).round_ties_even() as i32;
+    code.wrapping_add(zero).cast_unsigned() & 0xF
 }
 
 /// The stored scale of a row with its zero point, as bits, and each value replaced by its code.
