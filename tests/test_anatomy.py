@@ -20,8 +20,8 @@ from kvspec.report.heat import anatomy_charts
 from kvspec.report.html import html_report
 from kvspec.report.limits import Limits
 from kvspec.report.palette import PAPER
-from kvspec.score import score_run
-from kvspec.score.anatomy import Anatomy
+from kvspec.score import Proportion, score_run
+from kvspec.score.anatomy import Anatomy, Sites, site_maps
 from kvspec.spec.model import Fault, Rate, Selector
 from kvspec.stats.association import association, slope
 from kvspec.stats.exact import Strata
@@ -72,7 +72,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[tuple[str,
                 ("bit", f"{bit}", "KV"[kv]),
                 ("layer", f"{layer}", "KV"[kv]),
                 ("position", f"{10 * tenth}-{10 * tenth + 10} %", phase),
-                ("bit-layer", f"{bit}", f"{layer}"),
             ):
                 counts = truth.setdefault(key, [0, 0])
                 counts[0] += shows
@@ -97,6 +96,7 @@ def test_every_flip_is_where_its_map_says(run: tuple[Path, dict[tuple[str, str, 
         for one in anatomy.maps
         for square in one.squares
     }
+    assert [one.name for one in anatomy.maps] == ["bit", "layer", "position"], "bit-layer would hold 4 a square"
     assert found == truth
     assert anatomy.trials == sum(n for (name, *_), (_, n) in truth.items() if name == "bit")
     assert [square.row for square in anatomy.maps[0].squares[:2]] == ["15", "15"], "the highest bit first"
@@ -129,10 +129,21 @@ def test_the_report_says_it_in_every_form(run: tuple[Path, dict[tuple[str, str, 
     html = html_report(run[0])
     assert 'id="single"' in html
     charts = {chart.key: chart for chart in anatomy_charts(scores, PAPER, Limits())}
-    assert list(charts) == ["single-bit", "single-layer", "single-position", "single-bit-layer"]
+    assert list(charts) == ["single-bit", "single-layer", "single-position"]
     assert charts["single-bit"].head == ("Bit", "K", "V")
     k, n = run[1]["bit", "15", "K"]
     assert charts["single-bit"].rows[0][:2] == ("15", f"{k / n:.1%}")
+
+
+def test_the_map_of_bits_and_layers_comes_with_trials_enough() -> None:
+    n = np.arange(400)
+    sites = Sites(n % 3 == 0, n % 2, n % 4, n % 2, n % 5, n % 10, n % 2 == 0)
+    found = {one.name: one for one in site_maps(sites)}
+    squares = {(square.row, square.column): square.visible for square in found["bit-layer"].squares}
+    assert len(squares) == 20
+    assert squares["3", "4"] == Proportion.of(int(((n % 20 == 19) & (n % 3 == 0)).sum()), 20)
+    few = Sites(*(getattr(sites, name)[:199] for name in Sites.__slots__))
+    assert "bit-layer" not in [one.name for one in site_maps(few)]
 
 
 def test_too_few_or_another_shape_give_none(run: tuple[Path, object], tmp_path: Path) -> None:

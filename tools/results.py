@@ -10,38 +10,33 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from kvspec import _native  # noqa: E402
 from kvspec.errors import KvspecError  # noqa: E402
-from kvspec.models import describe  # noqa: E402
 from kvspec.records import RunStore  # noqa: E402
 from kvspec.report import render_text, to_json  # noqa: E402
-from kvspec.score import CellScore, Proportion, Scores, score_run  # noqa: E402
-from kvspec.spec.model import ModelSpec  # noqa: E402
-from kvspec.stats.exact import ALPHA, fisher_greater, holm  # noqa: E402
-from tools.spec_index import SPECS, notes  # noqa: E402
+from kvspec.score import Proportion, Scores  # noqa: E402
+from kvspec.score.scores import Scored, score_whole  # noqa: E402
+from tools.findings import Findings, contrasts, formats, published, share  # noqa: E402
+from tools.spec_index import SPECS, declared, notes  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results"
-GIB = 2**33
-"""Bits."""
-REQUEST_TOKENS = 32
-"""Length of the requests that are counted per GiB."""
 WIDTH = 150
+ANSWER = ("Accuracy lies below",)
+"""Beginnings of the sentences that answer a question whose spec does not say which do."""
 
 
 @dataclass(frozen=True)
 class Run:
     """A run folder as its page needs it."""
 
-    scores: Scores
+    scored: Scored
     environment: dict[str, Any]
     spec: dict[str, Any]
 
@@ -53,7 +48,12 @@ class Run:
         del spec["prompts"]["texts"]  # the plan digest stands for them
         spec["prompts"].pop("tasks", None)
         spec["source"] = Path(spec["source"]).name
-        return cls(score_run(folder), store.read_json("environment.json") or {}, spec)
+        return cls(score_whole(folder), store.read_json("environment.json") or {}, spec)
+
+    @property
+    def scores(self) -> Scores:
+        """Its report."""
+        return self.scored.scores
 
     @property
     def title(self) -> str:
@@ -90,74 +90,19 @@ def dose(scores: Scores) -> Iterator[str]:
     yield ""
 
 
-def compare(runs: Sequence[Scores]) -> Iterator[str]:
-    """The same cells in caches of different formats."""
-    yield "## Formats\n"
-    yield "Accuracy: token ids equal the golden ones of the same format; 95 % Wilson interval.\n"
-    names = [scores.run.storage_format for scores in runs]
-    yield "| cell | " + " | ".join(names) + " |"
-    yield "|---" * (len(names) + 1) + "|"
-    for cells in zip(*(scores.cells for scores in runs), strict=True):
-        yield f"| {cells[0].plan.name} | " + " | ".join(share(cell.exact_match) for cell in cells) + " |"
-    tests = [
-        (cells[i].plan.name, names[i], names[j], _fisher(cells[i], cells[j]))
-        for cells in zip(*(scores.cells for scores in runs), strict=True)
-        for i, j in combinations(range(len(runs)), 2)
-    ]
-    adjusted = holm([test[3] for test in tests])
-    apart = [(test, p) for test, p in zip(tests, adjusted, strict=True) if p < ALPHA]
-    yield (
-        f"\nOf {len(tests)} comparisons of two formats at one dose (Fisher, two-sided, Holm) {len(apart)} differ"
-        + (": " + "; ".join(f"{cell} {a} against {b} (p = {p:.2g})" for (cell, a, b, _), p in apart) if apart else "")
-        + ".\n"
-    )
-    yield from _per_gib(runs)
+def findings(runs: Sequence[Run], declared: Mapping[str, Any]) -> list[Findings]:
+    """What decides the question beyond the report of each run."""
+    found: list[Findings | None] = []
+    for run in runs:
+        found.append(contrasts(run.scored, declared["contrasts"] or []))
+        if declared["published"]:
+            found.append(published(run.scored, declared["published"]))
+    if len(runs) > 1:
+        found += formats([run.scored for run in runs])
+    return [one for one in found if one is not None]
 
 
-def _per_gib(runs: Sequence[Scores]) -> Iterator[str]:
-    """A GiB of every format has the same bits, so the same faults; what differs is how many requests it holds."""
-    geometry = describe(ModelSpec(runs[0].run.model)).geometry
-    if geometry is None:
-        yield "Per GiB: not computed, since the shape of the model is not known on this machine.\n"
-        return
-    yield "Per GiB: at one rate per bit a GiB gets the same faults in all formats, and a narrow one holds more tokens."
-    yield (
-        f"Broken requests per GiB = share of broken requests x requests of {REQUEST_TOKENS} tokens that fit "
-        "(scales included).\n"
-    )
-    yield "| cell | " + " | ".join(scores.run.storage_format for scores in runs) + " |"
-    yield "|---" * (len(runs) + 1) + "|"
-    for cells in zip(*(scores.cells for scores in runs), strict=True):
-        if cells[0].plan.fault["rate"]["unit"] != "per_bit":
-            continue
-        broken = []
-        for scores, cell in zip(runs, cells, strict=True):
-            name = scores.run.storage_format
-            row = geometry.head_size * _native.format_bits(name) + 32 * _native.format_scaled(name)
-            requests = GIB / (row * geometry.rows_per_token * geometry.layers * REQUEST_TOKENS)
-            found = cell.exact_match
-            if found.rate is None or found.low is None or found.high is None:
-                broken.append("-")
-                continue
-            mean, low, high = ((1 - x) * requests for x in (found.rate, found.high, found.low))
-            broken.append(f"{mean:,.0f} [{low:,.0f}, {high:,.0f}]")
-        yield f"| {cells[0].plan.name} | " + " | ".join(broken) + " |"
-    yield ""
-
-
-def share(found: Proportion) -> str:
-    """A proportion with its interval and n."""
-    return f"{found.rate:.1%} [{found.low:.1%}, {found.high:.1%}], n = {found.n:,}" if found.n else "-"
-
-
-def _fisher(a: CellScore, b: CellScore) -> float:
-    first, second = (a.exact_match.k, a.exact_match.n), (b.exact_match.k, b.exact_match.n)
-    if not first[1] or not second[1]:
-        return 1.0
-    return min(1.0, 2 * min(fisher_greater(*first, *second), fisher_greater(*second, *first)))
-
-
-def page(runs: Sequence[Run], commands: Sequence[str]) -> str:
+def page(runs: Sequence[Run], commands: Sequence[str], found: Sequence[Findings]) -> str:
     """The whole page."""
     name = runs[0].scores.run.name
     parts = [f"# {name}\n", f"Made by `tools/results.py` from the run folders; every figure: `{name}.json`.\n"]
@@ -178,8 +123,8 @@ def page(runs: Sequence[Run], commands: Sequence[str]) -> str:
         parts += [f"- {sentence}" for sentence in run.scores.verdict]
         parts += [f"- Warning: {warning}" for warning in run.scores.warnings]
         parts += ["", *dose(run.scores)]
-    if len(runs) > 1:
-        parts += compare([run.scores for run in runs])
+    for one in found:
+        parts += [f"## {one.title}\n", *(f"- {sentence}" for sentence in one.sentences), "", *one.table, ""]
     for run in runs:
         report = "Floor (" + render_text(run.scores, width=WIDTH).partition("\nFloor (")[2]
         report = report.partition("\nrun folder:")[0].rstrip()
@@ -193,28 +138,57 @@ def index(folder: Path) -> str:
         "# Results\n",
         "What was measured, against what the guide claims. Generated by `python3 tools/results.py` from the figures in",
         "the `.json` files: what was found are the sentences of the reports, which follow from their tests.\n",
+        "| spec | the guide | found | accuracy, 95 % interval, n |",
+        "|---|---|---|---|",
     ]
+    details = []
     for file in sorted(folder.glob("*.json")):
-        figures = json.loads(file.read_text(encoding="utf-8"))
-        said = notes(SPECS / f"{file.stem}.yaml") if (SPECS / f"{file.stem}.yaml").is_file() else {}
-        parts += [f"## [{file.stem}]({file.stem}.md)\n"]
-        parts += [f"{said['question']}\n"] if said.get("question") else []
-        parts += [f"- The guide: {said['guide']}"] if said.get("guide") else []
-        parts += [f"- Expected: {said['hypothesis']}"] if said.get("hypothesis") else []
+        figures, spec = json.loads(file.read_text(encoding="utf-8")), SPECS / f"{file.stem}.yaml"
+        said, answer = (notes(spec), declared(spec)["answer"]) if spec.is_file() else ({}, None)
+        found = " ".join(_answers(figures, answer or ANSWER))
+        sizes = "; ".join(_sizes(run) for run in figures["runs"])
+        parts.append(f"| [{file.stem}]({file.stem}.md) | {said.get('guide') or '-'} | {found} | {sizes} |")
+        details += [f"## [{file.stem}]({file.stem}.md)\n"]
+        details += [f"{said['question']}\n"] if said.get("question") else []
+        details += [f"- Expected: {said['hypothesis']}"] if said.get("hypothesis") else []
+        details += [f"- {sentence}" for sentence in figures["findings"]]
         for run in figures["runs"]:
-            report, device = run["report"], run["environment"].get("device", {}).get("name", "unknown device")
-            cells = [cell["exact_match"]["n"] for cell in report["cells"]]
-            parts.append(
-                f"- Found in {report['run']['storage_format']} on {device} ({report['run']['recorded']:,} trials, "
-                f"n = {min(cells):,} to {max(cells):,} a cell): {' '.join(report['verdict'])}"
-            )
-        parts.append("")
+            report = run["report"]
+            details.append(f"- {_where(run)} ({report['run']['recorded']:,} trials): {' '.join(report['verdict'])}")
+        details.append("")
     printed = [f"- [{file.name}]({file.name})" for file in sorted(folder.glob("*.txt"))]
-    parts += ["## Printed reports without their runs\n", *printed, ""] if printed else []
+    details += ["## Printed reports without their runs\n", *printed, ""] if printed else []
     pages = {file.stem for file in folder.glob("*.json")}
     left = ", ".join(f"`{file.stem}`" for file in sorted(SPECS.glob("*.yaml")) if file.stem not in pages)
-    parts.append(f"## Not here yet\n\nSpecs of the library without a page: {left}.\n")
-    return "\n".join(parts)
+    details.append(f"## Not here yet\n\nSpecs of the library without a page: {left}.\n" if left else "")
+    return "\n".join([*parts, "", *details]).rstrip("\n") + "\n"
+
+
+def _answers(figures: Mapping[str, Any], beginnings: Sequence[str]) -> Iterator[str]:
+    """The sentences that answer the question of a spec, those of a run with its format where there are several."""
+    several = len(figures["runs"]) > 1
+    sources = [("", figures["findings"])]
+    for run in figures["runs"]:
+        where = f"{run['report']['run']['storage_format']}: " if several else ""
+        sources.append((where, run["report"]["verdict"]))
+    for beginning in beginnings:
+        for where, sentences in sources:
+            yield from (f"{where}{sentence}" for sentence in sentences if sentence.startswith(beginning))
+
+
+def _sizes(run: Mapping[str, Any]) -> str:
+    cells = [(cell["name"], Proportion(**cell["exact_match"])) for cell in run["report"]["cells"]]
+    if len(cells) <= 3:
+        return f"{_where(run)}: " + ", ".join(f"{name} {share(found)}" for name, found in cells)
+    rates = [found.rate for _, found in cells if found.rate is not None]
+    n = sorted({found.n for _, found in cells})
+    sizes = f"{n[0]:,}" if len(n) == 1 else f"{n[0]:,} to {n[-1]:,}"
+    return f"{_where(run)}: {min(rates):.1%} to {max(rates):.1%}, n = {sizes} a cell"
+
+
+def _where(run: Mapping[str, Any]) -> str:
+    device = run["environment"].get("device", {}).get("name", "unknown device")
+    return f"{run['report']['run']['storage_format']} on {device}"
 
 
 def main() -> int:
@@ -234,8 +208,14 @@ def main() -> int:
         parser.error(f"the runs are of several specs: {', '.join(sorted(names))}")
     (name,) = names
     given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / f"{name}.md").write_text(page(runs, given.command), encoding="utf-8")
-    figures = {"commands": given.command, "runs": [run.to_json() for run in runs]}
+    file = SPECS / f"{name}.yaml"
+    found = findings(runs, declared(file)) if file.is_file() else findings(runs, {"contrasts": [], "published": None})
+    (given.out / f"{name}.md").write_text(page(runs, given.command, found), encoding="utf-8")
+    figures = {
+        "commands": given.command,
+        "findings": [sentence for one in found for sentence in one.sentences],
+        "runs": [run.to_json() for run in runs],
+    }
     (given.out / f"{name}.json").write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     (given.out / "README.md").write_text(index(given.out), encoding="utf-8")
     return 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from kvspec.plan import compile_plan
 from kvspec.spec import load_spec
@@ -32,6 +33,17 @@ def notes(path: Path) -> dict[str, str]:
         node = root.get(f"x-{name}")
         found[name] = "" if node is None else " ".join(str(node.plain()).split())
     return found
+
+
+def declared(path: Path) -> dict[str, Any]:
+    """What `tools/results.py` makes of a spec's runs, as plain data or `None`.
+
+    `contrasts`: lists of cell names, two to compare or more for a trend. `published`: figures of others by bit.
+    `answer`: beginnings of the sentences that answer the question.
+    """
+    root = load_tree(path)
+    nodes = {name: root.get(f"x-{name}") for name in ("contrasts", "published", "answer")}
+    return {name: None if node is None else node.plain() for name, node in nodes.items()}
 
 
 def render() -> str:

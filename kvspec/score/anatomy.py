@@ -22,8 +22,11 @@ from kvspec.stats.intervals import Difference, Proportion
 
 SINGLE_FLIP_MODELS = ("random", "msb_biased")
 FEWEST = 300
-"""Trials with a single flip below which squares of a map would hold a handful."""
+"""Trials with a single flip below which there is no anatomy."""
+PER_SQUARE = 10
+"""Trials that a square of a map holds on average, or the map is left out."""
 TENTHS = 10
+AT_BIT = "K against V at bit "
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,7 @@ class Anatomy:
     unlocated: int
     """Those whose place does not follow from the plan: in nothing here."""
     maps: tuple[SiteMap, ...]
+    """Those with trials enough."""
     tests: tuple[SiteTest, ...]
 
 
@@ -173,18 +177,19 @@ class Singles:
 
 
 def site_maps(sites: Sites) -> tuple[SiteMap, ...]:
-    """Bit by K or V, layer by K or V, position by phase, bit by layer."""
+    """Bit by K or V, layer by K or V, position by phase, bit by layer: those whose squares hold trials enough."""
     planes, phases = ("K", "V"), ("prompt", "generated")
     bits = [f"{bit}" for bit in range(int(sites.bit.max()) + 1)]
     layers = [f"{layer}" for layer in range(int(sites.layer.max()) + 1)]
     tenths = [f"{10 * tenth}-{10 * tenth + 10} %" for tenth in range(TENTHS)]
     phase = sites.generated.astype(np.int64)
-    return (
+    maps = (
         _map(sites, "bit", ("Bit", sites.bit, bits), ("K or V", sites.value, planes), downwards=True),
         _map(sites, "layer", ("Layer", sites.layer, layers), ("K or V", sites.value, planes)),
         _map(sites, "position", ("Position", sites.tenth, tenths), ("phase", phase, phases)),
         _map(sites, "bit-layer", ("Bit", sites.bit, bits), ("layer", sites.layer, layers), downwards=True),
     )
+    return tuple(one for one in maps if len(sites.bit) >= PER_SQUARE * len(one.squares))
 
 
 Axis = tuple[str, NDArray[np.int64], Sequence[str]]
@@ -206,9 +211,9 @@ def _map(sites: Sites, name: str, rows: Axis, columns: Axis, *, downwards: bool 
 
 
 def site_tests(sites: Sites) -> tuple[SiteTest, ...]:
-    """Bits, K against V, layers, depth, position, phase; Holm over all of them."""
+    """Bits, K against V, that at each bit, layers, depth, position, phase; Holm over all of them."""
     prompt, bit, value, layer = sites.request, sites.bit, sites.value, sites.layer
-    place = _joined(prompt, bit, value)
+    place, everywhere = _joined(prompt, bit, value), np.ones(len(bit), bool)
     found: list[tuple[str, str, str, float | None, Difference | None, float]] = []
 
     def general(name: str, strata: str, group: NDArray[np.int64], stratum: NDArray[np.int64]) -> None:
@@ -219,9 +224,11 @@ def site_tests(sites: Sites) -> tuple[SiteTest, ...]:
         if (test := slope(sites.visible, score, stratum)) is not None:
             found.append((name, strata, "z", test.z, None, test.p))
 
-    def two(name: str, strata: str, first: NDArray[np.bool_], stratum: NDArray[np.int64]) -> None:
+    def two(
+        name: str, strata: str, first: NDArray[np.bool_], stratum: NDArray[np.int64], of: NDArray[np.bool_] = everywhere
+    ) -> None:
         counts = [
-            np.bincount(stratum[rows], minlength=int(stratum.max()) + 1)
+            np.bincount(stratum[rows & of], minlength=int(stratum.max()) + 1)
             for rows in (first & sites.visible, first, ~first & sites.visible, ~first)
         ]
         both = Strata.of(*counts)
@@ -230,6 +237,8 @@ def site_tests(sites: Sites) -> tuple[SiteTest, ...]:
 
     general("bits", "prompt, K or V", bit, _joined(prompt, value))
     two("K against V", "prompt, bit", value == 0, _joined(prompt, bit))
+    for one in np.unique(bit)[::-1].tolist():
+        two(f"{AT_BIT}{one}", "prompt", value == 0, _joined(prompt), bit == one)
     general("layers", "prompt, bit, K or V", layer, place)
     ordered("depth", "prompt, bit, K or V", layer, place)
     two("prompt against generated tokens", "prompt, bit, K or V", ~sites.generated, place)
@@ -254,19 +263,26 @@ def anatomy_sentences(anatomy: Anatomy | None) -> list[str]:
     lost = f"; {anatomy.unlocated:,} more are not located" if anatomy.unlocated else ""
     said = [f"Places of {anatomy.trials:,} single flips are known from the plan's keys{lost}. Tests: Holm over all."]
     if test := tests.get("bits"):
-        ranked = sorted(maps["bit"].squares, key=lambda square: -(square.visible.rate or 0.0))
-        ends = f"most: {_squares(ranked[:4], 'bit ')}; least: {_squares(ranked[:-3:-1], 'bit ')}"
-        said.append(f"Bits: {_whether(test, 'they differ', 'no difference is shown')}; {ends}.")
+        ranked = _ranked(maps.get("bit"))
+        ends = f"; most: {_squares(ranked[:4], 'bit ')}; least: {_squares(ranked[:-3:-1], 'bit ')}" if ranked else ""
+        # Of squares that are not told apart the extremes are those of chance.
+        said.append(f"Bits: {_whether(test, 'they differ', 'no difference is shown')}{ends * _shown(test)}.")
     if test := tests.get("K against V"):
         more = "a flip in K shows more often" if _above(test) else "a flip in V shows more often"
-        said.append(f"K against V: {_whether(test, more, 'no difference is shown')}.")
+        text = f"K against V: {_whether(test, more, 'no difference is shown over all bits')}"
+        apart = [one for one in anatomy.tests if one.name.startswith(AT_BIT) and one.p_holm < ALPHA]
+        for one in apart:
+            more = f"{one.name.removeprefix('K against V ')} {'K' if _above(one) else 'V'} shows more often"
+            text += f"; {_whether(one, more, '')}"
+        said.append(f"{text}.")
     if test := tests.get("layers"):
-        ranked = sorted(maps["layer"].squares, key=lambda square: -(square.visible.rate or 0.0))
         text = f"Layers: {_whether(test, 'they differ', 'no difference is shown')}"
         if (depth := tests.get("depth")) is not None:
             way = f"with depth a flip shows {'more' if (depth.value or 0.0) > 0 else 'less'} often"
             text += f"; {_whether(depth, way, 'no trend with depth is shown')}"
-        said.append(f"{text}; most: {_squares(ranked[:3], 'layer ')}.")
+        ranked = _ranked(maps.get("layer"))
+        most = f"; most: {_squares(ranked[:3], 'layer ')}" if ranked else ""
+        said.append(f"{text}{most * _shown(test)}.")
     if test := tests.get("position"):
         way = f"later in the context a flip shows {'more' if (test.value or 0.0) > 0 else 'less'} often"
         text = f"Position: {_whether(test, way, 'no trend along the context is shown')}"
@@ -282,11 +298,20 @@ def _whether(test: SiteTest, shown: str, otherwise: str) -> str:
     size = "" if difference is None else f"{difference.value:+.1%} [{difference.low:+.1%}, {difference.high:+.1%}], "
     p = f"p = {test.p_holm:.2g}" if test.p_holm >= 1e-15 else "p < 1e-15"
     what = "exact" if test.value is None else f"{test.statistic.split(',')[0]} = {test.value:.1f}"
-    return f"{shown if test.p_holm < ALPHA else otherwise} ({size}{what}, {p})"
+    return f"{shown if _shown(test) else otherwise} ({size}{what}, {p})"
+
+
+def _shown(test: SiteTest) -> bool:
+    return test.p_holm < ALPHA
 
 
 def _above(test: SiteTest) -> bool:
     return test.difference is not None and test.difference.value > 0
+
+
+def _ranked(found: SiteMap | None) -> list[Square]:
+    """The squares of a map, the most visible first; nothing without it."""
+    return [] if found is None else sorted(found.squares, key=lambda square: -(square.visible.rate or 0.0))
 
 
 def _squares(squares: Sequence[Square], prefix: str) -> str:

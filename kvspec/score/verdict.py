@@ -215,12 +215,17 @@ def _pairs(pairs: Sequence[PairTest], cells: Sequence[CellScore]) -> list[str]:
         return []
     apart = [pair for pair in pairs if pair.p_holm < ALPHA]
     if not apart:
-        return [f"Same faults, other sites: none of {_count(len(pairs), 'pair')} of cells differs (McNemar, Holm)."]
-    said = _list(
-        f"{cells[pair.second].plan.name} {pair.difference.value:+.1%} against {cells[pair.first].plan.name}"
-        for pair in sorted(apart, key=lambda pair: pair.p)
-    )
+        largest = max(pairs, key=lambda pair: abs(pair.difference.value))
+        none = f"none of {_count(len(pairs), 'pair')} of cells differs (McNemar, Holm)"
+        return [f"Same faults, other sites: {none}; the largest difference: {_pair(largest, cells)}."]
+    said = _list(_pair(pair, cells) for pair in sorted(apart, key=lambda pair: pair.p))
     return [f"Same faults, other sites: {len(apart)} of {_count(len(pairs), 'pair')} differ (McNemar, Holm): {said}."]
+
+
+def _pair(pair: PairTest, cells: Sequence[CellScore]) -> str:
+    by = pair.difference
+    size = f"{by.value:+.1%} [{by.low:+.1%}, {by.high:+.1%}]"
+    return f"{cells[pair.second].plan.name} {size} against {cells[pair.first].plan.name}"
 
 
 def _vulnerabilities(found: Sequence[Vulnerability], cells: Sequence[CellScore], limit: int = 4) -> list[str]:
