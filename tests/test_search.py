@@ -103,6 +103,8 @@ def test_the_state_is_found_and_measured_with_another_seed(go: Callable[..., Any
     assert found.closest.rate == 1e-5
     assert found.shown
     assert found.verdict().startswith("Found: a zombie state")
+    assert "under Reads[KV_READ, " in found.verdict()
+    assert ", 1e-05 per_bit]; with another seed" in found.verdict()
     assert found.confirmed.states[0].reasoned.k == 0
     profile = load_spec(tmp_path / "out" / "profile.yaml")
     assert compile_plan(profile).digest == ran[-1].digest
@@ -127,6 +129,14 @@ def test_a_state_that_the_other_seed_does_not_show_is_none(go: Callable[..., Any
     again = replace(found, confirmed=replace(found.confirmed, states=found.series[0].points[0].states))
     assert not again.shown
     assert again.verdict().startswith("None")
+
+
+def test_few_items_decide_nothing(go: Callable[..., Any]) -> None:
+    """A state of 3 of 3 against 0 of 3 is one by its shares alone."""
+    found, _ = go(SPEC.replace("TASKS", "retrieve_b, product"), 0, "prompts.items=3")
+    assert not found.shown
+    assert found.closest.closest.distance <= 0
+    assert found.verdict().startswith("Undecided: a zombie state")
 
 
 def test_entries_of_a_profile_give_the_fault_again(tmp_path: Path) -> None:

@@ -49,7 +49,9 @@ class ZombieState:
 
 
 def zombie_states(tasks: TaskScores) -> list[ZombieState]:
-    """Every retrieval task against every reasoning task under every cell. Shares are of the items solved clean."""
+    """Every retrieval task against every reasoning task under every cell; where some recall just the operands of the
+    reasoning, only those, for recalling one of two operands is not enough. Shares are of the items solved clean."""
+    same = any(pair.same_operands for pair in tasks.pairs)
     kept = {(found.cell, found.context, found.task): found.kept for found in tasks.faulted}
     return [
         ZombieState(
@@ -61,5 +63,5 @@ def zombie_states(tasks: TaskScores) -> list[ZombieState]:
             reasoned=kept[pair.cell, pair.context, pair.reasoning],
         )
         for pair in tasks.pairs
-        if pair.pairs
+        if pair.pairs and (pair.same_operands or not same)
     ]

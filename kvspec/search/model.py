@@ -28,6 +28,12 @@ class Point:
     """Every retrieval task against every reasoning task."""
 
     @property
+    def label(self) -> str:
+        """The fault with its selector and rate."""
+        fault = self.fault
+        return f"{fault.name}[{fault.site}, {describe_selector(fault.where)}, {self.rate:g} {fault.rate.unit}]"
+
+    @property
     def rate(self) -> float:
         """The dose in the unit of the fault."""
         return self.fault.rate.value

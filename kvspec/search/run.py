@@ -58,9 +58,11 @@ class Found:
 
     def verdict(self) -> str:
         """The result in a sentence."""
-        state = f"{self.closest.closest} under {self.closest.name}; with another seed {self._again}"
+        state = f"{self.closest.closest} under {self.closest.label}; with another seed {self._again}"
         if self.shown:
             return f"Found: a zombie state ({ZOMBIE_RULE}), shown by both intervals: {state}."
+        if self.closest.closest.distance <= 0 and self._again.distance <= 0:
+            return f"Undecided: a zombie state ({ZOMBIE_RULE}) by its shares, but not by their intervals: {state}."
         return f"None: no zombie state ({ZOMBIE_RULE}) is shown. The closest point is {state}."
 
     def to_json(self) -> dict[str, Any]:
