@@ -86,9 +86,15 @@ class Repeated:
         `key` stands for everything but the addresses in `first`: types, numbers, all of `last`, the constants.
         """
         known = self._compiled.get(key)
-        at = [x.data_ptr() if isinstance(x, torch.Tensor) else x for x in first]
+        at, bits = [], 0
+        for x in first:
+            if isinstance(x, torch.Tensor):
+                at.append(x.data_ptr())
+                bits |= at[-1]
+            else:
+                at.append(x)
         # Triton compiles for addresses that are multiples of 16
-        if known is None or any(isinstance(x, torch.Tensor) and a % 16 for x, a in zip(first, at, strict=True)):
+        if known is None or bits % 16:
             first = [_as_bits(x) if self._bits else x for x in first]
             compiled = self._kernel[grid](*first, *last, **constants, num_warps=num_warps)
             if compiled is not None and known is None:  # the interpreter compiles nothing
@@ -132,6 +138,8 @@ class Injector:
 
         self.counts = zeros(2, self.layers)
         self._write_counts, self._read_counts = self.counts
+        self._emptied = True
+        """Whether `counts` will be zero when the next forward is listed."""
         self.write_cells = zeros(3, self.layers, max_rows)
         self.read_cells = zeros(3, self.layers, read_tokens)
         self.event_keys = zeros(max_requests, 3)
@@ -184,15 +192,17 @@ class Injector:
             for name, tensor in (("query_start", query_start), ("batch_slot", batch_slot), ("seq_lens", seq_lens)):
                 if tensor.dtype != torch.int32:
                     raise ValueError(f"{name} is {tensor.dtype}, not torch.int32")
-        self.counts.zero_()
+        if not self._emptied:
+            self.counts.zero_()
+        self._emptied = False
         if requests == 0:
             return
         if writes:
-            programs = _between(1, triton.cdiv(max_query * self.layers, 512), self.tuning.write_programs)
+            programs = _between(1, _parts(max_query * self.layers, 512), self.tuning.write_programs)
             self._list(False, (requests, programs, 1), query_start, batch_slot, seq_lens)
         if reads:
             cells = self.tuning.read_programs * 512 if max_seq is None else max_seq * self.layers
-            programs = _between(1, triton.cdiv(cells, 512), self.tuning.read_programs)
+            programs = _between(1, _parts(cells, 512), self.tuning.read_programs)
             self._list(True, (requests, programs, 1), query_start, batch_slot, seq_lens)
 
     def _list(
@@ -215,6 +225,7 @@ class Injector:
     def end_step(self) -> None:
         """Forget the listed cells and the explicit events."""
         self.counts.zero_()
+        self._emptied = True
         self.event_starts.zero_()
 
     def store(
@@ -309,6 +320,7 @@ class Injector:
         self, logits: torch.Tensor, batch_slot: torch.Tensor, seq_lens: torch.Tensor, hidden: torch.Tensor | None = None
     ) -> None:
         """Note in `table.nonfinite` which watched requests have NaN or infinity among their logits `[rows, vocab]`.
+        Logits come last in a forward, so this launch empties the lists of cells, too.
 
         With the hidden states `[rows, width]` that the logits are products of, logits are read only where those are
         suspicious. (Not where logits are fp16, which overflow easily.)
@@ -319,7 +331,7 @@ class Injector:
         rows, vocab = logits.shape
         if rows == 0:
             return
-        programs = _between(1, triton.cdiv(vocab, 2048), self.tuning.vocab_programs)
+        programs = _between(1, _parts(vocab, 2048), self.tuning.vocab_programs)
         safe = 0
         if hidden is None or logits.dtype == torch.float16 or hidden.dtype not in _SAFE or hidden.stride(1) != 1:
             hidden = logits
@@ -329,8 +341,10 @@ class Injector:
         self._find_nonfinite(
             (logits.dtype, hidden.dtype, safe, numbers), (rows, programs, 1),
             (logits, *numbers[:2], hidden, *numbers[2:], batch_slot, seq_lens),
-            (self.table.slot_table, self.table.nonfinite), EXPONENT=exponent, SAFE=safe, BLOCK=2048,
+            (self.table.slot_table, self.table.nonfinite, self.counts, self.counts.numel()),
+            EXPONENT=exponent, SAFE=safe, BLOCK=2048,
         )  # fmt: skip
+        self._emptied = True
 
     @property
     def _keeping(self) -> tuple[torch.Tensor, int]:
@@ -360,6 +374,10 @@ def _layout(cache: CacheView) -> tuple[int, ...]:
 
 def _as_bits(x: Any) -> Any:
     return x.view(_EXPONENT[x.dtype][0]) if isinstance(x, torch.Tensor) and x.dtype in _EXPONENT else x
+
+
+def _parts(count: int, size: int) -> int:
+    return -(-count // size)  # triton.cdiv takes the host longer than a launch should
 
 
 def _between(low: int, value: int, high: int) -> int:

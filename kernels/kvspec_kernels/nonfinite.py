@@ -13,6 +13,8 @@
 The vocabulary is a hundred times wider than the hidden states. Where |h| < 1e30 in the whole row, no dot product with
 finite weights of a usable size overflows, so the logits are finite and are not read. NaN and infinity fail that test.
 
+    counts      int32 [any], cells listed for this forward: the forward is done, so they are set to 0
+
 Rows of requests that are not watched, and of prompts that are not complete yet, cost two loads.
 """
 
@@ -25,11 +27,15 @@ from kvspec_kernels.table import SITE_WATCH, SLOT_PROMPT_LEN, SLOT_SITE, SLOT_WI
 @triton.jit
 def find_nonfinite_kernel(
     logits_ptr, row_stride, vocab, hidden_ptr, hidden_stride, width, batch_slot_ptr, seq_lens_ptr, slots_ptr,
-    nonfinite_ptr, EXPONENT: tl.constexpr, SAFE: tl.constexpr, BLOCK: tl.constexpr,
+    nonfinite_ptr, counts_ptr, counts_len, EXPONENT: tl.constexpr, SAFE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Grid (rows, any): the programs of a row share its logits. SAFE: |h| below it is safe, as bits without the sign;
     0 if there are no hidden states."""
     row = tl.program_id(0)
+    if row + tl.program_id(1) == 0:
+        for begin in range(0, counts_len, BLOCK):
+            i = begin + tl.arange(0, BLOCK)
+            tl.store(counts_ptr + i, tl.zeros([BLOCK], tl.int32), mask=i < counts_len)
     slot = tl.load(batch_slot_ptr + row)
     if slot < 0:
         return

@@ -361,7 +361,8 @@ class CudaInjector:
             batch.slots,
             batch.seq_lens,
             len(batch.req_ids),
-            max_query=int(batch.count.max()),
+            # most steps are of one token per request
+            max_query=1 if scheduled.total_num_scheduled_tokens == len(entries) else int(batch.count.max()),
             writes=self._writes,
             reads=self._reads,
             max_seq=int(ends.max()) if self._reads else None,

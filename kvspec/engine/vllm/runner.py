@@ -284,7 +284,7 @@ class DeviceRunnerV2(_Sizes):
 
         def prepare_attn(batch: Any, *args: Any, **kwargs: Any) -> Any:
             result = attend(batch, *args, **kwargs)
-            n = batch.num_reqs
+            n, slots = batch.num_reqs, batch.idx_mapping
             on_step(
                 self._scheduled,
                 Batch(
@@ -292,7 +292,7 @@ class DeviceRunnerV2(_Sizes):
                     slot=np.asarray(batch.idx_mapping_np, dtype=np.int64),
                     start=np.asarray(batch.num_computed_tokens_np, dtype=np.int64),
                     count=np.asarray(batch.num_scheduled_tokens, dtype=np.int64),
-                    slots=batch.idx_mapping.to(torch.int32),  # int64 from 0.32 on
+                    slots=slots if slots.dtype == torch.int32 else slots.to(torch.int32),  # int64 from 0.32 on
                     query_start=batch.query_start_loc[: n + 1],
                     seq_lens=batch.seq_lens[:n],
                 ),

@@ -79,11 +79,10 @@ class Requests:
         entries: list[int] = []
         blocks: list[int] = []
         for request, groups in grants:
-            entry = self._entry.get(request, FOREIGN)
+            before = len(blocks)
             for group in groups or ():
-                for block in group:
-                    entries.append(entry)
-                    blocks.append(block)
+                blocks += group
+            entries += [self._entry.get(request, FOREIGN)] * (len(blocks) - before)
         return Grants(np.array(entries, dtype=np.int64), np.array(blocks, dtype=np.int64))
 
     def step(self, scheduled: Any, order: Sequence[str]) -> Step:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from kernel_rig import DEVICE, Fault, Geometry, Rig
+from kernel_rig import DEVICE, Fault, Geometry, Request, Rig
 from kvspec_kernels import NEVER, SlotFault
 
 
@@ -75,3 +75,24 @@ def test_logits_are_read_only_where_hidden_states_are_suspicious(dtype):
     rig.table.assign(list(range(8)), [SlotFault(model=0, selector=0, request=0, prompt_len=0)] * 8)
     rig.injector.find_nonfinite(torch.zeros_like(logits), slots, slots * 0 + 2, hidden)
     assert rig.table.nonfinite.tolist() == [NEVER] * 8
+
+
+def test_looking_at_logits_empties_the_lists_of_cells():
+    geometry = Geometry(16, 2, 16)
+    fault = Fault(geometry, 0.2, 0xFFFF)
+    requests = [
+        Request(slot=3, start=0, count=4),  # golden, in the first row: its program has nothing else to do
+        Request(slot=1, start=0, count=5, prompt_len=5, fault=fault, write_key=(1, 2), read_master=(3, 4)),
+    ]
+    rig = Rig(geometry, layers=3)
+    rig.enter(requests)
+    rig.begin(reads=True)
+    listed = rig.injector.counts.tolist()
+    assert [min(row) > 0 for row in listed] == [True, True]
+    logits = torch.zeros(2, 100, dtype=torch.bfloat16, device=DEVICE)
+    rig.injector.find_nonfinite(logits, rig.batch_slot, rig.seq_lens)
+    assert not rig.injector.counts.any()
+    rig.begin(reads=True)
+    assert rig.injector.counts.tolist() == listed
+    rig.begin(reads=True)  # nobody has looked at logits since
+    assert rig.injector.counts.tolist() == listed
