@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -162,8 +163,10 @@ def stock_requests(session: Any, requests: list[list[int]], *, detokenize: bool 
         session.step()
 
 
-def measure(results: dict[str, Any], out: Path, deadline: float, model: Path) -> None:
-    """Fill `results`."""
+def measure(
+    results: dict[str, Any], out: Path, deadline: float, model: Path, *, rounds: int = ROUNDS, more: bool = True
+) -> None:
+    """Fill `results`: speed in up to `rounds` rounds, then, if `more`, profiles and what must be equal."""
     from kvspec.engine import session as sessions
     from kvspec.engine.campaign import Inputs
     from kvspec.engine.session import Session, Shape
@@ -206,7 +209,7 @@ def measure(results: dict[str, Any], out: Path, deadline: float, model: Path) ->
         sides[warm]()
     times: dict[str, list[float]] = {side: [] for side in sides}
     steps: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
-    for number in range(ROUNDS):
+    for number in range(rounds):
         if number and time.monotonic() > deadline - 25:
             break
         for side, once in sides.items():
@@ -215,8 +218,14 @@ def measure(results: dict[str, Any], out: Path, deadline: float, model: Path) ->
             steps[side].append(found)
         best = {side: min(values) for side, values in times.items()}
         ratios = {f"{side}_ratio": best[side] / best["stock"] for side in sides}
-        results["speed"] = {**best, **ratios, "all": times, "steps": steps}
-    print("campaign / stock", best, ratios, flush=True)
+        paired = {
+            f"{side}_paired": statistics.median(a / b for a, b in zip(values, times["stock"], strict=True))
+            for side, values in times.items()
+        }
+        results["speed"] = {**best, **ratios, **paired, "all": times, "steps": steps}
+    print("campaign / stock", best, ratios, paired, flush=True)
+    if not more:
+        return
     for side, once in sides.items():
         if time.monotonic() > deadline - 40:
             return

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,42 +52,61 @@ sys.exit(code)
 
 
 def measure(results: dict[str, Any], out: Path, deadline: float, model: Path) -> None:
-    """One process each, with warm compile caches: both methods run once before, then take turns on one GPU until the
-    deadline. Missing loads of the other method are taken as the mean of those that were measured."""
+    """One process each, with warm compile caches: both methods run once before. With two GPUs they run side by side,
+    each with a GPU and half of the cores, else in turns, until the deadline. Missing loads of the other method are
+    taken as the mean of those that were measured."""
     rates = {"per_bit": EXPERIMENTS}
     fault = {"name": "BitRot", "model": "random", "site": "KV_WRITE", "rate": rates}
     spec = {**BASE, "name": "guide", "model": {"id": str(model)}, "faults": [fault]}
-    path = out / "guide.yaml"
+    path, large = out / "guide.yaml", out / "guide320.yaml"
     path.write_text(json.dumps(spec), encoding="utf-8")
+    many = [10 ** (-8 + 5 * i / 319) for i in range(320)]
+    large.write_text(json.dumps({**spec, "faults": [{**fault, "rate": {"per_bit": many}}]}), encoding="utf-8")
     ours: list[dict[str, Any]] = []
     theirs: list[dict[str, Any]] = []
     results["ours"], results["theirs"] = ours, theirs
+    places = two_places()
+    results["side_by_side"] = places is not None
+
+    def kvspec(spec: Path, name: str) -> dict[str, Any]:
+        looked = out / f"{name}.samples.json"
+        command = [sys.executable, "-c", OURS, str(looked), "run", str(spec), "--out", str(out / name)]
+        seconds, _ = timed(command, places[0] if places else None)
+        manifest = json.loads((out / name / "run.json").read_text())
+        results["samples"] = json.loads(looked.read_text())
+        return {"seconds": seconds, **manifest["sessions"][-1]["timings_s"], "trials_run": manifest["recorded"]}
 
     def run_ours() -> None:
-        name = f"guide-{len(ours)}"
-        looked = out / f"{name}.samples.json"
-        command = [sys.executable, "-c", OURS, str(looked), "run", str(path), "--out", str(out / name)]
-        seconds, _ = timed(command)
-        manifest = json.loads((out / name / "run.json").read_text())
-        timings = manifest["sessions"][-1]["timings_s"]
-        ours.append({"seconds": seconds, **timings, "trials_run": manifest["recorded"]})
-        results["samples"] = json.loads(looked.read_text())
+        ours.append(kvspec(path, f"guide-{len(ours)}"))
 
     def run_theirs() -> None:
         command = [sys.executable, "-c", ONE_ENGINE_EACH, str(model), json.dumps(PROMPTS * 2)]
-        seconds, output = timed(command)
+        seconds, output = timed(command, places[1] if places else None)
         theirs.append({"seconds": seconds, **last_json(output)})
-        results.update(figures([run["seconds"] for run in ours[1:]], [run["seconds"] for run in theirs[1:]]))
-        results["measured_loads"] = len(theirs) - 1  # saves
 
-    turns = itertools.cycle((run_ours, run_theirs, run_theirs))
-    run_ours()
-    run_theirs()
-    for turn in turns:
-        longest = max(run["seconds"] for run in [*ours[-1:], *theirs[-1:]])
-        if time.monotonic() + longest > deadline or len(theirs) > 7:
-            return
-        turn()
+    with ThreadPoolExecutor(2 if places else 1) as pool:
+        while len(theirs) < 8:
+            longest = sum(max((run["seconds"] for run in side[-1:]), default=0.0) for side in (ours, theirs))
+            if time.monotonic() + longest / (2 if places else 1) > deadline:
+                return
+            for job in [pool.submit(run_ours), pool.submit(run_theirs)]:
+                job.result()
+            results.update(figures([run["seconds"] for run in ours[1:]], [run["seconds"] for run in theirs[1:]]))
+            if len(theirs) == 3:
+                results["ours_320"] = kvspec(large, "guide-320")
+                loads = [run["seconds"] for run in theirs[1:]]
+                results["ratio_320"] = 320 * sum(loads) / len(loads) / results["ours_320"]["seconds"]
+            results["measured_loads"] = len(theirs) - 1  # saves
+
+
+def two_places() -> list[tuple[str, set[int]]] | None:
+    """A GPU and half of the cores for each method, if there are two GPUs."""
+    gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+    cores = sorted(os.sched_getaffinity(0))
+    if len(gpus) < 2 or len(cores) < 2:
+        return None
+    half = len(cores) // 2
+    return [(gpus[0], set(cores[:half])), (gpus[1], set(cores[half : 2 * half]))]
 
 
 def last_json(output: str) -> dict[str, Any]:
@@ -95,10 +115,14 @@ def last_json(output: str) -> dict[str, Any]:
     return found
 
 
-def timed(command: list[str]) -> tuple[float, str]:
+def timed(command: list[str], place: tuple[str, set[int]] | None) -> tuple[float, str]:
     """Seconds and output of a process. Raises `CalledProcessError` if it fails."""
+    environment = {**os.environ}
+    if place is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = place[0]
+        command = ["taskset", "-c", ",".join(map(str, sorted(place[1]))), *command]
     began = time.monotonic()
-    found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return time.monotonic() - began, found.stdout
 
 
@@ -111,6 +135,4 @@ def figures(ours: list[float], theirs: list[float]) -> dict[str, float]:
         "kvspec_seconds": mine,
         "mean_load_seconds": load,
         "ratio_7": 7 * load / mine,
-        # our side is the run of 7 cells; their side 320 times the mean load
-        "ratio_320": 320 * load / mine,
     }
