@@ -40,6 +40,7 @@ class Answers:
         self._queue: list[int] = []
         self.most = 0
         self.geometry = SMALL
+        self.engines = 1
 
     def __enter__(self) -> Self:
         return self
@@ -53,6 +54,9 @@ class Answers:
     @property
     def pending(self) -> int:
         return len(self._queue)
+
+    def each(self, function: Any, *args: Any) -> list[Any]:
+        return [function(self, *args)]
 
     def rpc(self, method: str, data: Any) -> Any:
         if method == "kvspec_load":

@@ -7,8 +7,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,10 +18,11 @@ import kvspec
 from kvspec.engine.canary import LENGTH as CANARY_LENGTH
 from kvspec.engine.canary import run_canaries
 from kvspec.engine.fingerprint import fingerprint
+from kvspec.engine.fleet import Fleet, require_alike
 from kvspec.engine.judge import Judge
 from kvspec.engine.planned import PlannedFlips
 from kvspec.engine.prompts import check_lengths, load_tokenizer, materialize, tokenize
-from kvspec.engine.session import Finished, Session, Shape
+from kvspec.engine.session import MANY, PATIENCE, Finished, Session, Shape
 from kvspec.engine.table import TableData, build_table
 from kvspec.errors import Diagnostic, EngineError
 from kvspec.models import Geometry, ModelInfo, describe
@@ -28,14 +30,10 @@ from kvspec.plan import Plan, Trial
 from kvspec.plan.estimate import Estimate, estimate
 from kvspec.plan.schedule import Schedule
 from kvspec.records import Record, RecordWriter, RunStore
+from kvspec.spec.model import ModelSpec
 
 QUEUE_FACTOR = 4
 """Requests kept in the engine per batch slot: enough that a slot never waits, few enough for any campaign size."""
-
-PATIENCE = 0.5
-"""Seconds that ended requests wait for their records: asking a GPU what landed makes it wait."""
-MANY = 256
-"""Ended requests that are not kept waiting."""
 
 SEEDS = 2**63
 """vLLM takes signed 64-bit seeds for sampling."""
@@ -77,14 +75,14 @@ class Outcome:
 
 
 @contextmanager
-def open_session(plan: Plan, observer: Observer) -> Iterator[Session]:
-    """An engine for several campaigns with the model and prompts of `plan`, and no faults of reads if it has none."""
+def open_session(plan: Plan, observer: Observer) -> Iterator[Session | Fleet]:
+    """What runs several campaigns with the model and prompts of `plan`, without faults of reads if it has none."""
     observer.phase("starting vLLM")
     with _start(plan, Inputs.of(plan)) as session:
         yield session
 
 
-def run_campaign(plan: Plan, out: Path, observer: Observer, session: Session | None = None) -> Outcome:
+def run_campaign(plan: Plan, out: Path, observer: Observer, session: Session | Fleet | None = None) -> Outcome:
     """Run every trial of the plan that the run folder does not hold yet, in `session` or in an engine of its own.
 
     Raises `KvspecError`s: this device does not take the spec (KVS401), the folder is not ours (5xx), a prerequisite is
@@ -119,15 +117,30 @@ def run_campaign(plan: Plan, out: Path, observer: Observer, session: Session | N
         return Outcome(store.path, len(store.done()), schedule.total, now - begun)
 
 
-def _start(plan: Plan, inputs: Inputs) -> Session:
+def _start(plan: Plan, inputs: Inputs) -> Session | Fleet:
     spec = plan.spec
     longest = max(CANARY_LENGTH, max(len(ids) for ids in inputs.prompts) + spec.generation.max_tokens)
     longest = min(longest, inputs.info.max_model_len or longest)
     shape = Shape(longest, len(plan), inputs.info.geometry)
     reads = [fault.op for fault in spec.faults if fault.site != "KV_WRITE"]
     stuck = any(op != "flip" for op in reads)
-    storage = spec.model.storage_format
-    return Session(spec.model, inputs.source, spec.engine, storage, shape, reads=bool(reads), stuck_reads=stuck)
+    what = (spec.model, inputs.source, spec.engine, spec.model.storage_format, shape)
+    start = partial(Session, *what, reads=bool(reads), stuck_reads=stuck)
+    engines, gpus = spec.engine.data_parallel, spec.engine.tensor_parallel
+    return start() if engines == 1 else Fleet(start, engines, gpus_each=gpus, patience=_patience(plan))
+
+
+def _patience(plan: Plan) -> float:
+    """How long ended requests may wait: a look decides what runs next, so it must hear of every end at once."""
+    return 0.0 if plan.spec.trials.looks else PATIENCE
+
+
+def _checked(
+    session: Session, prompt: list[int], model: ModelSpec, seed: int, scales: bool, source: str
+) -> dict[str, Any]:
+    """The fingerprint of an engine that has passed its canaries."""
+    canary = run_canaries(session, prompt, model.storage_format, seed, scales=scales)
+    return fingerprint(session, model, source, canary)
 
 
 def _todo(plan: Plan, done: set[str]) -> list[Trial]:
@@ -214,7 +227,7 @@ class _Campaign:
     """A started engine that has passed its canary, and the bookkeeping of one session."""
 
     def __init__(
-        self, plan: Plan, inputs: Inputs, session: Session, store: RunStore, observer: Observer, judge: Judge
+        self, plan: Plan, inputs: Inputs, session: Session | Fleet, store: RunStore, observer: Observer, judge: Judge
     ) -> None:
         self._judge = judge
         self._plan, self._session, self._store, self._observer = plan, session, store, observer
@@ -227,8 +240,8 @@ class _Campaign:
         self._lengths = [len(ids) for ids in inputs.prompts]
         observer.phase("checking the injector")
         scales = any(fault.target == "scales" for fault in spec.faults)
-        canary = run_canaries(session, self._prompts[0], spec.model.storage_format, spec.seed, scales=scales)
-        store.attach_environment(fingerprint(session, spec.model, inputs.source, canary))
+        checked = session.each(_checked, self._prompts[0], spec.model, spec.seed, scales, inputs.source)
+        store.attach_environment(require_alike(checked))
         self._preempted: dict[int, int] = {}
         """Entries that must run again, with the preemptions that do not count against the second run."""
         self._waiting: list[int] = []
@@ -241,9 +254,8 @@ class _Campaign:
         work = _Work(todo, table, PlannedFlips(table, self._geometry))
         session.rpc("kvspec_load", table)
         self._observer.start(schedule.total, len(plan) - len(todo))
-        room = QUEUE_FACTOR * plan.spec.engine.max_num_seqs
-        # A look decides what runs next, so it must hear of every end at once.
-        patience = 0.0 if plan.spec.trials.looks else PATIENCE
+        room = QUEUE_FACTOR * plan.spec.engine.max_num_seqs * session.engines
+        patience = _patience(plan)
         with RecordWriter(self._store) as writer, work.planned:
             self._submit(work, schedule.next(room))
             ended: list[Finished] = []

@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,10 @@ BLOCK_TOKENS = 32
 """Default tokens per cache block on the CPU: the smallest that its attention supports, so that short requests
 waste, and scrubbing clears, as little as possible."""
 DEFAULT_CACHE_GIB = 2.0
+PATIENCE = 0.5
+"""Seconds that ended requests wait for their counts: asking a GPU what landed makes it wait."""
+MANY = 256
+"""Ended requests that are not kept waiting."""
 GUARD = 0.1
 """Share of a GPU's memory that must be free at the start where the size of the cache is given."""
 STORAGE_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
@@ -178,6 +182,15 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def engines(self) -> int:
+        """Engines that requests are dealt out to; see `Fleet`."""
+        return 1
+
+    def each(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """`function(session, *args)` in every engine; one answer each."""
+        return [function(self, *args)]
 
     def rpc(self, method: str, *args: Any) -> Any:
         """Call a method of every worker; the answer of the first one."""

@@ -12,6 +12,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from kvspec.engine.campaign import Observer, open_session, run_campaign
+from kvspec.engine.fleet import Fleet
 from kvspec.engine.session import Session
 from kvspec.errors import RecordsError
 from kvspec.plan import Plan, compile_plan
@@ -100,7 +101,7 @@ def search(path: Path, overrides: Sequence[str], out: Path, steps: int, observer
     return Found(tuple(series), closest, _points(plan, out / STATE)[0], out / PROFILE, out / STATE)
 
 
-def _measure(series: list[Series], plan: Plan, folder: Path, session: Session, observer: Observer) -> None:
+def _measure(series: list[Series], plan: Plan, folder: Path, session: Session | Fleet, observer: Observer) -> None:
     run_campaign(plan, folder, observer, session)
     for point in _points(plan, folder):
         next(one for one in series if same_but_rate(one.fault, point.fault)).add(point)

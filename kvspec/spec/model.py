@@ -211,6 +211,8 @@ class EngineSpec:
     """Shuffles the order in which requests are submitted; `None` keeps the order of the plan."""
     tensor_parallel: int = 1
     """GPUs among which the heads of every layer are dealt out."""
+    data_parallel: int = 1
+    """Engines among which the trials are dealt out, each with `tensor_parallel` GPUs."""
 
 
 @dataclass(frozen=True, slots=True)
