@@ -21,6 +21,7 @@ def markdown(results: dict[str, Any]) -> str:
         ("campaign", _campaign),
         ("speed", _campaign),
         ("guide", _guide),
+        ("fleet", _fleet),
     ):
         if name in results:
             lines += ["", f"## {name}", "", *_failure(results[name]), *write(results[name])]
@@ -30,6 +31,18 @@ def markdown(results: dict[str, Any]) -> str:
     if "floor" in results:
         lines += ["", "## floor of stock vLLM", "", *_floor(results["floor"])]
     return "\n".join(lines) + "\n"
+
+
+def _fleet(part: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, p in part.items():
+        if name.startswith("engines"):
+            lines.append(
+                f"- {name}: {p['trials']} trials in {p['seconds']:.2f} s, {p['planned_is_landed']} landed as planned "
+                f"({p['flips']} flips), controls {p['controls_identical']}"
+            )
+    names = ("flips_identical", "tokens_identical", "same_environment", "speedup")
+    return lines + [f"- {name}: {part[name]}" for name in names if name in part]
 
 
 def _floor(part: dict[str, Any]) -> list[str]:
