@@ -22,6 +22,7 @@ from kvspec.spec import load_spec
 from kvspec.spec.model import ModelSpec
 from tests.run_folders import make_plan, sdc, write_run
 from tools.findings import contrasts, formats, published
+from tools.gpu_results import CACHE_GIB, HOURS, JOBS
 from tools.spec_index import SPECS, declared
 
 ROOT = Path(__file__).parents[1]
@@ -98,12 +99,21 @@ def test_contrasts_are_tested_within_prompts(tmp_path: Path) -> None:
     assert "3 of 3 differ" in sentence
     assert f"{names[1]} against {names[0]} -25.0% [" in sentence
     assert f"{names[0]} to {names[2]} from 100.0% to 50.0%, z = -" in sentence
+    assert sentence.startswith("Contrasts (exact test within prompts and Mantel's trend, Holm)")
     same = contrasts(run, [[names[0], names[0]]])
     assert same is not None
-    assert "0 of 1 differ." in same.sentences[0]
+    assert same.sentences[0] == "Contrasts (McNemar, Holm): 0 of 1 differ.", "a cell shares its draws with itself"
     assert contrasts(run, []) is None
     with pytest.raises(KeyError):
         contrasts(run, [["no such cell", names[0]]])
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_every_job_of_the_gpu_script_is_a_plan(name: str) -> None:
+    kind, spec, *rest = JOBS[name].split()
+    assert kind in ("run", "search")
+    compile_plan(load_spec(ROOT / spec, [word for word in rest if "=" in word]))
+    assert set(HOURS) | set(CACHE_GIB) <= set(JOBS)
 
 
 @pytest.mark.parametrize("path", sorted(SPECS.glob("*.yaml")), ids=lambda path: path.stem)

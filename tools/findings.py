@@ -17,15 +17,16 @@ import numpy as np
 from kvspec import _native
 from kvspec.models import Geometry, describe
 from kvspec.score import CellScore, Proportion
-from kvspec.score.grid import EXACT, SCORED
+from kvspec.score.grid import EXACT, SCORED, discordant
 from kvspec.score.scores import Scored
 from kvspec.spec.model import ModelSpec
 from kvspec.stats.association import slope
-from kvspec.stats.exact import ALPHA, Strata, holm
-from kvspec.stats.intervals import Difference
+from kvspec.stats.exact import ALPHA, Strata, holm, mcnemar
+from kvspec.stats.intervals import Difference, difference_paired
 
 GIB = 2**33
 """Bits."""
+TESTS = {"exact": "exact test within prompts", "McNemar": "McNemar"}
 REQUEST_TOKENS = 32
 """Length of the requests that are counted per GiB."""
 
@@ -51,8 +52,8 @@ def share(found: Proportion) -> str:
 def contrasts(run: Scored, declared: Sequence[Sequence[str]]) -> Findings | None:
     """The `x-contrasts` of a spec: two cells are compared, more are a trend in their order.
 
-    Exact conditional test within prompts, two-sided; Mantel's test for a trend; Holm over all of them. A cell that the
-    run does not have is an error (`KeyError`).
+    McNemar's test where two cells share their draws, else the exact conditional test within prompts, both two-sided;
+    Mantel's test for a trend; Holm over all of them. A cell that the run does not have is an error (`KeyError`).
     """
     if not declared:
         return None
@@ -61,8 +62,7 @@ def contrasts(run: Scored, declared: Sequence[Sequence[str]]) -> Findings | None
     for names in declared:
         some = [cells[name] for name in names]
         if len(some) == 2:
-            strata = Strata.of(*run.grid.counts(some[0].plan.index), *run.grid.counts(some[1].plan.index))
-            rows.append((names, strata.difference(), "exact", strata.different()))
+            rows.append((names, *_pair(run, some[0], some[1])))
         else:
             trend = _trend(run, some)
             rows.append((names, None, *(("-", 1.0) if trend is None else (f"z = {trend[0]:.1f}", trend[1]))))
@@ -79,8 +79,19 @@ def contrasts(run: Scored, declared: Sequence[Sequence[str]]) -> Findings | None
             shown += 1
             falls = f"from {shares.replace(' and ', ' to ')}, {test}, "
             said.append(f"{text} {f'{size}, ' if size else falls}{_p(p)}")
-    lead = f"Contrasts (exact test within prompts, trends Mantel, Holm): {shown} of {len(rows)} differ"
+    used = " and ".join(dict.fromkeys(TESTS.get(test, "Mantel's trend") for *_, test, _ in rows))
+    lead = f"Contrasts ({used}, Holm): {shown} of {len(rows)} differ"
     return Findings("Contrasts", (f"{lead}{': ' if said else ''}{'; '.join(said)}.",), tuple(table))
+
+
+def _pair(run: Scored, a: CellScore, b: CellScore) -> tuple[Difference | None, str, float]:
+    if (a.plan.experiment, a.plan.entry) == (b.plan.experiment, b.plan.entry):
+        flags = run.grid.flags
+        _, only_a, only_b, pairs = discordant(flags[a.plan.index], flags[b.plan.index], EXACT)
+        difference = difference_paired(only_a, only_b, pairs) if pairs else None
+        return difference, "McNemar", mcnemar(only_a, only_b)
+    strata = Strata.of(*run.grid.counts(a.plan.index), *run.grid.counts(b.plan.index))
+    return strata.difference(), "exact", strata.different()
 
 
 def _trend(run: Scored, cells: Sequence[CellScore]) -> tuple[float, float] | None:
