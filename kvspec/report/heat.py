@@ -135,7 +135,13 @@ def anatomy_charts(scores: Scores, palette: Palette, limits: Limits) -> list[Cha
                 description=f"Share of the trials with one flip that show it, in percent, {len(rows)} rows by "
                 f"{len(columns)} columns. Highest: {words.percent(most.share)} for {found.rows.lower()} {most.row}, "
                 f"{most.column}.",
-                spec=_drawn(patches, (rows, found.rows), (columns, found.columns), "Shows", palette),
+                spec=_drawn(
+                    patches,
+                    (rows, found.rows),
+                    (columns, found.columns[0].upper() + found.columns[1:]),
+                    "Shows",
+                    palette,
+                ),
                 **_numbers(patches, (rows, found.rows), (columns, columns), limits),
             )
         )

@@ -33,8 +33,8 @@ def verdict(scores: Scores) -> tuple[str, ...]:
         *sentences(scores.tasks, [cell.plan.name for cell in cells]),
         *doses,
         *_pairs(scores.pairs, cells),
-        *_vulnerabilities(scores.vulnerabilities, cells),
         *anatomy_sentences(scores.anatomy),
+        *_vulnerabilities(scores.vulnerabilities, cells),
     )
 
 
