@@ -1,5 +1,5 @@
 """`python -m kvspec`: the same as the `kvspec` command."""
 
-from kvspec.cli import main
+from kvspec.cli import entry
 
-main()
+entry()
