@@ -138,7 +138,10 @@ def entry() -> NoReturn:
     try:
         main()
     except SystemExit as ended:
-        if "vllm" in sys.modules and isinstance(ended.code, int):
+        import multiprocessing
+
+        # processes that are still there (an engine failed, say) are ended by the interpreter
+        if "vllm" in sys.modules and isinstance(ended.code, int) and not multiprocessing.active_children():
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(ended.code)
