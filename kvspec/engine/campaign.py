@@ -125,7 +125,7 @@ def _start(plan: Plan, inputs: Inputs) -> Session | Fleet:
     reads = [fault.op for fault in spec.faults if fault.site != "KV_WRITE"]
     stuck = any(op != "flip" for op in reads)
     what = (spec.model, inputs.source, spec.engine, spec.model.storage_format, shape)
-    start = partial(Session, *what, reads=bool(reads), stuck_reads=stuck)
+    start = partial(Session, *what, reads=bool(reads), stuck_reads=stuck, scales=_strikes_scales(plan))
     engines, gpus = spec.engine.data_parallel, spec.engine.tensor_parallel
     return start() if engines == 1 else Fleet(start, engines, gpus_each=gpus, patience=_patience(plan))
 
@@ -141,6 +141,10 @@ def _checked(
     """The fingerprint of an engine that has passed its canaries."""
     canary = run_canaries(session, prompt, model.storage_format, seed, scales=scales)
     return fingerprint(session, model, source, canary)
+
+
+def _strikes_scales(plan: Plan) -> bool:
+    return any(fault.target == "scales" for fault in plan.spec.faults)
 
 
 def _todo(plan: Plan, done: set[str]) -> list[Trial]:
@@ -239,7 +243,7 @@ class _Campaign:
         self._prompts = inputs.prompts
         self._lengths = [len(ids) for ids in inputs.prompts]
         observer.phase("checking the injector")
-        scales = any(fault.target == "scales" for fault in spec.faults)
+        scales = _strikes_scales(plan)
         checked = session.each(_checked, self._prompts[0], spec.model, spec.seed, scales, inputs.source)
         store.attach_environment(require_alike(checked))
         self._preempted: dict[int, int] = {}

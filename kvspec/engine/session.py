@@ -131,11 +131,13 @@ class Session:
         *,
         reads: bool = False,
         stuck_reads: bool = False,
+        scales: bool = False,
         hooked: bool = True,
         eager: bool = False,
     ) -> None:
         """Start vLLM. `reads`: whether reads of the cache will have faults; a GPU pays for them in every step.
         `stuck_reads`: whether these may be stuck-ats; a GPU pays for them with the memory of two layers' caches.
+        `scales`: whether there will be faults of scales; a GPU pays for them in every step.
         `hooked=False` gives stock vLLM with the same settings, to compare with; `eager` means no graphs and no
         compilation, as always on a CPU."""
         require_vllm()
@@ -151,7 +153,7 @@ class Session:
         self.settings["enforce_eager"] |= eager
         if hooked:
             self.settings["worker_cls"] = WORKER
-            options = {"storage_format": storage_format, "reads": reads, "stuck_reads": stuck_reads}
+            options = {"storage_format": storage_format, "reads": reads, "stuck_reads": stuck_reads, "scales": scales}
             self.settings["additional_config"] = {"kvspec": options}
         try:
             with quiet():

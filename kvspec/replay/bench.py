@@ -57,7 +57,8 @@ class Bench:
         longest = min(max(longest, CANARY_LENGTH), info.max_model_len or 2**31)
         observer.phase("starting vLLM")
         shape = Shape(longest, requests, info.geometry)
-        self.session = Session(model, source, engine, model.storage_format, shape, reads=reads, eager=True)
+        kinds = {"reads": reads, "scales": scales}
+        self.session = Session(model, source, engine, model.storage_format, shape, **kinds, eager=True)
         try:
             self._require_geometry(MapGeometry.of(self.session.geometry, model.storage_format))
             observer.phase("checking the injector")

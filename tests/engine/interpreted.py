@@ -33,7 +33,7 @@ from kvspec_kernels import Tuning  # noqa: E402
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl  # noqa: E402
 
 from kvspec.engine import session  # noqa: E402
-from kvspec.engine.vllm import cuda  # noqa: E402
+from kvspec.engine.vllm import struck  # noqa: E402
 
 
 def write(
@@ -75,7 +75,7 @@ CPUAttentionBackendImpl.do_kv_cache_update = write  # type: ignore[method-assign
 CPUAttentionBackendImpl.forward = attend  # type: ignore[method-assign, assignment]
 # the interpreter runs one program after the other
 few = Tuning(write_programs=1, read_programs=1, inject_programs=2, event_programs=1, vocab_programs=1)
-cuda.Kernels = partial(cuda.Kernels, tuning=few)  # type: ignore[misc, assignment]
+struck.Kernels = partial(struck.Kernels, tuning=few)  # type: ignore[misc, assignment]
 settings = session._settings
 # the cache holds the storage format itself, as on a GPU
 session._settings = lambda *args: {**settings(*args), "dtype": "bfloat16"}

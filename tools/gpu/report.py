@@ -128,6 +128,8 @@ def _variants(part: dict[str, Any]) -> list[str]:
         elif "figures" in found:
             f = found["figures"]
             replays = f"replay {found.get('replay')}, of reads {found.get('replay_reads')}"
+            if "replay_scales" in found:
+                replays += f", of scales {found['replay_scales']}"
             lines.append(
                 f"- {name}: {f['planned_is_landed']} of {f['trials']} trials landed as planned ({f['flips']} flips), "
                 f"controls {f['controls_identical']}, flips as the first {found['flips_as_first']}, outputs "

@@ -27,6 +27,14 @@ SPEC: dict[str, Any] = {
     "engine": {"max_num_seqs": 16, "kv_cache_gib": 2},
 }
 
+SCALES: list[dict[str, Any]] = [
+    {"name": "Ws", "model": "random", "site": "KV_WRITE", "rate": {"per_bit": [1e-5, 1e-3]}},
+    {"name": "Rs", "model": "random", "site": "KV_READ", "rate": {"per_bit": 1e-5}},
+    {"name": "Bs", "model": "burst", "burst_len": 4, "site": "BOTH", "rate": {"per_element": 1e-4}},
+    {"name": "Ss", "model": "random", "site": ["KV_WRITE", "KV_READ"], "op": "set1", "rate": {"per_bit": 1e-5}},
+]
+"""In caches with a scale per token and head, the same of scales."""
+
 HANG, CLOSING = 150, 40
 """Seconds after which a stage, or closing the engine, is taken to hang: the process says where it stands, and ends.
 What was measured before is in its file."""
@@ -65,6 +73,9 @@ def measure(results: dict[str, Any], out: Path, _: float, model: Path, variant: 
     spec = {**SPEC, "engine": {**SPEC["engine"], "tensor_parallel": wanted["gpus"]}}
     if wanted["gpus"] == 1:
         del spec["engine"]["tensor_parallel"]
+    scaled = wanted["format"].endswith("per_token_head")
+    if scaled:
+        spec["faults"] = [*SPEC["faults"], *({**fault, "target": "scales"} for fault in SCALES)]
     name = "-".join(str(value) for value in wanted.values()).replace("_", "").lower()
     spec["model"] = {"id": str(model), "kv_cache_dtype": wanted["format"]}
     plan = plan_of(out, name, model, spec)
@@ -73,9 +84,8 @@ def measure(results: dict[str, Any], out: Path, _: float, model: Path, variant: 
     shape = Shape(max(map(len, inputs.prompts)) + 24, 10000, None)
     results["wanted"] = wanted
     faulthandler.dump_traceback_later(HANG, exit=True)
-    with Session(
-        plan.spec.model, inputs.source, plan.spec.engine, wanted["format"], shape, reads=True, stuck_reads=True
-    ) as engine:
+    kinds = {"reads": True, "stuck_reads": True, "scales": scaled}
+    with Session(plan.spec.model, inputs.source, plan.spec.engine, wanted["format"], shape, **kinds) as engine:
         figures, rows = run(out, name, plan, engine)
         texts = {trial: row["token_ids"] for trial, row in rows.items()}
         flips = {trial: row["flips_landed"] for trial, row in rows.items()}
@@ -90,13 +100,16 @@ def measure(results: dict[str, Any], out: Path, _: float, model: Path, variant: 
         began = time.monotonic()
     results["close_seconds"] = time.monotonic() - began
     faulthandler.dump_traceback_later(HANG, exit=True)
-    if wanted["format"].endswith("per_token_head"):
+    if scaled:
         results["codes"] = codes(plan)
     for what, cells in (
         ("replay", ["W[1e-06]", "W[0.001]", "Stuck"]),
         ("replay_reads", ["R[1e-05]", "Both", "StuckRead"]),
     ):
         results[what] = replayed(out / name, out / f"{name}-{what}", cells, spec["engine"])
+    if scaled:
+        cells = ["Ws[1e-05]", "Ws[0.001]", "Rs", "Bs", "Ss[KV_WRITE]"]
+        results["replay_scales"] = replayed(out / name, out / f"{name}-scales", cells, spec["engine"])
 
 
 def codes(plan: Any) -> dict[str, int]:

@@ -12,25 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from kvspec_kernels import NEVER, FaultModel, FaultTable
-from kvspec_kernels import Injector as Kernels
-from kvspec_kernels import Selector as KernelSelector
+from kvspec_kernels import NEVER
 from kvspec_kernels.cache import CacheView
 from numpy.typing import NDArray
 
-from kvspec.engine.table import STEPS, TableData, open_ranges
+from kvspec.engine.table import TableData
 from kvspec.engine.vllm.canary import CanaryWatch, Watch
 from kvspec.engine.vllm.layers import AttentionLayer, Shard, Unwrapped, geometry
-from kvspec.engine.vllm.listed import Listed
 from kvspec.engine.vllm.readback import ReadBack
 from kvspec.engine.vllm.runner import Batch, DeviceRunner
 from kvspec.engine.vllm.step import FOREIGN, Requests, Step
 from kvspec.engine.vllm.storage import Rows, Written
+from kvspec.engine.vllm.struck import Struck
 from kvspec.engine.vllm.taint import Taint
 from kvspec.engine.vllm.tally import FLIPS
 from kvspec.engine.vllm.views import PLAIN, Views, find_views
 from kvspec.errors import EngineError
-from kvspec.spec.model import Selector
 
 if TYPE_CHECKING:
     from kvspec.engine.events import EventData
@@ -51,10 +48,12 @@ class CudaInjector:
         shard: Shard,
         reads: bool = False,
         stuck_reads: bool = False,
+        scales: bool = False,
     ) -> None:
         """`reads`: whether attention is wrapped, so that tables with faults of reads can be loaded; without it a
         forward has no launch more than stock vLLM. `stuck_reads`: whether they may be stuck-ats, which costs the memory
-        of two layers' caches."""
+        of two layers' caches. `scales`: whether there may be faults of scales, which costs launches more per step and
+        layer."""
         self.runner = runner
         self.layers = layers
         self.geometry = geometry(layers, shard.total_heads)
@@ -63,22 +62,21 @@ class CudaInjector:
         self._wraps_reads, self._stuck_reads = reads, stuck_reads
         self.canary: Watch | None = None
         self._device = runner.device
-        self._table = FaultTable(
-            slots=runner.max_requests, layers=self.geometry.layers, heads=self.geometry.kv_heads, device=self._device
-        )
-        self._kernels: Kernels | None = None
+        self._values = Struck("values", runner, self.geometry)
+        self._struck = [self._values]
+        if scales:
+            self._struck.append(Struck("scales", runner, self.geometry))
         self._requests = Requests()
         self._taint = Taint()
         self._views: list[Views] = []
         self._caches: list[torch.Tensor] = []
         self._pointers: list[int] = []
         self._data: TableData | EventData | None = None
-        self._listed: Listed | None = None
         self._entry_of_slot = np.full(runner.max_requests, FOREIGN, dtype=np.int64)
         self._slot_of_entry: dict[int, int] = {}
         self._batch: Batch | None = None
         self._step: Step | None = None
-        self._reads = False
+        self._bound = False
         runner.hook(self._enter, self._begin_step, self._end_step, self._observe_logits)
         for attention in layers:
             self._wrap_write(attention)
@@ -96,17 +94,17 @@ class CudaInjector:
                 path="$.engine.block_size",
                 expected="a block size that the attention backend takes as it is",
             )
-        self._kernels = Kernels(
-            self._table,
-            max_rows=self.runner.max_tokens,
-            max_requests=self.runner.max_requests,
-            read_tokens=self._read_tokens() if self._wraps_reads else 0,
-            stuck_reads=self._stuck_reads,
-        )
         first = self._shard.first_head
-        self._kernels.bind([CacheView.of(v.key, v.value, bits=v.bits, first_head=first) for v in self._views])
+        views = {
+            "values": [CacheView.of(v.key, v.value, bits=v.bits, first_head=first) for v in self._views],
+            "scales": [CacheView.of(*v.scales, first_head=first) for v in self._views if v.scales is not None],
+        }
+        for struck in self._struck:
+            tokens = self._read_tokens() if self._wraps_reads else 0
+            struck.bind(views[struck.target], tokens, stuck_reads=self._stuck_reads)
         self._caches = [a.kv_cache for a in self.layers]
         self._pointers = [cache.data_ptr() for cache in self._caches]
+        self._bound = True
 
     def _read_tokens(self) -> int:
         """Cells per layer of a list of reads: all tokens that a batch can hold, if they fit."""
@@ -118,76 +116,23 @@ class CudaInjector:
         """Take a table of trials or of listed faults; its entries are what requests carry from now on. Listed faults
         need an engine that captures no graphs: a launch more per layer, which campaigns do not pay for."""
         self._end_step()
-        if data.scales:
-            raise EngineError.one("KVS401", "scales are not injected on a GPU yet", path="$.faults", expected="values")
+        assert len(self._struck) > 1 or not data.scales, "the engine was started without faults of scales"
+        for struck in self._struck:
+            struck.load(data)
+        assert self._wraps_reads or not any(struck.reads for struck in self._struck), "started without reads"
         if isinstance(data, TableData):
-            models, selectors, self._listed = self._models(data), [_selector(where) for where in data.selectors], None
-            sites = {site for site, model in zip(data.sites, models, strict=True) if not model.never_hits}
-            self._writes, self._reads = sites != {"KV_READ"}, bool(sites - {"KV_WRITE"})
             stuck = any(site != "KV_WRITE" and op != "flip" for site, op in zip(data.sites, data.ops, strict=True))
             assert self._stuck_reads or not stuck, "the engine was started without stuck-ats of reads"
-        else:
-            assert self._kernels is not None
-            models, selectors, self._listed = [self._nothing()], [KernelSelector()], Listed(data)
-            self._kernels.reserve_events(len(self._listed))
-            if self._listed.stuck_reads:
-                self._kernels.keep_stuck_reads()
-            self._writes = self._reads = False
-        reads = self._reads if self._listed is None else self._listed.reads
-        assert self._wraps_reads or not reads, "the engine was started without reads"
-        self._table.load(models, selectors)
         self._data = data
-        records = self._slot_records(data)
-        self._records = np.concatenate([records, np.zeros_like(records, shape=(1, records.shape[1]))])
         self._faulty = np.append(data.faulty, False)
         n = len(data)
-        self._tally = torch.zeros(n, self._table.tally.shape[1], dtype=torch.int64, device=self._device)
+        self._tally = torch.zeros(n, self._values.table.tally.shape[1], dtype=torch.int64, device=self._device)
         self._nonfinite = torch.full((n,), NEVER, dtype=torch.int32, device=self._device)
         self._written = np.zeros(n + 1, dtype=np.int64)
         """Positions per entry; the last one is what `FOREIGN` points at."""
         self._preemptions = np.zeros(n, dtype=np.int64)
         self._entry_of_slot.fill(FOREIGN)
         self._slot_of_entry.clear()
-
-    def _models(self, data: TableData) -> list[FaultModel]:
-        shape = self.geometry
-        return [
-            FaultModel(
-                level=sampler.level,
-                thresholds=sampler.thresholds,
-                page_threshold=sampler.page_threshold,
-                head_size=shape.head_size,
-                heads=shape.kv_heads,
-                planes=shape.planes,
-                per=parameters.per,  # type: ignore[arg-type]
-                mask=parameters.mask,
-                burst_len=parameters.burst_len,
-                page_tokens=parameters.page_tokens,
-                op=op,  # type: ignore[arg-type]
-            )
-            for parameters, op, sampler in zip(data.faults, data.ops, data.samplers(shape), strict=True)
-        ]
-
-    def _slot_records(self, data: TableData | EventData) -> NDArray[np.uint32]:
-        if not isinstance(data, TableData):
-            return self._table.records(np.zeros(len(data), np.int64), data.prompt_len)
-        site = np.array(data.sites)[data.fault]
-        return self._table.records(
-            data.fault,
-            data.prompt_len,
-            writes=data.armed & (site != "KV_READ"),
-            reads=data.armed & (site != "KV_WRITE"),
-            request=data.request,
-            write_key=data.write_key,
-            read_master=data.read_master,
-        )
-
-    def _nothing(self) -> FaultModel:
-        """A model that never hits: what requests with listed faults carry."""
-        shape = self.geometry
-        return FaultModel(
-            level="token", thresholds=np.zeros(0, np.uint64), head_size=shape.head_size, heads=shape.kv_heads, mask=1
-        )
 
     def watch(self, watch: Watch | None) -> None:
         """Compare what is in the cache with an independent expectation, or stop doing so."""
@@ -236,23 +181,25 @@ class CudaInjector:
         def do_kv_cache_update(
             layer: Any, key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor, slots: torch.Tensor
         ) -> None:
-            if self._kernels is None or kv_cache.data_ptr() != self._pointers[index]:
+            if not self._bound or kv_cache.data_ptr() != self._pointers[index]:
                 write(layer, key, value, kv_cache, slots)  # profiling: not the cache that requests live in
                 return
-            views, held = self._views[index], Rows(torch.stack([key, value]) if self._watching else key)
-            if self._format in PLAIN:
-                self._kernels.store(index, key, value, views.key, views.value, slots)
+            views, plain = self._views[index], self._format in PLAIN
+            if plain:
+                assert self._values.kernels is not None
+                self._values.kernels.store(index, key, value, views.key, views.value, slots)
             else:
                 write(layer, key, value, kv_cache, slots)
-                if self._watching:
-                    # what the format makes of K and V is the backend's affair; the faults are ours
-                    at = slots.clamp(min=0)
-                    held = views.at(at // views.block_tokens, at % views.block_tokens)
-                if self._listed is None:
-                    self._kernels.writes(index, slots)
-            if self._listed is not None:
-                self._kernels.write_events(index, slots)
+            held = None
             if self._watching:
+                # what a format makes of K and V is the backend's affair; the faults are ours
+                at = slots.clamp(min=0)
+                codes = None if plain else views.at(at // views.block_tokens, at % views.block_tokens)
+                held = Rows(torch.stack([key, value])) if codes is None else codes
+            self._values.write(index, slots, stored=plain)
+            for struck in self._struck[1:]:
+                struck.write(index, slots)
+            if held is not None:
                 assert self.canary is not None
                 assert self._step is not None
                 self.canary.check(index, self._step, Written(held, slots), partial(self._stored, index))
@@ -268,7 +215,7 @@ class CudaInjector:
         def attend(
             layer: Any, query: Any, key: Any, value: Any, kv_cache: torch.Tensor, *args: Any, **kwargs: Any
         ) -> Any:
-            if self._kernels is None or kv_cache.data_ptr() != self._pointers[index]:
+            if not self._bound or kv_cache.data_ptr() != self._pointers[index]:
                 return forward(layer, query, key, value, kv_cache, *args, **kwargs)
             self._read(index)
             result = forward(layer, query, key, value, kv_cache, *args, **kwargs)
@@ -280,9 +227,8 @@ class CudaInjector:
 
     def _read(self, layer: int) -> None:
         """Apply the faults of reads in a layer, if there is such a layer, and take back those of the layer before."""
-        assert self._kernels is not None
-        inject = self._kernels.reads if self._listed is None else self._kernels.read_events
-        inject(layer, self.runner.block_table)
+        for struck in self._struck:
+            struck.read(layer)
         if self._watching:
             assert self.canary is not None
             assert self._step is not None
@@ -323,8 +269,8 @@ class CudaInjector:
             self._entry_of_slot[slot] = entry
             if entry != FOREIGN:
                 self._slot_of_entry[entry] = slot
-        # FOREIGN is the last row, which is empty
-        self._table.assign_records(slots, self._records[[entry for _, entry in new]])
+        for struck in self._struck:
+            struck.enter(slots, [entry for _, entry in new])
 
     def _restart(self, entry: int) -> None:
         """A preempted request starts over: its faults land anew, so its counts do too."""
@@ -339,61 +285,43 @@ class CudaInjector:
         pairs = [(slot, int(e)) for slot in slots if (e := self._entry_of_slot[slot]) != FOREIGN]
         if not pairs:
             return
-        tally, nonfinite = self._table.take([slot for slot, _ in pairs])
         at = torch.tensor([entry for _, entry in pairs], dtype=torch.int64)
         if self._device.type == "cuda":
             at = at.pin_memory().to(self._device, non_blocking=True)
-        self._tally.index_add_(0, at, tally)
-        self._nonfinite.scatter_reduce_(0, at, nonfinite, "amin")
+        for struck in self._struck:
+            tally, nonfinite = struck.table.take([slot for slot, _ in pairs])
+            self._tally.index_add_(0, at, tally)
+            self._nonfinite.scatter_reduce_(0, at, nonfinite, "amin")
         for slot, entry in pairs:
             self._entry_of_slot[slot] = FOREIGN
             self._slot_of_entry.pop(entry, None)
 
     def _begin_step(self, scheduled: Any, batch: Batch) -> None:
-        if self._data is None or self._kernels is None:
+        if self._data is None or not self._bound:
             return
         self._batch = batch
         entries: NDArray[np.int64] = self._entry_of_slot[batch.slot]
         ends = batch.start + batch.count
         self._written[entries] = ends
-        self._kernels.begin_step(
-            batch.query_start,
-            batch.slots,
-            batch.seq_lens,
-            len(batch.req_ids),
-            # most steps are of one token per request
-            max_query=1 if scheduled.total_num_scheduled_tokens == len(entries) else int(batch.count.max()),
-            writes=self._writes,
-            reads=self._reads,
-            max_seq=int(ends.max()) if self._reads else None,
-        )
-        if self._listed is not None:
-            self._kernels.set_events(False, *self._listed.writes_of(batch, entries))
-            self._kernels.set_events(True, *self._listed.reads_of(batch, entries))
+        # most steps are of one token per request
+        one = scheduled.total_num_scheduled_tokens == len(entries)
+        longest = int(ends.max()) if any(struck.reads for struck in self._struck) else 0
+        for struck in self._struck:
+            struck.begin_step(batch, entries, 1 if one else int(batch.count.max()), longest)
         if self.canary is not None:
             self._step = self._requests.step(scheduled, batch.req_ids)
 
     def _observe_logits(self, hidden: torch.Tensor, logits: torch.Tensor) -> None:
         batch = self._batch
-        if batch is not None and self._kernels is not None and logits.shape[0] == len(batch.req_ids):
-            self._kernels.find_nonfinite(logits, batch.slots, batch.seq_lens, hidden)
+        kernels = self._values.kernels
+        if batch is not None and kernels is not None and logits.shape[0] == len(batch.req_ids):
+            kernels.find_nonfinite(logits, batch.slots, batch.seq_lens, hidden)
             if self.canary is not None and self._step is not None:
                 self.canary.logits(self._step, logits)
 
     def _end_step(self) -> None:
         """Dummy runs must not inject."""
-        if self._kernels is not None:
-            self._kernels.end_step()
+        for struck in self._struck:
+            if struck.kernels is not None:
+                struck.kernels.end_step()
         self._batch = self._step = None
-
-
-def _selector(where: Selector) -> KernelSelector:
-    """A spec's selector in the words of the kernels."""
-    return KernelSelector(
-        layers=open_ranges(where.layers),
-        heads=open_ranges(where.heads),
-        planes=("K" in where.cache, "V" in where.cache),
-        phase=where.tokens if isinstance(where.tokens, str) else "all",
-        tokens=None if isinstance(where.tokens, str) else open_ranges(where.tokens),
-        events=STEPS[where.steps] if isinstance(where.steps, str) else open_ranges(where.steps),
-    )

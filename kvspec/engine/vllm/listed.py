@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from kvspec.engine.events import WRITE
 from kvspec.engine.vllm.step import FOREIGN
+from kvspec.spec.model import TARGETS
 
 if TYPE_CHECKING:
     from kvspec.engine.events import EventData
@@ -20,9 +21,11 @@ I64 = NDArray[np.int64]
 class Listed:
     """The faults of all entries of a table, found by the tokens that a batch writes and by the read events it makes."""
 
-    def __init__(self, data: EventData) -> None:
-        columns = {name: column.astype(np.int64) for name, column in data.columns.items()}
-        entry = np.repeat(np.arange(len(data)), np.diff(data.starts.astype(np.int64)))
+    def __init__(self, data: EventData, target: str = "values") -> None:
+        """Of one target."""
+        here = data.columns["target"] == TARGETS.index(target)
+        columns = {name: column[here].astype(np.int64) for name, column in data.columns.items()}
+        entry = np.repeat(np.arange(len(data)), np.diff(data.starts.astype(np.int64)))[here]
         reads = columns["step"] != WRITE
         self._prompt_len = data.prompt_len.astype(np.int64)
         self._written = _Sorted(entry, columns, ~reads, "token")

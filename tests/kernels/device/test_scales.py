@@ -1,0 +1,243 @@
+"""Faults of scales in the engine's device injector: int8 and int4 rows with their float32 behind them, byte for byte
+against the enumerated flips, between a made-up runner and a made-up backend."""
+
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from kernel_rig import DEVICE
+from kvspec_kernels import Tuning
+
+from kvspec import _native
+from kvspec.engine.planned import PlannedFlips
+from kvspec.engine.table import TableData
+from kvspec.engine.vllm import struck
+from kvspec.engine.vllm.cuda import CudaInjector
+from kvspec.engine.vllm.layers import AttentionLayer, Shard
+from kvspec.engine.vllm.runner import Batch
+from kvspec.models import Geometry
+from kvspec.plan.dose import SamplerParameters
+from kvspec.plan.events import read_events
+from kvspec.spec.model import Selector
+
+LAYERS, HEADS, DIM, BLOCK, BLOCKS = 2, 3, 8, 16, 12
+PROMPT, NEW = 18, 1
+FEW = Tuning(write_programs=1, read_programs=1, inject_programs=2, event_programs=1, vocab_programs=1)
+"""The interpreter runs one program after the other."""
+SHAPE = Geometry(LAYERS, HEADS, DIM)
+TABLE = [[1, 9, 3], [2, 4, 11], [6, 8, 10], [5, 7, 0]]
+
+
+class Attention:
+    """Quantizes rows as vLLM does and keeps them as `[blocks, 2, tokens, heads, codes | scale]` (0.25.1) or
+    `[blocks, heads, tokens, K | V]` (0.32)."""
+
+    num_kv_heads, head_size = HEADS, DIM
+
+    def __init__(self, storage, packed):
+        self.storage, self.packed = storage, packed
+        self.row = {"int4_per_token_head": DIM // 2, "bf16": 2 * DIM}.get(storage, DIM)
+        whole = self.row + 4 * _native.format_scaled(storage)
+        shape = (BLOCKS, HEADS, BLOCK, 2 * whole) if packed else (BLOCKS, 2, BLOCK, HEADS, whole)
+        self.whole, self.dtype = whole, torch.bfloat16 if storage == "bf16" else torch.uint8
+        self.kv_cache = torch.zeros(shape, dtype=torch.uint8, device=DEVICE).view(self.dtype)
+        self.impl = Impl(self)
+        self.seen = []
+
+    def rows(self, cache):
+        """`[2, blocks, tokens, heads, codes | scale]`, bytes"""
+        cache = cache.view(torch.uint8)
+        if not self.packed:
+            return cache.permute(1, 0, 2, 3, 4)
+        return torch.stack(cache.transpose(1, 2).split(self.whole, dim=-1))
+
+
+class Impl:
+    def __init__(self, layer):
+        self._layer = layer
+
+    def do_kv_cache_update(self, layer, key, value, kv_cache, slots):
+        mine = self._layer
+        planes = []
+        for rows in (key, value):
+            if mine.storage == "bf16":
+                planes.append(rows.cpu().contiguous().view(torch.uint8))
+                continue
+            values = rows.float().cpu().contiguous().view(-1, DIM).numpy().copy()
+            codes = np.zeros(values.shape, np.uint8)
+            scales = _native.quantize(mine.storage, values, codes)
+            if mine.row != DIM:
+                codes = codes[:, ::2] | codes[:, 1::2] << 4
+            whole = np.concatenate([codes, scales.view(np.uint8).reshape(-1, 4)], axis=1)
+            planes.append(torch.from_numpy(whole).view(len(rows), HEADS, -1))
+        kv_cache = kv_cache.view(torch.uint8)
+        where, inside = slots.cpu() // BLOCK, slots.cpu() % BLOCK
+        real = slots.cpu() >= 0
+        if mine.packed:
+            kv_cache[where[real], :, inside[real]] = torch.cat(planes, dim=-1)[real].to(DEVICE)
+        else:
+            for plane, rows in enumerate(planes):
+                kv_cache[where[real], plane, inside[real]] = rows[real].to(DEVICE)
+
+    def forward(self, layer, query, key, value, kv_cache, *_):
+        self._layer.seen.append(kv_cache.clone())
+
+
+class Runner:
+    name, max_requests, max_tokens, max_model_len, blocks = "made up", 4, 128, 64, BLOCKS
+    device = torch.device(DEVICE)
+    block_table = torch.tensor(TABLE, dtype=torch.int32, device=DEVICE)
+
+    def check_cache(self): ...
+
+    def hook(self, on_requests, on_step, on_dummy, on_logits):
+        self.enter, self.step = on_requests, on_step
+
+    def entering(self, scheduled):
+        return [(new.req_id, int(new.req_id)) for new in scheduled.scheduled_new_reqs]
+
+
+def scheduled(start, count, entries):
+    names = [str(i) for i in range(entries)]
+    new = [
+        SimpleNamespace(
+            req_id=name, sampling_params=SimpleNamespace(extra_args={"kvspec": int(name)}), num_computed_tokens=0,
+            block_ids=([],),
+        )
+        for name in (names if start == 0 else [])
+    ]  # fmt: skip
+    cached = names if start else []
+    return SimpleNamespace(
+        scheduled_new_reqs=new,
+        scheduled_cached_reqs=SimpleNamespace(
+            req_ids=cached, num_computed_tokens=[start] * len(cached), new_block_ids=[None] * len(cached)
+        ),
+        num_scheduled_tokens=dict.fromkeys(names, count),
+        total_num_scheduled_tokens=count * entries, finished_req_ids=set(),
+    )  # fmt: skip
+
+
+def table(storage, site, op):
+    """A trial of values, two of scales, and one that hits nothing."""
+    bits = _native.format_bits(storage)
+    values = SamplerParameters("bit", 0.002, (1 << bits) - 1, 1, 0, 1.0)
+    scales = SamplerParameters("bit", 0.004, 0xFFFFFFFF, 3, 0, 1.0, "scales")
+    rows = SamplerParameters("row", 0.05, 0x7F800000, 1, 0, 1.0, "scales")
+    if storage == "bf16":
+        scales, rows = (replace(p, target="values", mask=0xFF80) for p in (scales, rows))
+    keys = np.arange(16, dtype=np.uint32).reshape(2, 4, 2)
+    return TableData(
+        storage_format=storage,
+        faults=(values, scales, rows, SamplerParameters("bit", 0.0, 1, 1, 0, 1.0)),
+        sites=(site,) * 4,
+        ops=(op,) * 4,
+        selectors=(Selector(), Selector(), Selector(heads=((1, 3),), cache=("V",)), Selector()),
+        fault=np.arange(4, dtype=np.uint32),
+        write_key=keys[0],
+        read_master=keys[1],
+        request=np.arange(4, dtype=np.uint32),
+        prompt_len=np.full(4, PROMPT, dtype=np.uint32),
+        armed=np.ones(4, dtype=bool),
+        faulty=np.array([True, True, True, False]),
+    )
+
+
+def strike(rows, data, layer, key, entry, tokens, op, row_bytes, heads):
+    """Apply the enumerated flips of an entry to `rows` `[2, blocks, tokens, heads, codes | scale]`, numpy uint8."""
+    from kvspec.engine.table import native_selector
+
+    parameters = data.faults[entry]
+    sampler = parameters.sampler(SHAPE, _native.format_bits(data.storage_format))
+    found = sampler.enumerate(
+        key=key, request=entry, layers=(layer, layer + 1), tokens=tokens, prompt_len=PROMPT,
+        selector=native_selector(data.selectors[entry]),
+    )  # fmt: skip
+    change = {"flip": np.bitwise_xor, "set0": lambda a, b: a & ~b, "set1": np.bitwise_or}[op]
+    for kv, head, token, elem, bit in zip(
+        *(found[n].tolist() for n in ("kv", "head", "token", "elem", "bit")), strict=True
+    ):
+        if head not in heads:
+            continue
+        row = rows[kv, TABLE[entry][token // BLOCK], token % BLOCK, head - heads.start]
+        if parameters.target == "scales":
+            at, bit = row_bytes + bit // 8, bit % 8
+        elif row_bytes == 2 * DIM:
+            at, bit = 2 * elem + bit // 8, bit % 8
+        else:
+            at, bit = (elem // 2, bit + 4 * (elem % 2)) if row_bytes != DIM else (elem, bit)
+        row[at] = change(row[at], np.uint8(1 << bit))
+
+
+@pytest.mark.parametrize("storage", ["bf16", "int8_per_token_head", "int4_per_token_head"])
+@pytest.mark.parametrize(("site", "op", "packed"), [
+    ("KV_WRITE", "set1", True), ("KV_READ", "flip", True), ("BOTH", "flip", False), ("BOTH", "set0", True),
+])  # fmt: skip
+def test_codes_and_scales_are_struck_byte_for_byte(storage, site, op, packed, monkeypatch):
+    if DEVICE == "cpu":
+        monkeypatch.setattr(struck, "Kernels", partial(struck.Kernels, tuning=FEW))
+    data, runner = table(storage, site, op), Runner()
+    attentions = [Attention(storage, packed) for _ in range(LAYERS)]
+    injector = CudaInjector(
+        runner, [AttentionLayer(i, a) for i, a in enumerate(attentions)], storage, shard=Shard(HEADS, 0),
+        reads=site != "KV_WRITE", stuck_reads=op != "flip", scales=storage != "bf16",
+    )  # fmt: skip
+    injector.bind()
+    injector.load(data)
+    clean = [Attention(storage, packed) for _ in range(LAYERS)]
+    expected = [np.zeros(tuple(clean[0].rows(clean[0].kv_cache).shape), np.uint8) for _ in range(LAYERS)]
+    random = torch.Generator().manual_seed(7)
+    heads = range(HEADS)
+    n, row = len(TABLE), clean[0].row
+    for start, count in ((0, PROMPT), *((PROMPT + i, 1) for i in range(NEW))):
+        step = scheduled(start, count, n)
+        runner.enter(step)
+        ints = {"dtype": torch.int32, "device": DEVICE}
+        batch = Batch(
+            req_ids=[str(i) for i in range(n)], slot=np.arange(n), start=np.full(n, start), count=np.full(n, count),
+            slots=torch.arange(n, **ints), query_start=torch.arange(n + 1, **ints) * count,
+            seq_lens=torch.full((n,), start + count, **ints),
+        )  # fmt: skip
+        runner.step(step, batch)
+        tokens = np.arange(start, start + count)
+        slots = np.concatenate([np.array(row)[tokens // BLOCK] * BLOCK + tokens % BLOCK for row in TABLE])
+        for layer, attention in enumerate(attentions):
+            key, value = torch.randn(2, len(slots), HEADS, DIM, generator=random).to(torch.bfloat16).to(DEVICE)
+            at = torch.from_numpy(slots).to(DEVICE)
+            attention.impl.do_kv_cache_update(None, key, value, attention.kv_cache, at)
+            clean[layer].impl.do_kv_cache_update(None, key, value, clean[layer].kv_cache, at)
+            fresh = clean[layer].rows(clean[layer].kv_cache).cpu().numpy()
+            held = expected[layer]
+            held[:, slots // BLOCK, slots % BLOCK] = fresh[:, slots // BLOCK, slots % BLOCK]
+            if site != "KV_READ":
+                for entry in range(n):
+                    strike(
+                        held,
+                        data,
+                        layer,
+                        tuple(data.write_key[entry].tolist()),
+                        entry,
+                        (start, start + count),
+                        op,
+                        row,
+                        heads,
+                    )
+            shown = held.copy()
+            if site != "KV_WRITE":
+                for entry in range(n):
+                    event = max(start + count, PROMPT)
+                    read = _native.read_key(tuple(data.read_master[entry].tolist()), entry, event)
+                    strike(shown, data, layer, read, entry, (0, start + count), op, row, heads)
+            attention.impl.forward(None, None, None, None, attention.kv_cache)
+            np.testing.assert_array_equal(attention.rows(attention.seen[-1]).cpu().numpy(), shown)
+        for layer, attention in enumerate(attentions):
+            np.testing.assert_array_equal(attention.rows(attention.kv_cache).cpu().numpy(), expected[layer])
+    counts, planned = injector.counts(list(range(n))), PlannedFlips(data, SHAPE)
+    assert counts["landed"] == [planned.count(i, PROMPT + NEW) for i in range(n)]
+    assert counts["exposed"] == counts["restored"]
+    assert all(landed > 0 for landed in counts["landed"][:3])
+    assert all((c > 0) == (site != "KV_WRITE") for c in counts["exposed"][:3])
+    assert counts["landed"][3] == counts["exposed"][3] == 0
+    assert len(read_events(PROMPT, PROMPT + NEW)) == NEW + 1
