@@ -20,6 +20,7 @@ from kvspec.search import search
 from kvspec.search.model import entry, series_of
 from kvspec.spec import load_spec
 from kvspec.spec.model import Fault
+from tools.findings import searched
 
 SPEC = """
 kvspec: 1
@@ -129,6 +130,15 @@ def test_a_state_that_the_other_seed_does_not_show_is_none(go: Callable[..., Any
     again = replace(found, confirmed=replace(found.confirmed, states=found.series[0].points[0].states))
     assert not again.shown
     assert again.verdict().startswith("None")
+
+
+def test_a_page_of_results_tells_what_was_found(go: Callable[..., Any]) -> None:
+    found, _ = go()
+    page = searched(found.to_json())
+    assert page.sentences == (found.verdict(),)
+    assert len(page.table) == 2 + len(found.series)
+    (row,) = (line for line in page.table if line.startswith(f"| {found.closest.name} |"))
+    assert f"{found.closest.closest.recalled.n:,} | product " in row
 
 
 def test_few_items_decide_nothing(go: Callable[..., Any]) -> None:

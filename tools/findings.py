@@ -19,6 +19,7 @@ from kvspec.models import Geometry, describe
 from kvspec.score import CellScore, Proportion
 from kvspec.score.grid import EXACT, SCORED, discordant
 from kvspec.score.scores import Scored
+from kvspec.score.zombie import ZombieState
 from kvspec.spec.model import ModelSpec
 from kvspec.stats.association import slope
 from kvspec.stats.exact import ALPHA, Strata, holm, mcnemar
@@ -202,6 +203,28 @@ def _same_losses(a: Proportion, held_a: float, b: Proportion, held_b: float) -> 
     (x1, n1), (x2, n2) = broken
     distance = log(x1 / n1 * held_a) - log(x2 / n2 * held_b)
     return 2 * NormalDist().cdf(-abs(distance) / sqrt(1 / x1 - 1 / n1 + 1 / x2 - 1 / n2))
+
+
+def searched(data: Mapping[str, Any]) -> Findings:
+    """What `kvspec search` left in `search.json`: its verdict, and per fault where the best retrieval task is lost."""
+    table = [
+        "| closest cell of a fault | retrieval is lost between | rates | retrieval | reasoning |",
+        "|---" * 5 + "|",
+    ]
+    for series in data["series"]:
+        low, high = ("?" if end is None else f"{end:.3g}" for end in series["retrieval_lost_between"])
+        states = [(_state(state), point["cell"]) for point in series["points"] for state in point["states"]]
+        best, cell = min(states, key=lambda one: one[0].order)
+        table.append(
+            f"| {cell} | {low} and {high} {series['unit'].replace('_', ' ')} | {len(series['points'])} | "
+            f"{best.retrieval} {share(best.recalled)} | {best.reasoning} {share(best.reasoned)} |"
+        )
+    return Findings("Search", (data["verdict"],), tuple(table))
+
+
+def _state(data: Mapping[str, Any]) -> ZombieState:
+    recalled, reasoned = (Proportion(**data[name]) for name in ("recalled", "reasoned"))
+    return ZombieState(data["cell"], data["context"], data["retrieval"], data["reasoning"], recalled, reasoned)
 
 
 def published(run: Scored, figures: Mapping[str, Any]) -> Findings | None:

@@ -23,7 +23,7 @@ from kvspec.records import RunStore  # noqa: E402
 from kvspec.report import render_text, to_json  # noqa: E402
 from kvspec.score import Proportion, Scores  # noqa: E402
 from kvspec.score.scores import Scored, score_whole  # noqa: E402
-from tools.findings import Findings, contrasts, formats, published, share  # noqa: E402
+from tools.findings import Findings, contrasts, formats, published, searched, share  # noqa: E402
 from tools.spec_index import SPECS, declared, notes  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results"
@@ -90,9 +90,11 @@ def dose(scores: Scores) -> Iterator[str]:
     yield ""
 
 
-def findings(runs: Sequence[Run], declared: Mapping[str, Any]) -> list[Findings]:
+def findings(runs: Sequence[Run], declared: Mapping[str, Any], search: Path | None) -> list[Findings]:
     """What decides the question beyond the report of each run."""
     found: list[Findings | None] = []
+    if search is not None:
+        found.append(searched(json.loads(search.read_text(encoding="utf-8"))))
     for run in runs:
         found.append(contrasts(run.scored, declared["contrasts"] or []))
         if declared["published"]:
@@ -196,6 +198,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run folders of one spec")
     parser.add_argument("--command", action="append", required=True, help="what made the runs; may be repeated")
+    parser.add_argument("--search", type=Path, help="search.json, if the run is the grid of a `kvspec search`")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the page, by default docs/results")
     given = parser.parse_args()
     try:
@@ -209,7 +212,8 @@ def main() -> int:
     (name,) = names
     given.out.mkdir(parents=True, exist_ok=True)
     file = SPECS / f"{name}.yaml"
-    found = findings(runs, declared(file)) if file.is_file() else findings(runs, {"contrasts": [], "published": None})
+    said = declared(file) if file.is_file() else {"contrasts": None, "published": None}
+    found = findings(runs, said, given.search)
     (given.out / f"{name}.md").write_text(page(runs, given.command, found), encoding="utf-8")
     figures = {
         "commands": given.command,
