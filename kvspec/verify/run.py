@@ -62,8 +62,10 @@ def verify(model: ModelSpec, own: Spec | None, observer: Observer) -> Certificat
     observer.phase("starting vLLM")
     shape = Shape(min(longest, info.max_model_len or longest), 10**6, info.geometry)
     stuck = any(fault.site != "KV_WRITE" and fault.op != "flip" for fault in plan.spec.faults)
-    storage = model.storage_format
-    with Session(model, source, plan.spec.engine, storage, shape, reads=True, stuck_reads=stuck, eager=True) as session:
+    storage, scales = model.storage_format, any(fault.target == "scales" for fault in plan.spec.faults)
+    with Session(
+        model, source, plan.spec.engine, storage, shape, reads=True, stuck_reads=stuck, scales=scales, eager=True
+    ) as session:
         suite = _Suite(plan, prompts, session, observer)
         rows, checks = suite.run()
         return Certificate(

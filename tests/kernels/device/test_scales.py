@@ -12,6 +12,7 @@ from kernel_rig import DEVICE
 from kvspec_kernels import Tuning
 
 from kvspec import _native
+from kvspec.engine.events import SITE_COLUMNS, TYPES, EventData
 from kvspec.engine.planned import PlannedFlips
 from kvspec.engine.table import TableData
 from kvspec.engine.vllm import struck
@@ -20,7 +21,6 @@ from kvspec.engine.vllm.layers import AttentionLayer, Shard
 from kvspec.engine.vllm.runner import Batch
 from kvspec.models import Geometry
 from kvspec.plan.dose import SamplerParameters
-from kvspec.plan.events import read_events
 from kvspec.spec.model import Selector
 
 LAYERS, HEADS, DIM, BLOCK, BLOCKS = 2, 3, 8, 16, 12
@@ -145,99 +145,150 @@ def table(storage, site, op):
     )
 
 
-def strike(rows, data, layer, key, entry, tokens, op, row_bytes, heads):
-    """Apply the enumerated flips of an entry to `rows` `[2, blocks, tokens, heads, codes | scale]`, numpy uint8."""
+def drawn(data, op):
+    """What a table strikes, enumerated: (entry, layer, read event or `None`, tokens) -> sites with op and target."""
     from kvspec.engine.table import native_selector
 
-    parameters = data.faults[entry]
-    sampler = parameters.sampler(SHAPE, _native.format_bits(data.storage_format))
-    found = sampler.enumerate(
-        key=key, request=entry, layers=(layer, layer + 1), tokens=tokens, prompt_len=PROMPT,
-        selector=native_selector(data.selectors[entry]),
-    )  # fmt: skip
-    change = {"flip": np.bitwise_xor, "set0": lambda a, b: a & ~b, "set1": np.bitwise_or}[op]
-    for kv, head, token, elem, bit in zip(
-        *(found[n].tolist() for n in ("kv", "head", "token", "elem", "bit")), strict=True
-    ):
-        if head not in heads:
-            continue
-        row = rows[kv, TABLE[entry][token // BLOCK], token % BLOCK, head - heads.start]
-        if parameters.target == "scales":
+    def changes(entry, layer, event, tokens):
+        parameters, site = data.faults[entry], data.sites[entry]
+        if site == ("KV_READ" if event is None else "KV_WRITE"):
+            return
+        keys = data.write_key if event is None else data.read_master
+        key = tuple(keys[entry].tolist())
+        found = parameters.sampler(SHAPE, _native.format_bits(data.storage_format)).enumerate(
+            key=key if event is None else _native.read_key(key, entry, event), request=entry, layers=(layer, layer + 1),
+            tokens=tokens, prompt_len=PROMPT, selector=native_selector(data.selectors[entry]),
+        )  # fmt: skip
+        for site in zip(*(found[n].tolist() for n in ("kv", "head", "token", "elem", "bit")), strict=True):
+            yield *site, op, parameters.target
+
+    return changes
+
+
+def listed_in(data):
+    """What listed faults strike, in the same form."""
+    from kvspec.engine.events import OPS, WRITE
+    from kvspec.spec.model import TARGETS
+
+    names = ("step", "layer", "token", "kv", "head", "elem", "bit", "op", "target")
+    rows = np.stack([data.columns[n].astype(np.int64) for n in names], axis=1)
+
+    def changes(entry, layer, event, tokens):
+        mine = rows[int(data.starts[entry]) : int(data.starts[entry + 1])]
+        for step, at, token, kv, head, elem, bit, op, target in mine.tolist():
+            if (step, at) == (WRITE if event is None else event, layer) and tokens[0] <= token < tokens[1]:
+                yield kv, head, token, elem, bit, OPS[op], TARGETS[target]
+
+    return changes
+
+
+def strike(rows, entry, sites, row_bytes):
+    """Apply sites to `rows` `[2, blocks, tokens, heads, codes | scale]`, numpy uint8."""
+    for kv, head, token, elem, bit, op, target in sites:
+        row = rows[kv, TABLE[entry][token // BLOCK], token % BLOCK, head]
+        if target == "scales":
             at, bit = row_bytes + bit // 8, bit % 8
         elif row_bytes == 2 * DIM:
             at, bit = 2 * elem + bit // 8, bit % 8
         else:
             at, bit = (elem // 2, bit + 4 * (elem % 2)) if row_bytes != DIM else (elem, bit)
-        row[at] = change(row[at], np.uint8(1 << bit))
+        mask = np.uint8(1 << bit)
+        row[at] = {"flip": row[at] ^ mask, "set0": row[at] & ~mask, "set1": row[at] | mask}[op]
 
 
-@pytest.mark.parametrize("storage", ["bf16", "int8_per_token_head", "int4_per_token_head"])
-@pytest.mark.parametrize(("site", "op", "packed"), [
-    ("KV_WRITE", "set1", True), ("KV_READ", "flip", True), ("BOTH", "flip", False), ("BOTH", "set0", True),
-])  # fmt: skip
-def test_codes_and_scales_are_struck_byte_for_byte(storage, site, op, packed, monkeypatch):
-    if DEVICE == "cpu":
-        monkeypatch.setattr(struck, "Kernels", partial(struck.Kernels, tuning=FEW))
-    data, runner = table(storage, site, op), Runner()
-    attentions = [Attention(storage, packed) for _ in range(LAYERS)]
+def drive(data, storage, packed, changes, **kinds):
+    """Write a prompt and a few tokens, and hold every byte against `changes`, before and after each attention; what was
+    counted."""
+    runner = Runner()
+    attentions, clean = ([Attention(storage, packed) for _ in range(LAYERS)] for _ in range(2))
     injector = CudaInjector(
-        runner, [AttentionLayer(i, a) for i, a in enumerate(attentions)], storage, shard=Shard(HEADS, 0),
-        reads=site != "KV_WRITE", stuck_reads=op != "flip", scales=storage != "bf16",
-    )  # fmt: skip
+        runner, [AttentionLayer(i, a) for i, a in enumerate(attentions)], storage, shard=Shard(HEADS, 0), **kinds
+    )
     injector.bind()
     injector.load(data)
-    clean = [Attention(storage, packed) for _ in range(LAYERS)]
     expected = [np.zeros(tuple(clean[0].rows(clean[0].kv_cache).shape), np.uint8) for _ in range(LAYERS)]
     random = torch.Generator().manual_seed(7)
-    heads = range(HEADS)
-    n, row = len(TABLE), clean[0].row
+    n, ints = len(TABLE), {"dtype": torch.int32, "device": DEVICE}
     for start, count in ((0, PROMPT), *((PROMPT + i, 1) for i in range(NEW))):
-        step = scheduled(start, count, n)
+        step, seen = scheduled(start, count, n), start + count
         runner.enter(step)
-        ints = {"dtype": torch.int32, "device": DEVICE}
         batch = Batch(
             req_ids=[str(i) for i in range(n)], slot=np.arange(n), start=np.full(n, start), count=np.full(n, count),
             slots=torch.arange(n, **ints), query_start=torch.arange(n + 1, **ints) * count,
-            seq_lens=torch.full((n,), start + count, **ints),
+            seq_lens=torch.full((n,), seen, **ints),
         )  # fmt: skip
         runner.step(step, batch)
-        tokens = np.arange(start, start + count)
+        tokens = np.arange(start, seen)
         slots = np.concatenate([np.array(row)[tokens // BLOCK] * BLOCK + tokens % BLOCK for row in TABLE])
-        for layer, attention in enumerate(attentions):
+        for layer, (attention, held) in enumerate(zip(attentions, expected, strict=True)):
             key, value = torch.randn(2, len(slots), HEADS, DIM, generator=random).to(torch.bfloat16).to(DEVICE)
             at = torch.from_numpy(slots).to(DEVICE)
             attention.impl.do_kv_cache_update(None, key, value, attention.kv_cache, at)
             clean[layer].impl.do_kv_cache_update(None, key, value, clean[layer].kv_cache, at)
             fresh = clean[layer].rows(clean[layer].kv_cache).cpu().numpy()
-            held = expected[layer]
             held[:, slots // BLOCK, slots % BLOCK] = fresh[:, slots // BLOCK, slots % BLOCK]
-            if site != "KV_READ":
-                for entry in range(n):
-                    strike(
-                        held,
-                        data,
-                        layer,
-                        tuple(data.write_key[entry].tolist()),
-                        entry,
-                        (start, start + count),
-                        op,
-                        row,
-                        heads,
-                    )
+            for entry in range(n):
+                strike(held, entry, changes(entry, layer, None, (start, seen)), attention.row)
             shown = held.copy()
-            if site != "KV_WRITE":
-                for entry in range(n):
-                    event = max(start + count, PROMPT)
-                    read = _native.read_key(tuple(data.read_master[entry].tolist()), entry, event)
-                    strike(shown, data, layer, read, entry, (0, start + count), op, row, heads)
+            for entry in range(n):
+                strike(shown, entry, changes(entry, layer, max(seen, PROMPT), (0, seen)), attention.row)
             attention.impl.forward(None, None, None, None, attention.kv_cache)
             np.testing.assert_array_equal(attention.rows(attention.seen[-1]).cpu().numpy(), shown)
-        for layer, attention in enumerate(attentions):
-            np.testing.assert_array_equal(attention.rows(attention.kv_cache).cpu().numpy(), expected[layer])
-    counts, planned = injector.counts(list(range(n))), PlannedFlips(data, SHAPE)
-    assert counts["landed"] == [planned.count(i, PROMPT + NEW) for i in range(n)]
+        for attention, held in zip(attentions, expected, strict=True):
+            np.testing.assert_array_equal(attention.rows(attention.kv_cache).cpu().numpy(), held)
+    counts = injector.counts(list(range(n)))
     assert counts["exposed"] == counts["restored"]
+    return counts
+
+
+@pytest.fixture(autouse=True)
+def _few_programs(monkeypatch):
+    if DEVICE == "cpu":
+        monkeypatch.setattr(struck, "Kernels", partial(struck.Kernels, tuning=FEW))
+
+
+@pytest.mark.parametrize("storage", ["bf16", "int8_per_token_head", "int4_per_token_head"])
+@pytest.mark.parametrize(("site", "op", "packed"), [("BOTH", "flip", False), ("BOTH", "set0", True)])
+def test_drawn_faults_strike_codes_and_scales_byte_for_byte(storage, site, op, packed):
+    data = table(storage, site, op)
+    counts = drive(
+        data, storage, packed, drawn(data, op), reads=True, stuck_reads=op != "flip", scales=storage != "bf16"
+    )
+    planned = PlannedFlips(data, SHAPE)
+    assert counts["landed"] == [planned.count(i, PROMPT + NEW) for i in range(4)]
     assert all(landed > 0 for landed in counts["landed"][:3])
-    assert all((c > 0) == (site != "KV_WRITE") for c in counts["exposed"][:3])
+    assert all(exposed > 0 for exposed in counts["exposed"][:3])
     assert counts["landed"][3] == counts["exposed"][3] == 0
-    assert len(read_events(PROMPT, PROMPT + NEW)) == NEW + 1
+
+
+@pytest.mark.parametrize("storage", ["bf16", "int8_per_token_head", "int4_per_token_head"])
+def test_listed_faults_strike_codes_and_scales_byte_for_byte(storage):
+    rng, parts, scaled = np.random.default_rng(5), [], storage != "bf16"
+    for _ in range(3):
+        values = (1, 1, LAYERS, 2, HEADS, PROMPT + NEW, DIM, _native.format_bits(storage), 1)
+        scales = (*values[:6], 1, 32, 1) if scaled else values
+        tops = zip(values, scales, strict=True)
+        sites = np.stack([np.append(rng.integers(0, v, 30), rng.integers(0, s, 30)) for v, s in tops], 1)
+        sites[30:, 8] = scaled
+        sites[::2, 1] = rng.integers(PROMPT, PROMPT + NEW + 1, 30)  # the others are of writes
+        sites = np.unique(sites, axis=0)
+        parts.append(sites[(sites[:, 1] == 0) | (sites[:, 5] < sites[:, 1])])
+    sites = np.concatenate(parts)
+    columns = [*sites.T[:8], rng.integers(0, 3, len(sites)), sites.T[8]]
+    data = EventData(
+        storage_format=storage,
+        starts=np.cumsum([0, *map(len, parts), 0]).astype(np.uint64),
+        columns={n: c.astype(t) for n, c, t in zip(SITE_COLUMNS, columns, TYPES, strict=True)},
+        prompt_len=np.full(4, PROMPT, np.uint32),
+        armed=np.ones(4, bool),
+        faulty=np.array([True, True, True, False]),
+    )
+    counts = drive(data, storage, False, listed_in(data), reads=True, scales=scaled)
+    shown = [
+        sum(
+            int(token < PROMPT + NEW if step == 0 else step <= PROMPT + NEW) for step, token in part[:, [1, 5]].tolist()
+        )
+        for part in parts
+    ]
+    assert counts["landed"] == [*shown, 0]
+    assert all(exposed > 0 for exposed in counts["exposed"][:3])
