@@ -72,7 +72,7 @@ class Fleet:
             self.geometry: Geometry = self.each(_geometry)[0]
             """Geometry of the loaded model."""
         except BaseException:
-            self.close()
+            self.close(seconds=0.0)  # vLLM may be in the midst of its start, and nothing can be lost yet
             raise
 
     def each(self, function: Callable[..., Any], *args: Any) -> list[Any]:
@@ -116,11 +116,11 @@ class Fleet:
         found = [self._counts.pop(entry) for entry in entries]
         return {name: [counts[name] for counts in found] for name in (found[0] if found else ())}
 
-    def close(self) -> None:
-        """Stop all engines."""
+    def close(self, seconds: float = CLOSING) -> None:
+        """Stop all engines. A process that takes longer is ended."""
         for engine in self._engines:
             engine.pipe.close()
-        deadline = time.monotonic() + CLOSING
+        deadline = time.monotonic() + seconds
         for engine in self._engines:
             engine.process.join(max(0.1, deadline - time.monotonic()))
             if engine.process.is_alive():
