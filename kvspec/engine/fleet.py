@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -242,6 +243,10 @@ def _serve(pipe: Connection, start: Start, patience: float) -> None:
         except Exception as error:
             text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             pipe.send(("failed", EngineError, (Diagnostic("KVS406", f"the engine failed: {text}"),)))
+    # the engine is closed, and taking torch and CUDA apart takes seconds
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _listen(pipe: Connection, inbox: queue.SimpleQueue[Any]) -> None:
