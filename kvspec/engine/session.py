@@ -228,7 +228,7 @@ class Session:
     def submit(self, entry: int, prompt: list[int], generation: GenerationSpec, seed: int) -> None:
         """Queue one request; its faults are those of `entry` in the loaded table."""
         self._logprobs = generation.logprobs or 0
-        if shown := bool(generation.stop) or self._text is None or not self._text.whole(prompt):
+        if shown := bool(generation.stop) or self._text is None:
             self._shown.add(entry)
         params = self._sampling(
             temperature=generation.temperature,
@@ -255,16 +255,17 @@ class Session:
             raise
         except Exception as error:
             raise EngineError.one("KVS406", f"the engine failed in a step: {_words(error)}") from error
-        return [self._finished(int(output.request_id), output.outputs[0]) for output in outputs if output.finished]
+        return [self._finished(output) for output in outputs if output.finished]
 
-    def _finished(self, entry: int, output: Any) -> Finished:
+    def _finished(self, request: Any) -> Finished:
+        entry, output = int(request.request_id), request.outputs[0]
         ids, reason, text = list(output.token_ids), output.finish_reason or "", output.text
         if entry in self._shown:
             self._shown.remove(entry)
         else:
             assert self._text is not None
             # the token that stopped an answer is no part of its text
-            text = self._text.text(ids[:-1] if reason == "stop" else ids)
+            text = self._text.text(request.prompt_token_ids, ids[:-1] if reason == "stop" else ids)
         return Finished(entry, ids, text, reason, *_likeliest(output.logprobs, self._logprobs))
 
     def generate(self, prompts: list[list[int]], generation: GenerationSpec, seed: int) -> list[Finished]:

@@ -6,16 +6,22 @@ tokenizers the same text follows from the token ids alone:
     text = UTF-8(bytes of the tokens, special ones left out), without an end that is no complete character
 
 because vLLM's stream holds tokens back as long as its text ends in U+FFFD, and what it has shown it never takes back.
+Where a token does not stand for its bytes (an added one with a space, say), vLLM's own stream is run over the answer.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, Self
 
 TAIL = 8
-"""Tokens at the end of a prompt that are looked at."""
+"""Tokens at the end of a prompt that show whether it ends with a complete character."""
 BROKEN = "\N{REPLACEMENT CHARACTER}"
+FALLBACK = re.compile("<0x[0-9A-Fa-f]{2}>")
+"""A token that stands for a byte where the decoder has a fallback for bytes."""
 
 
 def _byte_of_character() -> dict[str, int]:
@@ -28,47 +34,67 @@ def _byte_of_character() -> dict[str, int]:
 BYTES = _byte_of_character()
 
 
-class ByteLevelText(dict[int, bytes]):
-    """Bytes of each token that has been seen, and the text of many."""
+class ByteLevelText(dict[int, bytes | None]):
+    """Bytes of each token that has been seen, `None` for one that does not stand for its bytes; and texts."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """Of a `tokenizers.Tokenizer` with a byte-level decoder."""
+        """Of a Hugging Face tokenizer with a byte-level decoder."""
         super().__init__()
         self._tokenizer = tokenizer
-        added = tokenizer.get_added_tokens_decoder().values()
+        self._backend = tokenizer._tokenizer
+        added = self._backend.get_added_tokens_decoder().values()
         self._special = {token.content for token in added if token.special}
 
     @classmethod
     def of(cls, tokenizer: Any) -> Self | None:
-        """For a Hugging Face tokenizer; `None` if its text is not that of the bytes of its tokens."""
-        from tokenizers.decoders import ByteLevel
+        """`None` if a tokenizer's text is not that of the bytes of its tokens."""
+        decoder = getattr(getattr(tokenizer, "_tokenizer", None), "decoder", None)
+        return cls(tokenizer) if decoder is not None and _byte_level(json.loads(decoder.__getstate__())) else None
 
-        backend = getattr(tokenizer, "_tokenizer", None)
-        return cls(backend) if isinstance(getattr(backend, "decoder", None), ByteLevel) else None
-
-    def __missing__(self, token_id: int) -> bytes:
-        token = self._tokenizer.id_to_token(token_id)
+    def __missing__(self, token_id: int) -> bytes | None:
+        token = self._backend.id_to_token(token_id)
+        found: bytes | None = None
         if token is None or token in self._special:
             found = b""
-        elif all(character in BYTES for character in token):
+        elif all(character in BYTES for character in token) and not FALLBACK.fullmatch(token):
             found = bytes(BYTES[character] for character in token)
-        else:
-            found = token.encode()  # an added token, which stands for itself
         self[token_id] = found
         return found
 
-    def whole(self, prompt: Sequence[int]) -> bool:
-        """Whether a prompt surely ends with a complete character: after another one, vLLM's stream repeats it."""
-        text = self._decode(prompt[-TAIL:])
-        return bool(text) and not text.endswith(BROKEN)
-
-    def text(self, token_ids: Sequence[int]) -> str:
-        """What vLLM's stream shows of sampled tokens."""
+    def text(self, prompt: Sequence[int], token_ids: Sequence[int]) -> str:
+        """What vLLM shows of the tokens sampled after a prompt."""
+        # after half a character the stream repeats the prompt, and other tokens change what their neighbours stand for
+        before = self._decode(prompt[-TAIL:])
         text = self._decode(token_ids)
+        if text is None or not before or before.endswith(BROKEN) or self._decode(prompt) is None:
+            return self._streamed(prompt, token_ids)
         while text.endswith(BROKEN):
             token_ids = token_ids[:-1]
-            text = self._decode(token_ids)
+            text = self._decode(token_ids) or ""
         return text
 
-    def _decode(self, token_ids: Sequence[int]) -> str:
-        return b"".join(map(self.__getitem__, token_ids)).decode("utf-8", "replace")
+    def _decode(self, token_ids: Sequence[int]) -> str | None:
+        pieces = [self[token_id] for token_id in token_ids]
+        return None if None in pieces else b"".join(pieces).decode("utf-8", "replace")  # type: ignore[arg-type]
+
+    def _streamed(self, prompt: Sequence[int], token_ids: Sequence[int]) -> str:
+        from vllm import SamplingParams
+        from vllm.v1.engine.detokenizer import IncrementalDetokenizer
+
+        request: Any = SimpleNamespace(
+            request_id="", prompt_token_ids=list(prompt), prompt_embeds=None, sampling_params=SamplingParams()
+        )
+        stream = IncrementalDetokenizer.from_new_request(self._tokenizer, request)
+        for token_id in token_ids:
+            stream.update([token_id], False)
+        return str(stream.get_next_output_text(True, False))
+
+
+def _byte_level(decoder: dict[str, Any]) -> bool:
+    """Whether tokens of characters of the alphabet, and no others, become their bytes."""
+    steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+    *first, last = [step["type"] for step in steps]
+    # replacing a character that is not in the alphabet changes none of these tokens
+    replaced = [step["pattern"].get("String", "") for step in steps if step["type"] == "Replace"]
+    harmless = all(text and not any(character in BYTES for character in text) for text in replaced)
+    return last == "ByteLevel" and harmless and set(first) <= {"ByteFallback", "Fuse", "Replace"}
