@@ -13,6 +13,8 @@ from typing import Any
 
 from tools.gpu.campaign import PROMPTS
 
+CACHE_GIB = 8
+"""Of both methods: who else uses the GPU's memory must not matter, and neither measures what is free."""
 EXPERIMENTS = [1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3]
 BASE: dict[str, Any] = {
     "kvspec": 1,
@@ -20,13 +22,17 @@ BASE: dict[str, Any] = {
     "generation": {"max_tokens": 50},
     "trials": 1,
     "seed": 42,
+    "engine": {"kv_cache_gib": CACHE_GIB},
 }
 ONE_ENGINE_EACH = """
 import time; began = time.monotonic()
 import sys, json
 from vllm import LLM, SamplingParams
 imported = time.monotonic()
-llm = LLM(model=sys.argv[1], max_model_len=128, enable_prefix_caching=False)
+llm = LLM(
+    model=sys.argv[1], max_model_len=128, enable_prefix_caching=False, gpu_memory_utilization=0.1,
+    kv_cache_memory_bytes=int(sys.argv[3]) << 30,
+)
 loaded = time.monotonic()
 outputs = llm.generate(json.loads(sys.argv[2]), SamplingParams(temperature=0, max_tokens=50, ignore_eos=True))
 done = time.monotonic()
@@ -53,9 +59,9 @@ with sampler:
 
 
 def measure(results: dict[str, Any], out: Path, deadline: float, model: Path) -> None:
-    """One process each, with warm compile caches: both methods run once before. With two GPUs they run side by side,
-    each with a GPU and half of the cores, else in turns, until the deadline. Missing loads of the other method are
-    taken as the mean of those that were measured."""
+    """One process each, with warm compile caches: both methods run once before, at the same time. With two GPUs they
+    run side by side, each with a GPU and half of the cores, else in turns, until the deadline. Missing loads of the
+    other method are taken as the mean of those that were measured."""
     rates = {"per_bit": EXPERIMENTS}
     fault = {"name": "BitRot", "model": "random", "site": "KV_WRITE", "rate": rates}
     spec = {**BASE, "name": "guide", "model": {"id": str(model)}, "faults": [fault]}
@@ -81,23 +87,32 @@ def measure(results: dict[str, Any], out: Path, deadline: float, model: Path) ->
         ours.append(kvspec(path, f"guide-{len(ours)}"))
 
     def run_theirs() -> None:
-        command = [sys.executable, "-c", ONE_ENGINE_EACH, str(model), json.dumps(PROMPTS * 2)]
+        command = [sys.executable, "-c", ONE_ENGINE_EACH, str(model), json.dumps(PROMPTS * 2), str(CACHE_GIB)]
         seconds, output = timed(command, places[1] if places else None)
         theirs.append({"seconds": seconds, **last_json(output)})
 
-    with ThreadPoolExecutor(2 if places else 1) as pool:
-        while len(theirs) < 8:
-            longest = sum(max((run["seconds"] for run in side[-1:]), default=0.0) for side in (ours, theirs))
-            if time.monotonic() + longest / (2 if places else 1) > deadline:
-                return
-            for job in [pool.submit(run_ours), pool.submit(run_theirs)]:
-                job.result()
-            results.update(figures([run["seconds"] for run in ours[1:]], [run["seconds"] for run in theirs[1:]]))
-            if len(theirs) == 3:
-                results["ours_320"] = kvspec(large, "guide-320")
-                loads = [run["seconds"] for run in theirs[1:]]
-                results["ratio_320"] = 320 * sum(loads) / len(loads) / results["ours_320"]["seconds"]
-            results["measured_loads"] = len(theirs) - 1  # saves
+    def run_large() -> None:
+        results["ours_320"] = kvspec(large, "guide-320")
+
+    def save() -> None:
+        results.update(figures([run["seconds"] for run in ours[1:]], [run["seconds"] for run in theirs[1:]]))
+        if len(theirs) > 1 and "ours_320" in results:
+            results["ratio_320"] = 320 * results["mean_load_seconds"] / results["ours_320"]["seconds"]
+        results["measured_loads"] = max(0, len(theirs) - 1)  # saves
+
+    with ThreadPoolExecutor(2) as pool:
+        for job in [pool.submit(run_ours), pool.submit(run_theirs)]:  # to warm up
+            job.result()
+        both = [run_ours, run_theirs]
+        for turn in [both, [run_large, run_theirs], both, both, both, both, both]:
+            steps = [turn] if places else [[run] for run in turn]
+            for step in steps:
+                last = max(ours[-1]["seconds"], theirs[-1]["seconds"])
+                if time.monotonic() + last > deadline:
+                    return
+                for job in [pool.submit(run) for run in step]:
+                    job.result()
+                save()
 
 
 def two_places() -> list[tuple[str, set[int]]] | None:

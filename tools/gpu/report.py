@@ -88,7 +88,7 @@ def _campaign(part: dict[str, Any]) -> list[str]:
         speed = part["speed"]
         lines += [
             f"- the requests of the campaign on stock vLLM: {speed['stock']:.3f} s",
-            f"- without detokenizing: {speed['stock_ids']:.3f} s, {speed['stock_ids_ratio']:.4f}",
+            *([f"- without detokenizing: {speed['stock_ids']:.3f} s"] if "stock_ids" in speed else []),
             *(
                 f"- {words}: {speed[side]:.3f} s, {speed[f'{side}_ratio']:.4f}, median within rounds "
                 f"{speed[f'{side}_paired']:.4f}"
