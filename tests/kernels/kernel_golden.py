@@ -1,4 +1,4 @@
-"""The golden vectors of sampling.md, injected through the whole chain: keys, list of cells, cache words."""
+"""The golden vectors of sampling.md and sampling-scales.md, through the whole chain: keys, list of cells, cache words."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from kernel_rig import Fault, Geometry, Request, Rig, applied
 
 from kvspec import _native
 
-DOCUMENT = json.loads((Path(__file__).parents[1] / "vectors" / "sampling.json").read_text())
-CASES = {case["name"]: case for case in DOCUMENT["cases"]}
+FOLDER = Path(__file__).parents[1] / "vectors"
+DOCUMENT, SCALES = (json.loads((FOLDER / f"{name}.json").read_text()) for name in ("sampling", "sampling_scales"))
+CASES = {case["name"]: case for case in [*DOCUMENT["cases"], *SCALES["cases"]]}
 
 
 def check_case(case: dict[str, Any]) -> None:
@@ -23,7 +24,7 @@ def check_case(case: dict[str, Any]) -> None:
     assert fault.sampler().level == case["level"]
     start, count, layer = case["first_token"], case["tokens"], case["layer"]
     write_key, master = _native.derive_keys(
-        int(case["seed"], 16), int(case["experiment"], 16), case["trial"], case["fault"]
+        int(case["seed"], 16), int(case["experiment"], 16), case["trial"], case["fault"], case.get("target", "values")
     )
     read = case["site"] == "KV_READ"
     request = Request(
