@@ -1,4 +1,4 @@
-"""The golden vectors of sampling.md and sampling-scales.md, through the whole chain: keys, list of cells, cache words."""
+"""The golden vectors of sampling.md and sampling-scales.md, through the whole chain: keys, cells, cache words."""
 
 from __future__ import annotations
 
