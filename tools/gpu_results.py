@@ -49,6 +49,7 @@ JOBS = {
     "page_local": f"run specs/page_local.yaml {FIVE}",
     "msb": f"run specs/msb.yaml {FIVE}",
     "reads": f"run specs/reads.yaml {FIVE}",
+    "scale_faults": f"run specs/scale_faults.yaml --set trials=80 {CONTROLS}",
     # One prompt: more trials decide nothing.
     "high_rate_demo": "run specs/high_rate_demo.yaml --set trials=40 --set controls.golden_repeats=20",
     "smoke": "run specs/smoke.yaml --set trials=40 --set controls.golden_repeats=20",
