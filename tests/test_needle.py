@@ -338,9 +338,8 @@ def test_the_verdict_follows_from_the_tests(tmp_path: Path, lost: set[str], head
     # two contexts, two tasks each: a lost task against one that is not
     reasoning, retrieval = lost & {"sum", "product"}, lost & {"retrieve_a", "retrieve_b"}
     more = (2 * len(reasoning) * (2 - len(retrieval)), 2 * len(retrieval) * (2 - len(reasoning)))
-    assert (
-        f"of 16 comparisons on common items reasoning fails more often in {more[0]}, retrieval in {more[1]}," in other
-    )
+    said = f"reasoning fails more often in {more[0]}, retrieval in {more[1]},"
+    assert f"of 16 comparisons on common items at equal rates {said}" in other
     zombie = next(s for s in scores.verdict if "ombie" in s)  # type: ignore[attr-defined]
     # 12 of 12 are not enough to show 95 %
     assert zombie.startswith("A zombie state" if lost & {"sum", "product"} else "No cell is in the zombie state")
@@ -374,7 +373,7 @@ def test_the_step_is_judged_given_the_operands(tmp_path: Path) -> None:
     scores = score(tmp_path, spec, said)
     (sentence,) = (s for s in scores.verdict if "stated operands" in s)  # type: ignore[attr-defined]
     assert sentence == (
-        "Faults hurt the step from stated operands to the result of sum at 60 tokens where the two can be told apart: "
+        "Faults hurt the step from stated operands to the result of sum at 60 tokens wherever a change is shown: "
         "P(right | operands stated) is 94.7% [75.4%, 99.1%] (n = 19) clean, lower in 1 of 2 cells, higher in 0, "
         "undecided 1 (McNemar against clean, Holm): 0.0% [0.0%, 11.4%] (n = 30) under F[1e-06] (p = 2.4e-07)."
     )
@@ -424,6 +423,31 @@ def test_each_verdict_is_true_of_its_counts(
     shown = [recall.low >= 0.95 and reason.high <= 0.5 for recall, reason in states]  # type: ignore[operator]
     assert second.startswith("No cell") == (not any(inside))
     assert second.startswith("Zombie state") == any(shown)
+
+
+def test_kinds_of_faults_are_told_apart_and_guesses_named(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    needles = "{generator: math_needle, contexts: [60], items: 100, tasks: [retrieve_both, retrieve_b, sum]}"
+    faults = (
+        "[{name: F, model: random, site: KV_WRITE, rate: {per_bit: 1e-7}, where: [{tokens: all}, {tokens: decode}]}]"
+    )
+    path.write_text(f"kvspec: 1\nname: t\nmodel: {{id: gpt2}}\nprompts: {needles}\nfaults: {faults}\ntrials: 3\n")
+    spec = load_spec(path)
+    lossy = flaky(spec, {(1, "sum"): 0.5})
+
+    def said(trial: Trial) -> str:
+        task = spec.prompts.tasks[trial.request]
+        assert task is not None
+        guess = task.name == "retrieve_b" and int(task.item) % 2
+        return "no idea" if guess else lossy(trial)  # type: ignore[operator, no-any-return]
+
+    scores: Scores = score(tmp_path, spec, said)  # type: ignore[assignment]
+    first = scores.verdict[_place(scores, "ombie") - 2]
+    names = [cell.plan.name for cell in scores.cells]
+    assert f"by kind of fault: {names[0]} 0 and 0 of 1; {names[1]} 1 and 0 of 1)" in first
+    clean = {sentence.split()[1]: sentence for sentence in scores.verdict if sentence.startswith("Clean ")}
+    assert "50 of 100 right, chance 50% and not shown to be above it" in clean["retrieve_b"]
+    assert clean["sum"].endswith("100 of 100 right, chance 11%.")
 
 
 def _place(scores: Scores, word: str) -> int:
@@ -510,6 +534,9 @@ def test_the_dose_stands_beside_every_rate(tmp_path: Path) -> None:
     assert found[0, 60, "retrieve_b"] == pytest.approx(101 * 0.25)
     assert found[1, 60, "sum"] == pytest.approx(104 * 0.5)
     assert found[1, 300, "sum"] == pytest.approx(404 * 0.5)
+    (compared,) = (sentence for sentence in scores.verdict if "on common items" in sentence)
+    assert "at equal rates (1 to 1 times the expected flips in reasoning)" in compared
+    assert any("retrieve_b 100% [70%, 100%] at 25 expected flips" in sentence for sentence in scores.verdict)
     (row,) = (line for line in render_text(scores).splitlines() if "F[1e-06]" in line and " 200 / 202 " in line)
     assert "1e-06/bit" in row
     assert {f["expected_flips"] for f in to_json(scores)["tasks"]["faulted"]} == set(found.values())

@@ -106,6 +106,9 @@ def test_the_state_is_found_and_measured_with_another_seed(go: Callable[..., Any
     assert found.verdict().startswith("Found: a zombie state")
     assert "under Reads[KV_READ, " in found.verdict()
     assert ", 1e-05 per_bit]; with another seed" in found.verdict()
+    assert found.verdict().endswith(
+        "These faults spare the first 15 tokens of every answer, and what is asked for in them."
+    )
     assert found.confirmed.states[0].reasoned.k == 0
     profile = load_spec(tmp_path / "out" / "profile.yaml")
     assert compile_plan(profile).digest == ran[-1].digest

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from kvspec.score.lengths import length_sentences
 from kvspec.score.tasks import CleanTask, FaultedTask, TaskPair, TaskScores
@@ -10,36 +10,54 @@ from kvspec.score.zombie import ZOMBIE_RULE, zombie_states
 from kvspec.stats.exact import ALPHA
 from kvspec.stats.intervals import Proportion
 
+Flips = Mapping[tuple[int, int, str], float | None]
+"""Expected flips per request, by cell, context and task."""
 
-def sentences(tasks: TaskScores, names: Sequence[str]) -> list[str]:
-    """What the tests decide, then what the model can do without faults. `names` are those of the cells."""
+
+def sentences(tasks: TaskScores, names: Sequence[str], series: Sequence[str]) -> list[str]:
+    """What the tests decide, then what the model can do without faults.
+
+    `names` are those of the cells, `series` the names of the series that they belong to.
+    """
     said: list[str] = []
     if tasks.pairs:
-        said += _what_breaks_first(tasks.pairs, names)
+        flips = {(found.cell, found.context, found.task): found.expected_flips for found in tasks.faulted}
+        said += _what_breaks_first(tasks.pairs, flips, names, series)
         said.append(_zombie(tasks, names))
     said += [
         _step(clean, tasks.faulted, names) for clean in tasks.clean if clean.kind == "reasoning" and clean.stated.n
     ]
     said += length_sentences(tasks.lengths)
     for clean in tasks.clean:
-        chance = f", chance {clean.chance:.0%}" if clean.chance is not None else ""
-        said.append(f"Clean {clean.task}{_at(clean)}: {clean.right.k:,} of {clean.right.n:,} right{chance}.")
+        said.append(f"Clean {clean.task}{_at(clean)}: {clean.right.k:,} of {clean.right.n:,} right{_chance(clean)}.")
     return said
 
 
-def _what_breaks_first(pairs: Sequence[TaskPair], names: Sequence[str]) -> Iterator[str]:
+def _chance(clean: CleanTask) -> str:
+    if clean.chance is None:
+        return ""
+    low = clean.right.low
+    guesses = (
+        " and not shown to be above it, so what it keeps says little" if low is None or low <= clean.chance else ""
+    )
+    return f", chance {clean.chance:.0%}{guesses}"
+
+
+def _what_breaks_first(
+    pairs: Sequence[TaskPair], flips: Flips, names: Sequence[str], series: Sequence[str]
+) -> Iterator[str]:
     """Reasoning against the retrieval of its own operands decides; against other retrieval it is told apart."""
     same = [pair for pair in pairs if pair.same_operands]
     other = [pair for pair in pairs if not pair.same_operands]
     if not same:
-        yield _compared(other, names, "retrieval")
+        yield _compared(other, "retrieval", _counts(other, flips, names, series))
         return
-    yield _compared(same, names, "retrieval of the same operands")
+    yield _compared(same, "retrieval of the same operands", _counts(same, flips, names, series))
     if other:
-        yield f"Against retrieval of other facts: {_counts(other, names)}."
+        yield f"Against retrieval of other facts: {_counts(other, flips, names, series)}."
 
 
-def _compared(pairs: Sequence[TaskPair], names: Sequence[str], retrieval: str) -> str:
+def _compared(pairs: Sequence[TaskPair], retrieval: str, counts: str) -> str:
     apart = [pair for pair in pairs if pair.p_holm < ALPHA]
     reasoning = [pair for pair in apart if pair.only_reasoning > pair.only_retrieval]
     if not apart:
@@ -50,18 +68,43 @@ def _compared(pairs: Sequence[TaskPair], names: Sequence[str], retrieval: str) -
         head = f"{retrieval[0].upper()}{retrieval[1:]} breaks before reasoning wherever the two can be told apart"
     else:
         head = f"Neither reasoning nor {retrieval} breaks first throughout"
-    return f"{head}: {_counts(pairs, names)}."
+    return f"{head}: {counts}."
 
 
-def _counts(pairs: Sequence[TaskPair], names: Sequence[str]) -> str:
+def _counts(pairs: Sequence[TaskPair], flips: Flips, names: Sequence[str], series: Sequence[str]) -> str:
     apart = sorted((pair for pair in pairs if pair.p_holm < ALPHA), key=lambda pair: pair.p)
     reasoning = sum(pair.only_reasoning > pair.only_retrieval for pair in apart)
     said = (
-        f"of {_count(len(pairs), 'comparison')} on common items reasoning fails more often in {reasoning}, "
-        f"retrieval in {len(apart) - reasoning}, undecided {len(pairs) - len(apart)} (McNemar, Holm)"
+        f"of {_count(len(pairs), 'comparison')} on common items at equal rates{_doses(pairs, flips)} reasoning fails "
+        f"more often in {reasoning}, retrieval in {len(apart) - reasoning}, undecided {len(pairs) - len(apart)} "
+        f"(McNemar, Holm{_by_series(pairs, series) if apart else ''})"
     )
     shown = [f"{p.reasoning} against {p.retrieval} under {names[p.cell]}, ratio {p.sensitivity}" for p in apart]
     return f"{said}: {_some(shown)}" if shown else said
+
+
+def _doses(pairs: Sequence[TaskPair], flips: Flips) -> str:
+    """Answers of reasoning tasks are longer, so that at equal rates more flips are expected in them."""
+    found = []
+    for pair in pairs:
+        retrieval, reasoning = (flips[pair.cell, pair.context, task] for task in (pair.retrieval, pair.reasoning))
+        if retrieval and reasoning:
+            found.append(reasoning / retrieval)
+    return f" ({min(found):.2g} to {max(found):.2g} times the expected flips in reasoning)" if found else ""
+
+
+def _by_series(pairs: Sequence[TaskPair], series: Sequence[str]) -> str:
+    """In which kinds of faults the two are told apart; nothing where there is one kind."""
+    kinds = dict.fromkeys(series[pair.cell] for pair in pairs)
+    if len(kinds) == 1:
+        return ""
+    parts = []
+    for kind in kinds:
+        mine = [pair for pair in pairs if series[pair.cell] == kind]
+        apart = [pair for pair in mine if pair.p_holm < ALPHA]
+        reasoning = sum(pair.only_reasoning > pair.only_retrieval for pair in apart)
+        parts.append(f"{kind} {reasoning} and {len(apart) - reasoning} of {len(mine)}")
+    return f"; reasoning and retrieval by kind of fault: {_some(parts, 8)}"
 
 
 def _step(clean: CleanTask, faulted: Sequence[FaultedTask], names: Sequence[str]) -> str:
@@ -77,7 +120,7 @@ def _step(clean: CleanTask, faulted: Sequence[FaultedTask], names: Sequence[str]
     if not apart:
         head = f"No fault is shown to change the step from stated operands to the result of {task}"
     elif len(worse) == len(apart):
-        head = f"Faults hurt the step from stated operands to the result of {task} where the two can be told apart"
+        head = f"Faults hurt the step from stated operands to the result of {task} wherever a change is shown"
     elif not worse:
         head = f"Under faults the step from stated operands to the result of {task} is right more often"
     else:

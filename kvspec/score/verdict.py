@@ -30,7 +30,7 @@ def verdict(scores: Scores) -> tuple[str, ...]:
         _floor(floor),
         *_effects(cells),
         *_outcomes(cells),
-        *sentences(scores.tasks, [cell.plan.name for cell in cells]),
+        *sentences(scores.tasks, [cell.plan.name for cell in cells], [series_label([cell]) for cell in cells]),
         *doses,
         *_pairs(scores.pairs, cells),
         *anatomy_sentences(scores.anatomy),

@@ -24,6 +24,8 @@ class ZombieState:
     """Retrieval right, of the trials of items that the clean model solves."""
     reasoned: Proportion
     """The same of reasoning."""
+    flips: tuple[float | None, float | None] = (None, None)
+    """Expected flips per request of the two tasks: faults that strike late spare an answer that has ended by then."""
 
     @property
     def distance(self) -> float:
@@ -45,22 +47,29 @@ class ZombieState:
         def share(found: Proportion) -> str:
             return f"{found.rate or 0:.0%} [{found.low or 0:.0%}, {found.high or 0:.0%}]"
 
-        return f"{self.retrieval} {share(self.recalled)} and {self.reasoning} {share(self.reasoned)}"
+        doses = [f" at {flips:.2g} expected flips" if flips is not None else "" for flips in self.flips]
+        return (
+            f"{self.retrieval} {share(self.recalled)}{doses[0]} and {self.reasoning} {share(self.reasoned)}{doses[1]}"
+        )
 
 
 def zombie_states(tasks: TaskScores) -> list[ZombieState]:
     """Every retrieval task against every reasoning task under every cell; where some recall just the operands of the
     reasoning, only those, for recalling one of two operands is not enough. Shares are of the items solved clean."""
     same = any(pair.same_operands for pair in tasks.pairs)
-    kept = {(found.cell, found.context, found.task): found.kept for found in tasks.faulted}
+    found = {(found.cell, found.context, found.task): found for found in tasks.faulted}
     return [
         ZombieState(
             cell=pair.cell,
             context=pair.context,
             retrieval=pair.retrieval,
             reasoning=pair.reasoning,
-            recalled=kept[pair.cell, pair.context, pair.retrieval],
-            reasoned=kept[pair.cell, pair.context, pair.reasoning],
+            recalled=found[pair.cell, pair.context, pair.retrieval].kept,
+            reasoned=found[pair.cell, pair.context, pair.reasoning].kept,
+            flips=(
+                found[pair.cell, pair.context, pair.retrieval].expected_flips,
+                found[pair.cell, pair.context, pair.reasoning].expected_flips,
+            ),
         )
         for pair in tasks.pairs
         if pair.pairs and (pair.same_operands or not same)

@@ -39,6 +39,15 @@ class Point:
         return self.fault.rate.value
 
     @property
+    def spared(self) -> int:
+        """Tokens at the start of every answer that are sampled before a fault of reads can strike: step s samples
+        token s, the first one being 0."""
+        steps = self.fault.where.steps
+        if self.fault.site != "KV_READ" or not isinstance(steps, tuple):
+            return 0
+        return min(start for start, _ in steps)
+
+    @property
     def recall(self) -> ZombieState:
         """The state of the retrieval task that holds best: where it is lost, no retrieval holds."""
         return max(self.states, key=lambda state: state.recalled.rate or 0.0)

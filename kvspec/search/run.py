@@ -61,7 +61,9 @@ class Found:
         """The result in a sentence."""
         state = f"{self.closest.closest} under {self.closest.label}; with another seed {self._again}"
         if self.shown:
-            return f"Found: a zombie state ({ZOMBIE_RULE}), shown by both intervals: {state}."
+            spared = self.closest.spared
+            late = f" These faults spare the first {spared} tokens of every answer, and what is asked for in them."
+            return f"Found: a zombie state ({ZOMBIE_RULE}), shown by both intervals: {state}.{late if spared else ''}"
         if self.closest.closest.distance <= 0 and self._again.distance <= 0:
             return f"Undecided: a zombie state ({ZOMBIE_RULE}) by its shares, but not by their intervals: {state}."
         return f"None: no zombie state ({ZOMBIE_RULE}) is shown. The closest point is {state}."
