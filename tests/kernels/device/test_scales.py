@@ -18,6 +18,7 @@ from kvspec.engine.table import TableData
 from kvspec.engine.vllm import struck
 from kvspec.engine.vllm.cuda import CudaInjector
 from kvspec.engine.vllm.layers import AttentionLayer, Shard
+from kvspec.engine.vllm.readback import ReadBack
 from kvspec.engine.vllm.runner import Batch
 from kvspec.models import Geometry
 from kvspec.plan.dose import SamplerParameters
@@ -196,7 +197,7 @@ def strike(rows, entry, sites, row_bytes):
         row[at] = {"flip": row[at] ^ mask, "set0": row[at] & ~mask, "set1": row[at] | mask}[op]
 
 
-def drive(data, storage, packed, changes, **kinds):
+def drive(data, storage, packed, changes, watch=None, **kinds):
     """Write a prompt and a few tokens, and hold every byte against `changes`, before and after each attention; what was
     counted."""
     runner = Runner()
@@ -206,6 +207,7 @@ def drive(data, storage, packed, changes, **kinds):
     )
     injector.bind()
     injector.load(data)
+    injector.watch(watch)
     expected = [np.zeros(tuple(clean[0].rows(clean[0].kv_cache).shape), np.uint8) for _ in range(LAYERS)]
     random = torch.Generator().manual_seed(7)
     n, ints = len(TABLE), {"dtype": torch.int32, "device": DEVICE}
@@ -238,7 +240,7 @@ def drive(data, storage, packed, changes, **kinds):
             np.testing.assert_array_equal(attention.rows(attention.kv_cache).cpu().numpy(), held)
     counts = injector.counts(list(range(n)))
     assert counts["exposed"] == counts["restored"]
-    return counts
+    return counts, injector.canary
 
 
 @pytest.fixture(autouse=True)
@@ -251,7 +253,7 @@ def _few_programs(monkeypatch):
 @pytest.mark.parametrize(("site", "op", "packed"), [("BOTH", "flip", False), ("BOTH", "set0", True)])
 def test_drawn_faults_strike_codes_and_scales_byte_for_byte(storage, site, op, packed):
     data = table(storage, site, op)
-    counts = drive(
+    counts, _ = drive(
         data, storage, packed, drawn(data, op), reads=True, stuck_reads=op != "flip", scales=storage != "bf16"
     )
     planned = PlannedFlips(data, SHAPE)
@@ -283,7 +285,8 @@ def test_listed_faults_strike_codes_and_scales_byte_for_byte(storage):
         armed=np.ones(4, bool),
         faulty=np.array([True, True, True, False]),
     )
-    counts = drive(data, storage, False, listed_in(data), reads=True, scales=scaled)
+    watch = ReadBack(storage, data.starts, data.columns, data.prompt_len, record=True)
+    counts, seen = drive(data, storage, False, listed_in(data), watch, reads=True, scales=scaled)
     shown = [
         sum(
             int(token < PROMPT + NEW if step == 0 else step <= PROMPT + NEW) for step, token in part[:, [1, 5]].tolist()
@@ -291,4 +294,5 @@ def test_listed_faults_strike_codes_and_scales_byte_for_byte(storage):
         for part in parts
     ]
     assert counts["landed"] == [*shown, 0]
+    assert (seen.landed.tolist(), seen.mismatches.tolist()) == ([*shown, 0], [0] * 4)
     assert all(exposed > 0 for exposed in counts["exposed"][:3])
