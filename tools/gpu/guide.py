@@ -80,7 +80,8 @@ def measure(results: dict[str, Any], out: Path, deadline: float, model: Path) ->
         command = [sys.executable, "-c", OURS, str(looked), "run", str(spec), "--out", str(out / name)]
         seconds, _ = timed(command, places[0] if places else None)
         manifest = json.loads((out / name / "run.json").read_text())
-        results["samples"] = json.loads(looked.read_text())
+        if looked.exists():
+            results["samples"] = json.loads(looked.read_text())
         return {"seconds": seconds, **manifest["sessions"][-1]["timings_s"], "trials_run": manifest["recorded"]}
 
     def run_ours() -> None:
