@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -135,10 +136,12 @@ def test_a_state_that_the_other_seed_does_not_show_is_none(go: Callable[..., Any
     assert again.verdict().startswith("None")
 
 
-def test_a_page_of_results_tells_what_was_found(go: Callable[..., Any]) -> None:
+def test_a_page_of_results_tells_what_was_found(go: Callable[..., Any], tmp_path: Path) -> None:
     found, _ = go()
-    page = searched(found.to_json())
-    assert page.sentences == (found.verdict(),)
+    (tmp_path / "out" / "search.json").write_text(json.dumps(found.to_json()), encoding="utf-8")
+    page = searched(tmp_path / "out")
+    assert page.sentences[0] == found.verdict()
+    assert page.sentences[1].endswith("by task, with another seed: 0 in retrieve_b, 0 in product.")
     assert len(page.table) == 2 + len(found.series)
     (row,) = (line for line in page.table if line.startswith(f"| {found.closest.name} |"))
     assert f"{found.closest.closest.recalled.n:,} | product " in row

@@ -5,10 +5,12 @@ Every function takes scored runs and gives `Findings`: sentences that follow fro
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from math import log, sqrt
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 
 from kvspec import _native
 from kvspec.models import Geometry, describe
+from kvspec.records import RunStore
 from kvspec.score import CellScore, Proportion
 from kvspec.score.grid import EXACT, SCORED, discordant
 from kvspec.score.scores import Scored
@@ -205,8 +208,13 @@ def _same_losses(a: Proportion, held_a: float, b: Proportion, held_b: float) -> 
     return 2 * NormalDist().cdf(-abs(distance) / sqrt(1 / x1 - 1 / n1 + 1 / x2 - 1 / n2))
 
 
-def searched(data: Mapping[str, Any]) -> Findings:
-    """What `kvspec search` left in `search.json`: its verdict, and per fault where the best retrieval task is lost."""
+def searched(folder: Path) -> Findings:
+    """What `kvspec search` left in its folder: the verdict, and per fault where the best retrieval task is lost.
+
+    The flips that landed in each task of the closest cell are told as well: a task whose answers end before a fault
+    starts is spared, not robust.
+    """
+    data = json.loads((folder / "search.json").read_text(encoding="utf-8"))
     table = [
         "| closest cell of a fault | retrieval is lost between | rates | retrieval | reasoning |",
         "|---" * 5 + "|",
@@ -219,7 +227,17 @@ def searched(data: Mapping[str, Any]) -> Findings:
             f"| {cell} | {low} and {high} {series['unit'].replace('_', ' ')} | {len(series['points'])} | "
             f"{best.retrieval} {share(best.recalled)} | {best.reasoning} {share(best.reasoned)} |"
         )
-    return Findings("Search", (data["verdict"],), tuple(table))
+    return Findings("Search", (data["verdict"], _landed(RunStore.open(folder / "state"))), tuple(table))
+
+
+def _landed(run: RunStore) -> str:
+    tasks = [task["name"] for task in run.plan()["spec"]["prompts"]["tasks"]]
+    flips: dict[str, list[int]] = {task: [] for task in tasks}
+    for row in run.table(["kind", "request", "flips_landed"]).to_pylist():
+        if row["kind"] == "fault":
+            flips[tasks[row["request"]]].append(row["flips_landed"])
+    means = ", ".join(f"{sum(found) / len(found):.3g} in {task}" for task, found in flips.items() if found)
+    return f"Flips that landed in a request of the closest cell, by task, with another seed: {means}."
 
 
 def _state(data: Mapping[str, Any]) -> ZombieState:

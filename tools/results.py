@@ -94,7 +94,7 @@ def findings(runs: Sequence[Run], declared: Mapping[str, Any], search: Path | No
     """What decides the question beyond the report of each run."""
     found: list[Findings | None] = []
     if search is not None:
-        found.append(searched(json.loads(search.read_text(encoding="utf-8"))))
+        found.append(searched(search))
     for run in runs:
         found.append(contrasts(run.scored, declared["contrasts"] or []))
         if declared["published"]:
@@ -198,7 +198,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run folders of one spec")
     parser.add_argument("--command", action="append", required=True, help="what made the runs; may be repeated")
-    parser.add_argument("--search", type=Path, help="search.json, if the run is the grid of a `kvspec search`")
+    parser.add_argument("--search", type=Path, help="folder of a `kvspec search`, whose grid is the run")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the page, by default docs/results")
     given = parser.parse_args()
     try:
