@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kvspec import _native
 from kvspec.engine.session import Session, Shape
-from kvspec.engine.vllm.storage import rounded
+from kvspec.engine.vllm.storage import TORCH_DTYPES, Rows, rounded
 from kvspec.spec.model import EngineSpec, GenerationSpec, ModelSpec
 
 HERE = Path(__file__).parent
@@ -82,3 +82,13 @@ def test_a_rotated_cache_gives_the_same_attention(gpt2: Path, llama: Path, monke
             with Session(model, str(folder), engine, "int4_per_token_head", shape, hooked=hooked) as session:
                 texts.append([f.token_ids for f in session.generate(PROMPTS, generation, 0)])
         assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("storage_format", TORCH_DTYPES)
+def test_codes_of_a_device_are_its_bits(storage_format: str) -> None:
+    """Also of NaN: float32 hardware quiets those of fp16 that signal, which read-back took for stray flips."""
+    codes = np.arange(1 << 16, dtype=np.uint32)
+    values = torch.from_numpy(codes.astype(np.uint16).view(np.int16)).view(TORCH_DTYPES[storage_format])
+    stored, lost = Rows(values).stored(storage_format)
+    np.testing.assert_array_equal(stored, codes)
+    assert not lost.any()

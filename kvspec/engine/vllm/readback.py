@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kvspec import _native
 from kvspec.engine.vllm.canary import Read
 from kvspec.engine.vllm.step import Step
-from kvspec.engine.vllm.storage import Rows, Written
+from kvspec.engine.vllm.storage import TORCH_DTYPES, Rows, Written
 
 CHANGES = ("step", "layer", "kv", "head", "token", "elem", "before", "after", "before_value", "after_value", "target")
 """Read event, or 0 for a write; codes of the storage format, and the float32 values that they stand for, as their
@@ -131,7 +132,8 @@ class ReadBack:
         after, lost = found.stored(self.storage_format)
         self._hold(layer, at, VALUES, before, after, lost)
         if self.record:
-            self._note(layer, at, VALUES, (before, after), (_bits(clean.values), _bits(found.values)))
+            pairs = (clean.values, before), (found.values, after)
+            self._note(layer, at, VALUES, (before, after), tuple(_bits(self.storage_format, *pair) for pair in pairs))
         if clean.scales is not None and found.scales is not None:
             pair = clean.scales[..., None], found.scales[..., None]
             self._hold(layer, at, SCALES, *pair)
@@ -221,8 +223,10 @@ class ReadBack:
         return {int(e): dict(zip(CHANGES, part, strict=True)) for e, part in zip(entries, parts, strict=True)}
 
 
-def _bits(values: torch.Tensor) -> NDArray[np.uint32]:
-    """Values as the bits of their float32; codes of a device's cache stand for themselves."""
+def _bits(storage_format: str, values: torch.Tensor, codes: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Values as the bits of their float32; codes of a device's quantized cache stand for themselves."""
+    if values.dtype == TORCH_DTYPES.get(storage_format):
+        return _native.decode(storage_format, codes, None).view(np.uint32)
     found: NDArray[np.uint32] = values.cpu().to(torch.float32).contiguous().view(torch.int32).numpy().view(np.uint32)
     return found
 

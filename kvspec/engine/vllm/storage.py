@@ -68,6 +68,10 @@ class Rows:
         format can hold: rounding here would hide it."""
         if not self.values.is_floating_point():
             return self.values.cpu().numpy().astype(np.uint32), np.zeros(self.values.shape, bool)
+        if self.values.dtype == TORCH_DTYPES.get(storage_format):
+            # Bits as they lie there: a conversion to float32 would quiet signalling NaN of fp16.
+            bits = self.values.detach().contiguous().view(torch.int16).cpu().numpy().view(np.uint16)
+            return bits.astype(np.uint32), np.zeros(self.values.shape, bool)
         held = self.values.detach().to("cpu", torch.float32).contiguous().numpy()
         scales = None
         if self.codes is not None and self.scales is not None:
