@@ -149,21 +149,13 @@ def variants(out: Path, model: Path, seconds: float, wanted: list[dict[str, Any]
             for name, variant in zip(names, wanted, strict=True)
         ]
         found = {name: job.result() for name, job in zip(names, jobs, strict=True)}
-    first = next((r for r in found.values() if "flips" in r), None)
-    for result in found.values():
-        if first is not None and "flips" in result:
-            mine, theirs = result.pop("flips"), first.get("flips", {})
-            result["flips_as_first"] = [sum(theirs.get(t, n) == n for t, n in mine.items()), len(mine)]
-            tokens = result.pop("token_ids")
-            result["outputs_as_first"] = [
-                sum(first.get("token_ids", tokens)[t] == x for t, x in tokens.items()),
-                len(tokens),
-            ]
-            if result is first:
-                first["flips"], first["token_ids"] = mine, tokens
-    if first is not None:
-        first.pop("flips", None)
-        first.pop("token_ids", None)
+    whole = [result for result in found.values() if "flips" in result]
+    kept = [{name: result.pop(name) for name in ("flips", "token_ids")} for result in whole]
+    for result, mine in zip(whole, kept, strict=True):
+        for name, told in (("flips", "flips_as_first"), ("token_ids", "outputs_as_first")):
+            here, first = mine[name], kept[0][name]
+            common = here.keys() & first.keys()  # formats with scales have trials of their own
+            result[told] = [sum(here[trial] == first[trial] for trial in common), len(common)]
     return found
 
 

@@ -68,3 +68,16 @@ def test_every_format_is_native_on_a_gpu_or_refused_by_name() -> None:
     with pytest.raises(EngineError, match=r"fp8_e5m2 cache is not injected on a GPU: FLASH_ATTN") as error:
         settings("fp8_e5m2")
     assert error.value.diagnostics[0].code == "KVS401"
+
+
+def test_variants_are_compared_in_the_trials_that_they_share(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [
+        {"flips": {"a": 3, "b": 1}, "token_ids": {"a": [1], "b": [2]}},
+        {"flips": {"a": 3, "b": 2, "scales": 9}, "token_ids": {"a": [7], "b": [2], "scales": [5]}},
+        {"process": {"exit": 1}},
+    ]
+    monkeypatch.setattr(gpu_session, "part", lambda *_, name, **__: found[int(name)])
+    same, other, failed = gpu_session.variants(tmp_path, tmp_path, 60, [{"n": n} for n in range(3)]).values()
+    assert same == {"flips_as_first": [2, 2], "outputs_as_first": [2, 2]}
+    assert other == {"flips_as_first": [1, 2], "outputs_as_first": [1, 2]}
+    assert failed == {"process": {"exit": 1}}

@@ -132,8 +132,8 @@ class ReadBack:
         after, lost = found.stored(self.storage_format)
         self._hold(layer, at, VALUES, before, after, lost)
         if self.record:
-            pairs = (clean.values, before), (found.values, after)
-            self._note(layer, at, VALUES, (before, after), tuple(_bits(self.storage_format, *pair) for pair in pairs))
+            values = (_bits(self.storage_format, x.values, c) for x, c in ((clean, before), (found, after)))
+            self._note(layer, at, VALUES, (before, after), tuple(values))
         if clean.scales is not None and found.scales is not None:
             pair = clean.scales[..., None], found.scales[..., None]
             self._hold(layer, at, SCALES, *pair)
@@ -151,7 +151,7 @@ class ReadBack:
         if wrong.any():
             np.add.at(self.mismatches, at.entry, wrong.sum(axis=(0, 2, 3)))
 
-    def _note(self, layer: int, at: Positions, target: int, codes: tuple[Any, Any], values: tuple[Any, Any]) -> None:
+    def _note(self, layer: int, at: Positions, target: int, codes: tuple[Any, ...], values: tuple[Any, ...]) -> None:
         """Keep what changed."""
         kv, n, head, elem = where = np.nonzero((codes[0] != codes[1]) & at.new[:, None, None])
         layers, entry = np.full(len(n), layer), at.entry[n]
