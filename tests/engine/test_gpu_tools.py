@@ -76,7 +76,7 @@ def test_variants_are_compared_in_the_trials_that_they_share(tmp_path: Any, monk
         {"flips": {"a": 3, "b": 2, "scales": 9}, "token_ids": {"a": [7], "b": [2], "scales": [5]}},
         {"process": {"exit": 1}},
     ]
-    monkeypatch.setattr(gpu_session, "part", lambda *_, name, **__: found[int(name)])
+    monkeypatch.setattr(gpu_session, "part", lambda *_, name, **__: found[int(name[-1])])
     same, other, failed = gpu_session.variants(tmp_path, tmp_path, 60, [{"n": n} for n in range(3)]).values()
     assert same == {"flips_as_first": [2, 2], "outputs_as_first": [2, 2]}
     assert other == {"flips_as_first": [1, 2], "outputs_as_first": [1, 2]}
