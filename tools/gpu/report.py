@@ -116,7 +116,7 @@ def _guide(part: dict[str, Any]) -> list[str]:
         f"- an engine per experiment: {part['mean_load_seconds']:.1f} s each, mean of {part['measured_loads']} loads",
         f"- ratio for 7 experiments {part['ratio_7']:.2f}",
         f"- ratio for 320 cells, the other method extrapolated: {part.get('ratio_320', float('nan')):.0f}",
-        f"- every run, the first of each warming up: {each}",
+        f"- every run, the first two of each warming up: {each}",
     ]
 
 
