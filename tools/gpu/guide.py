@@ -59,8 +59,8 @@ with sampler:
 
 
 WARM_UPS = 2
-"""Runs of each method before those that count. vLLM compiles its Triton kernels into the folder of its compile cache in a
-first run, and into Triton's own in a second one, which loads the compiled graph: 21 s of it, for whoever comes first."""
+"""Runs of each method before those that count. vLLM compiles its Triton kernels into the folder of its compile cache in
+a first run, and into Triton's own in a second one, which loads the compiled graph: 21 s for whoever comes first."""
 
 
 def measure(results: dict[str, Any], out: Path, deadline: float, model: Path) -> None:
