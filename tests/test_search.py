@@ -195,3 +195,15 @@ def test_prompts_of_one_kind_cannot_be_searched(go: Callable[..., Any]) -> None:
     with pytest.raises(KvspecError) as caught:
         go(SPEC.replace("TASKS", "retrieve_b"))
     assert caught.value.diagnostics[0].code == "KVS506"
+
+
+def test_the_entry_of_a_fault_of_scales_strikes_scales(tmp_path: Path) -> None:
+    head = "kvspec: 1\nname: t\nmodel: {id: gpt2, kv_cache_dtype: int8_per_token_head}\n"
+    head += "prompts: {inline: [a]}\ntrials: 1\nfaults: "
+    fault = "{{name: {0}, model: random, site: KV_WRITE, target: {0}, rate: {{per_row: 1e-2}}}}"
+    path, again = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    path.write_text(f"{head}[{fault.format('values')}, {fault.format('scales')}]", encoding="utf-8")
+    spec = load_spec(path)
+    again.write_text(head + str([entry(f) for f in spec.faults]), encoding="utf-8")
+    assert [f.target for f in load_spec(again).faults] == ["values", "scales"]
+    assert load_spec(again).faults == spec.faults

@@ -158,6 +158,8 @@ def entry(fault: Fault) -> dict[str, Any]:
     data |= {name: getattr(fault, name) for name in PARAMETERS.get(fault.model, ())}
     if fault.op != "flip":
         data["op"] = fault.op
+    if fault.target != "values":
+        data["target"] = fault.target
     if fault.bits != "all" and fault.model != "msb_biased":
         data["bits"] = list(fault.bits) if isinstance(fault.bits, tuple) else fault.bits
     where = fault.where
