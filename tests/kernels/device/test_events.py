@@ -40,7 +40,7 @@ def expected_codes(rig, codes, events, layer, read):
 
 
 @pytest.mark.parametrize("bits", [4, 8, 16, 32])
-@pytest.mark.parametrize("heads", [None, (1, 3)])
+@pytest.mark.parametrize("heads", [None, (0, 2), (1, 2), (1, 3)])
 def test_write_events(bits, heads):
     rng = np.random.default_rng(bits)
     rig = Rig(Geometry(16, 3, bits), layers=3, block_tokens=4, layout="packed", heads=heads)
@@ -61,10 +61,14 @@ def test_write_events(bits, heads):
     assert changed < planned
 
 
-@pytest.mark.parametrize(("bits", "ops"), [(8, ("flip",)), *((bits, tuple(OPS)) for bits in (4, 8, 16, 32))])
-def test_read_events(bits, ops):
+@pytest.mark.parametrize(
+    ("bits", "ops", "heads"),
+    [(8, ("flip",), None), *((bits, tuple(OPS), None) for bits in (4, 8, 16, 32)),
+     *((16, tuple(OPS), heads) for heads in ((0, 2), (1, 2), (1, 3)))],
+)  # fmt: skip
+def test_read_events(bits, ops, heads):
     rng = np.random.default_rng(bits)
-    rig = Rig(Geometry(16, 2, bits), layers=3, block_tokens=4, stuck_reads=len(ops) > 1)
+    rig = Rig(Geometry(16, 3, bits), layers=3, block_tokens=4, stuck_reads=len(ops) > 1, heads=heads)
     # reads need the blocks of the whole sequence
     rig.enter([Request(2, 0, 9, read_master=(0, 0)), Request(0, 0, 6, read_master=(0, 0))])
     events = random_events(rng, rig, 200, read=True, ops=ops)
@@ -80,7 +84,11 @@ def test_read_events(bits, ops):
     rig.injector.read_events(rig.layers, rig.block_table)
     assert all((a == b).all() for a, b in zip(before, rig.snapshot(), strict=True))
     assert not rig.injector.kept.any()
-    landed = sum(mask.bit_count() for _, _, token, *_, mask, _ in events if token >= 3)
+    landed = sum(
+        mask.bit_count()
+        for _, _, token, _, head, _, mask, _ in events
+        if token >= 3 and rig.heads[0] <= head < rig.heads[1]
+    )
     assert sum(rig.tallies(1)) == landed > 0
     assert sum(rig.tallies(4)) == sum(rig.tallies(2)) == changed
     assert sum(rig.tallies(5)) == 0 if len(ops) == 1 else 0 < sum(rig.tallies(5)) < landed
