@@ -1,5 +1,7 @@
 """The fused write: the bytes of a plain copy, and the faults of `writes`."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -54,3 +56,25 @@ def test_store_refuses_what_is_not_a_copy():
     wide = torch.zeros(2, 2, 32, dtype=torch.int16, device=DEVICE)[..., :16]
     with pytest.raises(ValueError, match="not contiguous"):
         rig.injector.store(0, wide, key, key_cache, value_cache, rig.slot_mapping)
+
+
+def test_cells_of_the_step_before_are_not_struck_again():
+    """A list that has become shorter is followed by what the longer one left there."""
+    geometry = Geometry(16, 2, 16)
+    faulty = Request(0, 0, 5, Fault(geometry, 0.02, 0xFFFF), 4, 4, (5, 6))
+    rig = Rig(geometry, layers=1, block_tokens=4)
+    rig.enter([faulty, Request(6, 0, 5)])
+    rng = np.random.default_rng(1)
+    _, key_cache, value_cache = rig.storage[0]
+    for start, counts in ((0, (4, 1)), (4, (1, 4))):
+        rig.step(
+            [replace(r, start=at, count=n) for r, at, n in zip(rig.requests, (start, start // 4), counts, strict=True)]
+        )
+        rig.begin()
+        # the second step lists its row 0; rows 1 to 3, listed before, are now those of the other request
+        assert rig.injector.counts.tolist() == [[counts[0]], [0]]
+        rows = torch.from_numpy(rng.integers(0, 2**15, (2, 5, 2, 16)).astype(np.int16)).to(DEVICE)
+        rig.injector.store(0, *rows, key_cache, value_cache, rig.slot_mapping)
+        fresh = rows.transpose(0, 1).cpu().numpy().view(np.uint16).astype(np.uint32)
+        for i, (r, mine) in enumerate(zip(rig.requests, np.split(fresh, [counts[0]]), strict=True)):
+            np.testing.assert_array_equal(rig.codes(i, 0, r.start, r.count), mine ^ rig.masks(r, 0))
