@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvspec.score.cells import CellPlan
-from kvspec.score.flips import CellDraws
+from kvspec.score.draws import CellDraws
 from kvspec.score.trials import TrialScores
 from kvspec.stats.association import association, slope
 from kvspec.stats.exact import ALPHA, Strata, holm
