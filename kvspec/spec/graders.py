@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from typing import Any
 
 from kvspec import _native
@@ -12,6 +12,8 @@ from kvspec.spec.model import Grader, Task
 KINDS = ("exact", "regex", "choice", "numeric")
 MAX_CHARS = 10_000
 MAX_CHOICES = 100
+LARGEST = sys.float_info.max
+"""Numbers are compared as float64; integers of JSON have no end."""
 DEFAULT_TASK = "answer"
 
 
@@ -20,7 +22,7 @@ def read_task(record: dict[str, Any], line: int, mark: Mark, where: str) -> Task
 
     Keys: one of `KINDS`; `choices` with choice; `tolerance` with numeric; `task` (name of the task), `kind` (retrieval
     or reasoning), `item` (lines of one item pair) and `context` (tokens). Other keys are the file's own.
-    Raises `SpecError`: KVS201, KVS206, KVS207, KVS210.
+    Raises `SpecError`: KVS201, KVS203, KVS205, KVS206, KVS207, KVS210.
     """
 
     def wrong(code: str, problem: str, expected: str) -> SpecError:
@@ -61,10 +63,12 @@ def _grader(kind: Any, record: dict[str, Any], wrong: Any) -> Grader:
     if kind == "numeric":
         tolerance = record.get("tolerance", 0)
         for number in (value, tolerance):
-            if not isinstance(number, int | float) or isinstance(number, bool) or not math.isfinite(number):
+            if not isinstance(number, int | float) or isinstance(number, bool):
                 raise wrong(
                     "KVS201", "the line has no number where one is needed", '{"numeric": 100, "tolerance": 0.5}'
                 )
+            if not -LARGEST <= number <= LARGEST:  # NaN too
+                raise wrong("KVS205", "a number of the line is out of range", f"up to {LARGEST:g} on either side of 0")
         if tolerance < 0:
             raise wrong("KVS205", "`tolerance` is below 0", "a number from 0")
         return Grader(kind, value, tolerance=float(tolerance))

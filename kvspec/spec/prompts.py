@@ -37,8 +37,8 @@ HARNESS = ("limit", "num_fewshot")
 def read_prompts(prompts: Node, findings: Findings) -> PromptSpec:
     """All prompts in order, `repeat` applied. The mapping has passed the schema; what its file holds has not.
 
-    Errors go to `findings`: KVS101 and KVS104 for the file, KVS201, KVS203, KVS206, KVS207 and KVS210 for its lines and
-    for the generator, KVS210 for a task of the harness. Raises `PrerequisiteError` (KVS901) without the harness.
+    Errors go to `findings`: KVS101 and KVS104 for the file, KVS201, KVS203, KVS205-207 and KVS210 for its lines and for
+    the generator, KVS210 for a task of the harness. Raises `PrerequisiteError` (KVS901) without the harness.
     """
     inline = prompts.get("inline")
     found: list[tuple[str, Task | None]] = [(text, None) for text in (inline.plain() if inline else ())]
