@@ -131,6 +131,23 @@ def test_goods_answers_follow_from_the_text(tmp_path: Path) -> None:
     assert swapped == {"apples", "lemons"}
 
 
+@pytest.mark.parametrize("wording", ["variables", "goods"])
+@pytest.mark.parametrize(("a", "b"), [((1, 9), (1, 9)), ((1, 3), (3, 4)), ((50, 50), (25, 25)), ((7, 7), (7, 7))])
+def test_chance_is_that_of_naming_numbers_of_the_text(
+    tmp_path: Path, a: tuple[int, int], b: tuple[int, int], wording: str
+) -> None:
+    more = f", wording: {wording}, a: {list(a)}, b: {list(b)}, tasks: [{', '.join(TASKS)}]"
+    tasks = {task.name: task for task in needle(tmp_path, more).prompts.tasks if task is not None}
+    drawn = [(x, y) for x in range(a[0], a[1] + 1) for y in range(b[0], b[1] + 1)]
+    one = [guess == pair[0] for pair in drawn for guess in pair]
+    both = [(first, second) == pair for pair in drawn for first in pair for second in pair]
+    for name in ("retrieve_a", "retrieve_b", "chain", *(["two_hop"] if wording == "goods" else [])):
+        assert tasks[name].chance == pytest.approx(sum(one) / len(one)), name
+    assert tasks["retrieve_both"].chance == pytest.approx(sum(both) / len(both))
+    if wording == "variables":
+        assert tasks["two_hop"].chance == 0.5  # rooms differ
+
+
 def test_facts_stand_where_they_were_put(tmp_path: Path) -> None:
     text = load(tmp_path, "{generator: math_needle, contexts: 2000, items: 1, positions: [0.1, 0.6]}").prompts.texts[0]
     context = text.rsplit("\n\n", 1)[1].rsplit("\nQuestion", 1)[0]
@@ -450,7 +467,7 @@ def test_kinds_of_faults_are_told_apart_and_guesses_named(tmp_path: Path) -> Non
     names = [cell.plan.name for cell in scores.cells]
     assert f"by kind of fault: {names[0]} 0 and 0 of 1; {names[1]} 1 and 0 of 1)" in first
     clean = {sentence.split()[1]: sentence for sentence in scores.verdict if sentence.startswith("Clean ")}
-    assert "50 of 100 right, chance 50% and not shown to be above it" in clean["retrieve_b"]
+    assert "50 of 100 right, chance 56% and not shown to be above it" in clean["retrieve_b"]
     assert clean["sum"].endswith("100 of 100 right, chance 11%.")
 
 

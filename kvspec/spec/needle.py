@@ -87,7 +87,7 @@ class _Draw:
 
 def math_needle(needles: Needles) -> Iterator[tuple[str, Task]]:
     """Prompts in order of context, item, task, each with what it asks for."""
-    chances = {task: _chance(task, needles.values) for task in needles.tasks}
+    chances = {task: _chance(task, needles) for task in needles.tasks}
     wording = WORDINGS[needles.wording]
     for context in needles.contexts:
         for number in range(needles.items):
@@ -186,12 +186,18 @@ def _lines(sentences: list[str]) -> str:
     )
 
 
-def _chance(task: str, values: Values) -> float:
-    """How often a guess is right: a value named in the text, or for arithmetic always the most common result."""
-    if task in ("retrieve_a", "retrieve_b", "chain", "two_hop"):
-        return 0.5
-    if task == "retrieve_both":
-        return 0.25
-    first, second = (range(low, high + 1) for low, high in (values.a, values.b))
-    results = Counter(a + b if task == "sum" else a * b for a, b in product(first, second))
-    return max(results.values()) / results.total()
+def _chance(task: str, needles: Needles) -> float:
+    """How often a guess is right: a value named in the text, or for arithmetic always the most common result.
+
+    The two values are drawn independently, so they are the same with probability p = |A and B| / (|A| |B|), and then
+    either one is right. Naming one of the two at random is right with p + (1 - p) / 2, naming two of them, each at
+    random, with p + (1 - p) / 4: 5/9 and 1/3 for two values of [1, 9], 1/2 and 1/4 for values that cannot meet. The
+    room of `variables` is one of two that always differ.
+    """
+    first, second = (range(low, high + 1) for low, high in (needles.values.a, needles.values.b))
+    if task in ("sum", "product"):
+        results = Counter(a + b if task == "sum" else a * b for a, b in product(first, second))
+        return max(results.values()) / results.total()
+    shared = len(range(max(first.start, second.start), min(first.stop, second.stop)))
+    same = 0.0 if task == "two_hop" and needles.wording == "variables" else shared / (len(first) * len(second))
+    return same + (1 - same) / (4 if task == "retrieve_both" else 2)
