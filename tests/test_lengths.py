@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def run(tmp_path: Path, loss: Callable[[int, int], float], contexts: str = "[100
                 rate = plan.cells[trial.cell].fault.rate.value
                 flips = int(rng.poisson(rate * 1e8 * task.context / 100))
             lost = flips and rng.random() < loss(flips, task.context)
-            right = str(task.grader.expected).removeprefix(r"^\D*").partition("(")[0]
+            right = re.findall(r"0\*(?:\(\?:)?(\d+)", str(task.grader.expected))[0]
             writer.add(
                 Record(
                     trial_id=trial.id, kind=trial.kind, cell=trial.cell, request=trial.request, trial=trial.trial,

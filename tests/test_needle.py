@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from kvspec.score import Scores, score_run
 from kvspec.score.grading import RIGHT, STATED, Graders, grade_function, numbers
 from kvspec.spec import Spec, load_spec
 from kvspec.spec.needle import ADJECTIVES, NOUNS, VERBS, count_tokens
-from kvspec.spec.needle_scene import GOODS, TASKS, WORDINGS
+from kvspec.spec.needle_scene import GOODS, TASKS, WORDINGS, Values, Variables
 
 SCHEMA = json.loads(Path(__file__).parent.parent.joinpath("schemas/report.schema.json").read_text())
 FAULT = "faults: [{name: F, model: random, site: KV_WRITE, rate: {per_bit: [1e-7, 1e-6]}}]\ntrials: 3\n"
@@ -204,6 +205,90 @@ def test_wrong_parameters(tmp_path: Path, prompts: str, code: str, path: str) ->
     assert (caught.value.diagnostics[0].code, caught.value.diagnostics[0].path) == (code, path)
 
 
+# --- numbers of answers -------------------------------------------------------------------------------------------
+
+FACTORS = [(50, 25), (7, 3), (1, 7), (250, 4), (1200, 1300)]
+
+
+def spellings(number: int) -> list[str]:
+    return [str(number), f"{number:,}", f"{number}.0", f"{number:,}.00"]
+
+
+def no_spellings(number: int) -> list[str]:
+    return [
+        f"{number}.5",
+        f"{number:,}.75",
+        f"-{number}",
+        f"1{number}",
+        f"{number}1",
+        f"{number},250",
+        f"9,{number:03}",
+    ]
+
+
+def scene_grade(task: str, a: int, b: int) -> Callable[[str], bool]:
+    values = Values((a, a), (b, b), (0.2, 0.8), "{name} is {value}")
+    scene = Variables(values, ["var_a", "var_b", "var_c"], ["Anna", "Jack"], a, b, ["red"], ["attic"])
+    grader = scene.grader(task)
+    return grade_function({"kind": grader.kind, "expected": grader.expected, "choices": [], "tolerance": 0.0})
+
+
+@pytest.mark.parametrize(("a", "b"), FACTORS)
+@pytest.mark.parametrize("task", ["sum", "product"])
+def test_a_result_is_found_as_people_write_it(task: str, a: int, b: int) -> None:
+    grade = scene_grade(task, a, b)
+    op, result = ("+", a + b) if task == "sum" else ("*", a * b)
+    ways = [
+        "{}",
+        " {}.",
+        f" {a} {op} {b} = {{}}",
+        f"{a:,} {op} {b:,} = {{}}.",
+        f"var_a = {a}, var_b = {b}, so var_a {op} var_b = {a} {op} {b} = {{}}",
+        f"var_a is {a} and var_b is {b}, so var_a {op} var_b = {{}}. The value of var_c is 3, and 1 = 1.",
+        f"It is {a} {op} {b} = {{}}, and the number of lemons is 4.",
+        f"{a} {op} {b} = {{}}\nQuestion: What is 3 + 4?",
+        f'He said "{a} {op} {b} = {{}}."',
+    ]
+    if result not in (a, b):
+        ways += ["The result is {}.", f"The result of {a} and {b} is {{}}."]
+    assert [way for way in ways for number in spellings(result) if not grade(way.format(number))] == []
+    wrong = [*no_spellings(result), *spellings(result + 1)]
+    assert [way.format(number) for way in ways for number in wrong if grade(way.format(number))] == []
+    # operands restated are no result, even where the result is one of them
+    for text in (
+        f"var_a is {a} and var_b is {b}.",
+        f"{a} {op} {b} = {b} {op} {a}",
+        f"{a} {op} {b} =",
+        f"a is {a} and",
+        "",
+        "=",
+        "!",
+    ):
+        assert not grade(text), text
+
+
+@pytest.mark.parametrize(("a", "b"), FACTORS)
+@pytest.mark.parametrize("task", ["retrieve_a", "retrieve_b", "chain"])
+def test_a_value_is_the_first_number(task: str, a: int, b: int) -> None:
+    grade = scene_grade(task, a, b)
+    value = b if task == "retrieve_b" else a
+    ways = ["{}", " var_x is {}.", "= {}, and 3", "It is {}\n7", "({})", "{}!"]
+    assert [way for way in ways for number in spellings(value) if not grade(way.format(number))] == []
+    wrong = [*no_spellings(value), *spellings(value + 1), f"8 {value}"]
+    assert [way.format(number) for way in ways for number in wrong if grade(way.format(number))] == []
+
+
+@pytest.mark.parametrize(("a", "b"), FACTORS)
+def test_two_values_are_the_first_two_numbers(a: int, b: int) -> None:
+    grade = scene_grade("retrieve_both", a, b)
+    ways = ["{} and {}", " var_a is {} and var_b is {}.", "{}, {}", "{}\n{}", "a = {}; b = {}. 9"]
+    pairs = list(zip(spellings(a), spellings(b), strict=True))
+    assert [way.format(*pair) for way in ways for pair in pairs if not grade(way.format(*pair))] == []
+    wrong = [(str(a), number) for number in no_spellings(b)] + [(number, str(b)) for number in no_spellings(a)]
+    assert [way.format(*pair) for way in ways for pair in wrong if grade(way.format(*pair))] == []
+    assert not grade(f"{a}.{b}")
+
+
 # --- graders ------------------------------------------------------------------------------------------------------
 
 
@@ -280,8 +365,8 @@ def answer(spec: Spec, trial: Trial, lost: set[str]) -> str:
     if task.operands:
         a, b = (int(x) for x in task.operands)
         result = {"sum": a + b, "product": a * b}.get(task.name)
-        return f"{a} and {b}." if result is None else f"{a} and {b}, so x ? y = {a} ? {b} = {result}."
-    return "It is " + "".join(re.findall(r"\d+", str(task.grader.expected)))
+        return f"{a} and {b}." if result is None else f"{a} and {b}, so x with y = {a} with {b} = {result}."
+    return "It is " + re.findall(r"0\*(?:\(\?:)?(\d+)", str(task.grader.expected))[0]
 
 
 def score(tmp_path: Path, spec: Spec, said: object) -> object:

@@ -69,7 +69,7 @@ class Scene(Protocol):
         """Its worked answer."""
 
     def grader(self, task: str) -> Grader:
-        """When an answer is right. Small models ramble on, so the first number, or the result after `=`, counts."""
+        """When an answer is right. Small models ramble on, so the first number, or the first result, counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,11 +225,38 @@ WORDINGS: dict[str, type[Variables] | type[Goods]] = {"variables": Variables, "g
 
 
 def _number(scene: Scene, task: str, single: int) -> Grader:
-    """The first number, both in order, or the result after `=`; `single` is that of a task that asks for one value."""
-    end = r"(?:\D|$)"
+    """The number of an answer; `single` is that of a task that asks for one value.
+
+    A value asked for is the first number of the answer, two are its first two. A result is the number behind the last
+    `=` of the first sentence with a `=` (small models go on with sentences of their own). Where none has one it is the
+    last number of the answer, unless that is the second, for operands restated are no result; and a result that is one
+    of its operands (1 * 7 is 7) must then stand alone.
+    Numbers are whole: 1,250 and 1250.0 are 1250, while 1250.75, -1250 and 11250 are not.
+    """
     if task in ("sum", "product"):
-        result = scene.a + scene.b if task == "sum" else scene.a * scene.b
-        return Grader("regex", rf"^[^=]*=(?:[^=]*=)?\s*{result}{end}")
+        number = scene.a + scene.b if task == "sum" else scene.a * scene.b
+        result = _spelled(number)
+        end = r"(?:[.!?]+(?:\s|$)|\n|\s*$)"
+        go_on = r"(?:\s*[^\s0-9.,!?=+*/×-]|,[^0-9=]|[.!?]+[^\s0-9=.!?])"  # neither a digit nor an operator
+        rest = rf"(?:,?{end}|{go_on}(?:[^=.!?\n]|[.!?]+[^\s=.!?])*{end})"
+        equation = rf"^[^=]*=(?:{_INSIDE}*=)?(?:[^0-9=.!?\n]*[^0-9=.!?\n-])?{result}{rest}"
+        others = r"(?:[^0-9=]*(?:[0-9][0-9.,]*[^0-9.,=][^0-9=]*)+[0-9][0-9.,]*[^0-9.,=])?"
+        bare = rf"^{others}(?:[^0-9=]*[^0-9=-])?{result}[^0-9=]*$"
+        if number in (scene.a, scene.b):
+            bare = rf"^\s*{result}[.!]?\s*$"
+        return Grader("regex", rf"{equation}|{bare}")
+    first = rf"^(?:[^0-9]*(?:[^0-9-]|[A-Za-z_.]-))?{_spelled(scene.b if task == 'retrieve_b' else single)}"
     if task == "retrieve_both":
-        return Grader("regex", rf"^\D*{scene.a}\D+{scene.b}{end}")
-    return Grader("regex", rf"^\D*{scene.b if task == 'retrieve_b' else single}{end}")
+        comma = "|," if len(str(scene.b)) != 3 else ""  # 50,250 is one number
+        first += rf"(?:[^0-9]*(?:[^0-9.,-]|[^0-9][.,]|[A-Za-z_.]-)|-{comma}){_spelled(scene.b)}"
+    return Grader("regex", first + r"(?:[^0-9.,]|[.]+(?:[^0-9.]|$)|,(?:[^0-9]|$|[0-9]{1,2}(?:[^0-9]|$)|[0-9]{4})|$)")
+
+
+_INSIDE = r"(?:[^.!?\n]|[.!?]+[^\s.!?])"
+"""What stands inside a sentence: a stop ends it only before a space or at the end."""
+
+
+def _spelled(number: int) -> str:
+    """The pattern of a number, with or without separators of thousands."""
+    plain, grouped = str(number), f"{number:,}"
+    return rf"0*(?:{plain}|{grouped})(?:\.0+)?" if grouped != plain else rf"0*{plain}(?:\.0+)?"
