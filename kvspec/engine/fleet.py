@@ -193,11 +193,13 @@ def _shares(engines: int, gpus_each: int) -> list[str | None]:
     names = given.split(",")[:count] if given else [str(i) for i in range(count)]
     if len(names) < engines * gpus_each:
         each = f" x {gpus_each} GPUs" if gpus_each > 1 else ""
+        fit = len(names) // gpus_each
         raise EngineError.one(
             "KVS401",
             f"{engines} engines{each} do not fit on the {len(names)} GPUs that are visible",
-            path="$.engine.data_parallel",
-            expected=f"at most {len(names) // gpus_each}",
+            # where not even one engine fits, fewer of them would not help
+            path="$.engine.data_parallel" if fit else "$.engine.tensor_parallel",
+            expected=f"at most {fit or len(names)}",
         )
     return [",".join(names[i * gpus_each : (i + 1) * gpus_each]) for i in range(engines)]
 

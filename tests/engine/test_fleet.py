@@ -164,6 +164,10 @@ def test_each_engine_sees_gpus_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
         Fleet(Engine, 3, gpus_each=2)
     assert caught.value.diagnostics[0].path == "$.engine.data_parallel"
     assert caught.value.diagnostics[0].expected == "at most 2"
+    with pytest.raises(EngineError, match="2 engines x 8 GPUs do not fit on the 4 GPUs") as caught:
+        fleet._shares(2, 8)
+    assert caught.value.diagnostics[0].path == "$.engine.tensor_parallel"
+    assert caught.value.diagnostics[0].expected == "at most 4"
 
 
 def test_engines_on_unlike_machines_are_refused_by_field() -> None:
