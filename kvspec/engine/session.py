@@ -309,7 +309,8 @@ def _likeliest(positions: Any, k: int) -> tuple[list[int] | None, list[float] | 
 def _settings(
     model: ModelSpec, source: str, engine: EngineSpec, storage_format: str, shape: Shape, device: str
 ) -> dict[str, Any]:
-    """Arguments of vLLM's engine. Raises `EngineError` (KVS408) for a compute type that the device cannot have."""
+    """Arguments of vLLM's engine. Raises `EngineError`: KVS408 for a compute type that the device cannot have, KVS401
+    for what is not injected there."""
     if device == "cuda" and storage_format not in (*STORAGE_DTYPES, *QUANTIZED):
         raise EngineError.one(
             "KVS401",
@@ -354,6 +355,10 @@ def _settings(
             "block_size": block,
             "kv_cache_memory_bytes": _cache_bytes(engine, shape, sequences, block),
         }
+    if shape.geometry is not None:
+        from kvspec.engine.vllm.layers import Shard
+
+        Shard.of(shape.geometry.kv_heads, 0, engine.tensor_parallel)  # refuses before vLLM's assertions do
     settings["tensor_parallel_size"] = engine.tensor_parallel
     if storage_format in QUANTIZED:
         settings["kv_cache_dtype"] = storage_format

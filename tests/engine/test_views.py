@@ -11,9 +11,12 @@ from types import SimpleNamespace
 from kvspec_kernels.cache import CacheView
 
 from kvspec import _native
+from kvspec.engine.session import Shape, _settings
 from kvspec.engine.vllm.layers import Shard
 from kvspec.engine.vllm.views import find_views
 from kvspec.errors import EngineError
+from kvspec.models import Geometry
+from kvspec.spec.model import EngineSpec, ModelSpec
 
 HEADS, DIM, TOKENS, BLOCKS = 3, 16, 4, 5
 LAYER = SimpleNamespace(num_kv_heads=HEADS, head_size=DIM)
@@ -105,3 +108,19 @@ def test_ranks_hold_every_head_and_count_it_once(heads, ranks):
     assert {h for r in held for h in r} == set(range(heads))
     counted = [h for s, r in zip(shards, held, strict=True) if s.counts for h in r]
     assert sorted(counted) == list(range(heads))
+
+
+@pytest.mark.parametrize(("heads", "ranks"), [(8, 3), (3, 2), (2, 3), (4, 6)])
+def test_ranks_that_heads_cannot_be_dealt_out_to_are_refused_before_the_engine_starts(heads, ranks):
+    shape = Shape(64, 4, Geometry(2, heads, 16))
+    with pytest.raises(EngineError, match=f"{heads} KV heads cannot be dealt out evenly to {ranks} GPUs") as caught:
+        _settings(ModelSpec("m"), "m", EngineSpec(tensor_parallel=ranks), "bf16", shape, "cuda")
+    (found,) = caught.value.diagnostics
+    assert (found.code, found.path) == ("KVS401", "$.engine.tensor_parallel")
+    assert found.expected == f"a divisor or a multiple of {heads}"
+
+
+def test_ranks_may_be_more_than_heads():
+    shape = Shape(64, 4, Geometry(2, 2, 16))
+    settings = _settings(ModelSpec("m"), "m", EngineSpec(tensor_parallel=4), "bf16", shape, "cuda")
+    assert settings["tensor_parallel_size"] == 4

@@ -96,7 +96,15 @@ class Shard:
 
     @classmethod
     def of(cls, total_heads: int, rank: int, ranks: int) -> Shard:
-        """As vLLM deals heads out: in order, or each to several ranks if there are fewer heads than ranks."""
+        """As vLLM deals heads out: in order, or each to several ranks if there are fewer heads than ranks. Raises
+        `EngineError` (KVS401) where that leaves ranks with more than others."""
+        if total_heads % ranks and ranks % total_heads:
+            raise EngineError.one(
+                "KVS401",
+                f"{total_heads} KV heads cannot be dealt out evenly to {ranks} GPUs",
+                path="$.engine.tensor_parallel",
+                expected=f"a divisor or a multiple of {total_heads}",
+            )
         if total_heads >= ranks:
             return cls(total_heads, rank * (total_heads // ranks))
         copies = ranks // total_heads
