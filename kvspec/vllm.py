@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 from kvspec.engine.canary import run_canary
@@ -88,7 +89,7 @@ class _Fault:
     msb_policy: str = "BYTE_TOPBITS"
 
     def check(self) -> None:
-        """Raise `SpecError` (KVS203, KVS205) with everything that is wrong."""
+        """Raise `SpecError` (KVS201, KVS203, KVS205) with everything that is wrong."""
         wrong = [
             Diagnostic("KVS203", f"`{value}` is not allowed here", None, f"fault_injection_{name}", ", ".join(words))
             for name, value, words in (
@@ -98,12 +99,21 @@ class _Fault:
             )
             if value not in words
         ]
-        for name, value, low, high in (
+        numbers: tuple[tuple[str, Any, int, int], ...] = (  # Any: callers are not type-checked
             ("rate", self.rate, 0, 1),
             ("seed", self.seed, 0, 2**64 - 1),
             ("burst_len", self.burst_len, 1, 32768),
-        ):
-            if not low <= value <= high:
+        )
+        for name, value, low, high in numbers:
+            kind, wanted = (Real, "a number") if name == "rate" else (Integral, "a whole number")
+            fits = isinstance(value, kind) and not isinstance(value, bool)
+            if not fits:
+                problem, hint = f"`{value!r}` is not {wanted}", "write it without quotes" * isinstance(value, str)
+                expected = f"{wanted} from {low} to {high}"
+                wrong.append(
+                    Diagnostic("KVS201", problem, None, f"fault_injection_{name}", expected, hint=hint or None)
+                )
+            elif not low <= value <= high:
                 problem = f"`{value}` is out of range"
                 wrong.append(Diagnostic("KVS205", problem, None, f"fault_injection_{name}", f"from {low} to {high}"))
         if wrong:
@@ -119,7 +129,7 @@ class _Fault:
                 site=self.site,
                 model=self.model,
                 rate=Rate("per_element", float(self.rate)),
-                burst_len=self.burst_len if self.model == "burst" else 1,
+                burst_len=int(self.burst_len) if self.model == "burst" else 1,
                 msb_policy=self.msb_policy if self.model == "msb_biased" else None,
             ),
         )
@@ -159,7 +169,8 @@ class LLM:
 
         `model` is a hub id, a folder or `bundled:smollm2`. `kv_cache_dtype` is the format whose bits flip; on a CPU it
         is emulated. A CPU is always eager.
-        Raises `SpecError` (KVS202, KVS203, KVS205) for parameters that cannot be honoured, and what a campaign raises.
+        Raises `SpecError` (KVS201, KVS202, KVS203, KVS205) for parameters that cannot be honoured, and what a campaign
+        raises.
         """
         if others:
             known = "those of this signature"
@@ -202,7 +213,7 @@ class LLM:
         )
         LLM._current = weakref.ref(self)
         prompt = list(self._tokenizer.encode("The start-up canary of kvspec reads back what was written."))
-        self.canary = run_canary(self._session, prompt, storage, fault_injection_seed)
+        self.canary = run_canary(self._session, prompt, storage, int(fault_injection_seed))
 
     def generate(self, prompts: str | Sequence[str], sampling_params: Any = None) -> list[RequestOutput]:
         """Answers in the order of the prompts. Prompt i has the faults of request i, the same at every call.
@@ -284,7 +295,7 @@ class LLM:
             faults=self._fault.faults(),
             controls=Controls(null_trials=0, golden_repeats=0),
             trials=TrialSpec(1),
-            seed=self._fault.seed,
+            seed=int(self._fault.seed),
             metrics=METRICS,
             engine=self._engine,
         )

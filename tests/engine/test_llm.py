@@ -85,6 +85,11 @@ def test_a_later_llm_closes_the_one_before_it(gpt2: Path) -> None:
         ({"fault_injection_msb_policy": "TOP"}, "KVS203"),
         ({"fault_injection_rate": 1.5}, "KVS205"),
         ({"fault_injection_rate": float("nan")}, "KVS205"),
+        ({"fault_injection_rate": "1e-5"}, "KVS201"),
+        ({"fault_injection_rate": True}, "KVS201"),
+        ({"fault_injection_rate": None}, "KVS201"),
+        ({"fault_injection_seed": 1.5}, "KVS201"),
+        ({"fault_injection_burst_len": "8"}, "KVS201"),
         ({"fault_injection_seed": -1}, "KVS205"),
         ({"fault_injection_burst_len": 0}, "KVS205"),
     ],
@@ -92,4 +97,8 @@ def test_a_later_llm_closes_the_one_before_it(gpt2: Path) -> None:
 def test_what_cannot_be_honoured_is_an_error(wrong: dict[str, Any], code: str) -> None:
     with pytest.raises(SpecError) as caught:
         LLM(model="gpt2", **wrong)
-    assert caught.value.diagnostics[0].code == code
+    found = caught.value.diagnostics[0]
+    assert found.code == code
+    assert found.path in wrong
+    assert found.expected
+    assert (found.hint == "write it without quotes") == (code == "KVS201" and "'" in found.message)
