@@ -289,6 +289,15 @@ def test_two_values_are_the_first_two_numbers(a: int, b: int) -> None:
     assert not grade(f"{a}.{b}")
 
 
+@pytest.mark.parametrize("fact", ["{name.__class__} {value}", "{name} is here", "{value} {name}"])
+def test_a_wrong_fact_names_what_it_must_hold(tmp_path: Path, fact: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load(tmp_path, f'{{generator: math_needle, fact: "{fact}"}}')
+    (found,) = caught.value.diagnostics
+    assert found.code == "KVS210"
+    assert "{name} and {value} once each" in str(found.expected)
+
+
 # --- graders ------------------------------------------------------------------------------------------------------
 
 

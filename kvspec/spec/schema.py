@@ -235,7 +235,8 @@ def _tell(root: Node, error: ValidationError) -> Iterator[Diagnostic]:
         case "uniqueItems":
             yield told("KVS210", f"{show(node)} is listed twice", "every entry once")
         case "pattern":
-            yield told("KVS210", f"{show(node)} has the wrong form", _phrase(schema["description"]))
+            form = "; ".join(map(_phrase, schema["description"].split(". ")))  # its later sentences say it, too
+            yield told("KVS210", f"{show(node)} has the wrong form", form)
         case "not":
             problem = f"`{error.absolute_path[-1]}` does not go with the rest of the entry"
             yield told("KVS206", problem, schema["description"])
