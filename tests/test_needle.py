@@ -145,8 +145,16 @@ def test_chance_is_that_of_naming_numbers_of_the_text(
     for name in ("retrieve_a", "retrieve_b", "chain", *(["two_hop"] if wording == "goods" else [])):
         assert tasks[name].chance == pytest.approx(sum(one) / len(one)), name
     assert tasks["retrieve_both"].chance == pytest.approx(sum(both) / len(both))
+    for name, results in (("sum", [x + y for x, y in drawn]), ("product", [x * y for x, y in drawn])):
+        assert tasks[name].chance == pytest.approx(max(map(results.count, results)) / len(drawn)), name
     if wording == "variables":
         assert tasks["two_hop"].chance == 0.5  # rooms differ
+
+
+def test_the_chance_of_a_sum_needs_no_list_of_sums(tmp_path: Path) -> None:
+    (task, *_) = needle(tmp_path, ", tasks: [sum], a: [0, 1000000000], b: 7").prompts.tasks
+    assert task is not None
+    assert task.chance == pytest.approx(1 / 1_000_000_001)
 
 
 def test_facts_stand_where_they_were_put(tmp_path: Path) -> None:
@@ -192,6 +200,7 @@ def test_more_items_leave_the_first_ones_as_they_are(tmp_path: Path) -> None:
         ("{generator: math_needle, wording: fruit}", "KVS203", "$.prompts.wording"),
         ('{generator: math_needle, wording: goods, fact: "{name} {value}"}', "KVS206", "$.prompts.fact"),
         ("{generator: math_needle, a: [9, 1]}", "KVS205", "$.prompts.a"),
+        ("{generator: math_needle, tasks: [product], a: [0, 1000000000], b: [0, 1000000000]}", "KVS205", "$.prompts"),
         ("{generator: math_needle, positions: [0.8, 0.2]}", "KVS205", "$.prompts.positions"),
         ("{generator: math_needle, positions: [0.2, 80]}", "KVS205", "$.prompts.positions[1]"),
         ("{generator: math_needle, contexts: [3]}", "KVS205", "$.prompts.contexts[0]"),

@@ -38,6 +38,8 @@ NAMES = ("Anna", "David", "Grace", "Frank", "Jack", "Henry", "Clara", "Elena")
 EXAMPLE_SENTENCES = 2
 """Filler sentences of a worked example."""
 SENTENCES_PER_LINE = 5
+MAX_PRODUCTS = 1_000_000
+"""Pairs of values that the chance level of `product` counts at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +197,10 @@ def _chance(task: str, needles: Needles) -> float:
     room of `variables` is one of two that always differ.
     """
     first, second = (range(low, high + 1) for low, high in (needles.values.a, needles.values.b))
-    if task in ("sum", "product"):
-        results = Counter(a + b if task == "sum" else a * b for a, b in product(first, second))
+    if task == "sum":  # the sums in the middle come about in as many ways as the smaller range has values
+        return 1 / max(len(first), len(second))
+    if task == "product":
+        results = Counter(a * b for a, b in product(first, second))
         return max(results.values()) / results.total()
     shared = len(range(max(first.start, second.start), min(first.stop, second.stop)))
     same = 0.0 if task == "two_hop" and needles.wording == "variables" else shared / (len(first) * len(second))

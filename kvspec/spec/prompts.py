@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from kvspec.spec.graders import read_task
 from kvspec.spec.harness import harness_prompts
 from kvspec.spec.load import beside, read_text
 from kvspec.spec.model import PromptSpec, Task
-from kvspec.spec.needle import Needles, math_needle
+from kvspec.spec.needle import MAX_PRODUCTS, Needles, math_needle
 from kvspec.spec.needle_scene import TASKS, Values
 from kvspec.spec.tree import Findings, Node
 
@@ -122,12 +123,19 @@ def _needles(prompts: Node, findings: Findings) -> Needles | None:
         mark = prompts.keys.get("fact", given["fact"].mark)
         findings.add("KVS206", problem, mark, "$.prompts.fact", expected="`wording: variables`, or no `fact`")
         return None
+    tasks = tuple(plain.get("tasks", TASKS[:5]))
+    pairs = math.prod(high - low + 1 for low, high in (ends("a"), ends("b")))
+    if "product" in tasks and pairs > MAX_PRODUCTS:
+        problem = f"the ranges of a and b have {pairs:,} products"
+        mark = next(given[key].mark for key in ("a", "b") if key in given)
+        findings.add("KVS205", problem, mark, "$.prompts", expected=f"at most {MAX_PRODUCTS:,} for the task `product`")
+        return None
     contexts = plain.get("contexts", [2000])
     early, late = plain.get("positions", (0.2, 0.8))
     return Needles(
         contexts=tuple(int(x) for x in (contexts if isinstance(contexts, list) else [contexts])),
         items=int(plain.get("items", 100)),
-        tasks=tuple(plain.get("tasks", TASKS[:5])),
+        tasks=tasks,
         wording=wording,
         values=Values(
             a=ends("a"),
