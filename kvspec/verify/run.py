@@ -244,7 +244,7 @@ class _Suite:
 
         for number, (layer, kv, head) in enumerate(np.ndindex(shape.layers, 2, shape.kv_heads)):
             name, row, token = f"layer {layer} {'KV'[kv]} head {head}", (layer, kv, head), number % prompt
-            # The sign of K turns a score around. That of V may be rounded away beside the residual; its exponent is not.
+            # The sign of K turns a score around; that of V may be rounded away beside the residual, its exponent not.
             bit = bits - 1 if kv == 0 or _native.format_scaled(self._format) else bits - 2
             add(f"{name} token {token}", WRITE, row, token, range(width), bit)
             add(f"{name} token {prompt}", WRITE, row, prompt, range(width), bit)
