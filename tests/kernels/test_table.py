@@ -132,7 +132,7 @@ def test_cache_views():
     view = CacheView.of(*whole.unbind(1), first_head=3)
     assert view == CacheView(
         words=view.words, bits=16, block_tokens=16, block_stride=6144, kv_stride=3072, token_stride=192, head_stride=64,
-        elem_stride=1, heads=3, first_head=3,
+        elem_stride=1, heads=3, first_head=3, span=5 * 6144 // 2,
     )  # fmt: skip
     assert view.words.data_ptr() == whole.data_ptr()
     packed = torch.zeros(5, 3, 16, 2 * 36, dtype=torch.uint8).permute(0, 2, 1, 3)
