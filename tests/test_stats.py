@@ -221,6 +221,23 @@ def test_an_unclean_floor_with_few_controls_is_no_effect() -> None:
     assert mcnemar(0, 40) < 1e-11
 
 
+def test_a_difference_is_stated_only_where_something_differs() -> None:
+    """Strata of only successes or only failures tell nothing apart: 0 with an interval of no width would be a claim."""
+    assert Strata.of([3, 0], [3, 4], [5, 0], [5, 2]).difference() is None
+    assert Strata.of([3, 0], [3, 4], [5, 0], [5, 2]).different() == 1.0
+    assert Strata.of([1], [2], [0], [0]).difference() is None
+    some = Strata.of([3, 0], [3, 4], [5, 1], [5, 2]).difference()
+    assert some is not None
+    assert some.low < some.value < 0
+    # All succeed here and all fail there: Sato's variance is 0, and nobody is that sure of four trials.
+    for strata, value in ((Strata.of([2], [2], [0], [2]), 1.0), (Strata.of([2, 0], [2, 2], [2, 2], [2, 2]), -0.5)):
+        whole = strata.difference()
+        assert whole is not None
+        assert whole.value == pytest.approx(value)
+        assert whole.high - whole.low > 0.5
+        assert whole.low <= whole.value <= whole.high
+
+
 # Design
 
 

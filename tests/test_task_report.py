@@ -145,16 +145,21 @@ def test_the_step_is_judged_given_the_operands(tmp_path: Path) -> None:
     assert sentence == (
         "Faults hurt the step from stated operands to the result of sum at 60 tokens wherever a change is shown: "
         "P(right | operands stated) is 94.7% [75.4%, 99.1%] (n = 19) clean, lower in 1 of 2 cells, higher in 0, "
-        "undecided 1 (McNemar against clean, Holm): 0.0% [0.0%, 11.4%] (n = 30) under F[1e-06] (p = 2.4e-07)."
+        "undecided 1 (exact test within prompts against clean, Holm): 0.0% [0.0%, 11.4%] (n = 30) under F[1e-06] "
+        "(p = 6.1e-05)."
     )
     tasks = scores.tasks  # type: ignore[attr-defined]
     clean, broken = tasks.faulted
     assert (clean.right_given_stated.k, clean.right_given_stated.n) == (54, 57)
     assert clean.p_holm == 1.0
     assert (broken.right_given_stated.k, broken.right_given_stated.n, broken.stated.k) == (0, 30, 30)
-    assert broken.stated_pairs == (27, 24, 0)
-    assert broken.p_holm is not None
-    assert broken.p_holm < 1e-6
+    # Of 9 prompts one is wrong clean too and tells nothing; in 8 the one right answer of 4 is golden's: 4^-8, doubled.
+    assert broken.stated_prompts == 9
+    assert broken.p == pytest.approx(2 * 4.0**-8)
+    assert broken.p_holm == pytest.approx(4 * 4.0**-8)
+    assert broken.step_change is not None
+    assert broken.step_change.value == pytest.approx(-8 / 9)
+    assert clean.step_change is None, "nothing differs, so there is no difference to state"
     assert tasks.pairs == ()
 
 
@@ -256,6 +261,70 @@ def test_the_step_is_said_to_break_where_it_does(
     (sentence,) = (s for s in scores.verdict if "operands" in s and "step" in s)
     assert sentence.startswith(head)
     assert f"{20 / 40:.1%}" in sentence or max(faulty, clean) < 0.5
+
+
+def test_a_golden_answer_counts_once(tmp_path: Path) -> None:
+    """However many trials, or repetitions of its prompt, it is compared with: 6 prompts are no 60 pairs."""
+    spec = load(tmp_path, "{generator: math_needle, contexts: [60], items: 6, tasks: [sum], repeat: 2}")
+    wrong = [0, 2]  # trials of each request that lose the result; the golden answers are right
+
+    def said(trial: Trial) -> str:
+        return answer_of_step(spec, trial, trial.kind == "fault" and trial.trial in wrong)
+
+    found: Scores = score(tmp_path, spec, said)  # type: ignore[assignment]
+    step = found.tasks.faulted[0]
+    assert (step.right_given_stated.k, step.right_given_stated.n, step.stated_prompts) == (12, 36, 6)
+    # By hand: in each of 6 prompts 2 of 6 trials are right and the one golden answer is; 3 of 7 draws it as right.
+    assert step.p == pytest.approx(2 * (3 / 7) ** 6)
+    assert step.step_change is not None
+    assert step.step_change.value == pytest.approx(-2 / 3)
+
+
+def test_the_step_is_told_by_kind_of_fault(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    needles = "{generator: math_needle, contexts: [60], items: 40, tasks: [sum]}"
+    faults = (
+        "[{name: F, model: random, site: KV_WRITE, rate: {per_bit: [1e-7, 1e-6]}, "
+        "where: [{tokens: prompt}, {tokens: decode}]}]"
+    )
+    path.write_text(f"kvspec: 1\nname: t\nmodel: {{id: gpt2}}\nprompts: {needles}\nfaults: {faults}\ntrials: 1\n")
+    spec = load_spec(path)
+    hurt = {cell.index for cell in compile_plan(spec).cells if "decode" in cell.name}
+
+    def said(trial: Trial) -> str:
+        return answer_of_step(spec, trial, trial.kind == "fault" and trial.cell in hurt)
+
+    scores: Scores = score(tmp_path, spec, said)  # type: ignore[assignment]
+    (sentence,) = (s for s in scores.verdict if "stated operands" in s)
+    kinds = "lower and higher by kind of fault: F[tokens prompt] 0 and 0 of 2; F[tokens decode] 2 and 0 of 2)"
+    assert kinds in sentence
+
+
+def test_the_same_operands_are_a_family_of_their_own(tmp_path: Path) -> None:
+    """Holm over what the question is about: other facts, however many, do not take from it."""
+    tasks = "[retrieve_a, retrieve_b, retrieve_both, sum, product]"
+    spec = load(tmp_path, f"{{generator: math_needle, contexts: [60], items: 100, tasks: {tasks}}}")
+    scores: Scores = score(tmp_path, spec, flaky(spec, {(0, "sum"): 0.02}))  # type: ignore[assignment]
+    same = [pair for pair in scores.tasks.pairs if pair.same_operands]
+    other = [pair for pair in scores.tasks.pairs if not pair.same_operands]
+    assert (len(same), len(other)) == (4, 8)
+    lost = [pair for pair in (*same, *other) if (pair.cell, pair.reasoning) == (0, "sum")]
+    assert [pair.p for pair in lost] == pytest.approx([2 * 0.5**6] * 3)
+    assert [pair.p_holm for pair in lost] == pytest.approx([2 * 0.5**6 * 4, 2 * 0.5**6 * 8, 2 * 0.5**6 * 8])
+
+
+def test_retrieval_of_the_same_trial_stands_in_the_table(tmp_path: Path) -> None:
+    spec = load(tmp_path, "{generator: math_needle, contexts: [60], items: 10, tasks: [retrieve_both, sum]}")
+    lost = {(1, "retrieve_both"): 0.3, (1, "sum"): 0.4}
+    scores: Scores = score(tmp_path, spec, flaky(spec, lost))  # type: ignore[assignment]
+    (found,) = (f for f in scores.tasks.faulted if f.cell == 1 and f.task == "sum")
+    # items 6 to 9 lose the sum, 7 to 9 the retrieval as well: of the 7 items retrieved 6 are right
+    assert (found.right_given_retrieved.k, found.right_given_retrieved.n) == (18, 21)
+    head, *rows = render_text(scores)[render_text(scores).index("Context") :].splitlines()
+    assert "Given retrieval" in head
+    assert any("F[1e-06]" in row and "85.7%  21" in row for row in rows)
+    page = html_report(tmp_path / "run")
+    assert "Given retrieval" in page[page.index('<section id="tasks"') :].partition("</section>")[0]
 
 
 def test_the_step_can_change_both_ways(tmp_path: Path) -> None:

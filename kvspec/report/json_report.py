@@ -154,15 +154,9 @@ def _anatomy(anatomy: Anatomy) -> dict[str, Any]:
 
 def _tasks(scores: Scores) -> dict[str, Any]:
     names, tasks = _names(scores), scores.tasks
-    faulted = []
-    for found in tasks.faulted:
-        data = {**asdict(found), "cell": names[found.cell]}
-        pairs = data.pop("stated_pairs")
-        counts = dict(zip(("pairs", "wrong_only_faulted", "wrong_only_clean"), pairs or (), strict=bool(pairs)))
-        faulted.append({**data, "stated_pairs": counts or None})
     return {
         "clean": [asdict(found) for found in tasks.clean],
-        "faulted": faulted,
+        "faulted": [{**asdict(found), "cell": names[found.cell]} for found in tasks.faulted],
         "pairs": [{**asdict(pair), "cell": names[pair.cell]} for pair in tasks.pairs],
         "lengths": [{**asdict(found), "trials": list(found.trials)} for found in tasks.lengths],
     }

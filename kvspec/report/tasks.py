@@ -8,8 +8,8 @@ from kvspec.report import words
 from kvspec.score import Proportion, Scores
 
 ANSWERS = (
-    "Context", "Task", "Cell", "Rate", "Flips", "Right", "n", "Of solved", "95 % interval", "n", "Given operands", "n",
-    "p (Holm)",
+    "Context", "Task", "Cell", "Rate", "Flips", "Right", "n", "Of solved", "95 % interval", "n", "Given retrieval", "n",
+    "Given operands", "n", "p (Holm)",
 )  # fmt: skip
 PAIRS = (
     "Context", "Cell", "Rate", "Flips", "Retrieval", "Reasoning", "Pairs", "Lost: retrieval", "reasoning", "both",
@@ -24,15 +24,15 @@ def answer_rows(scores: Scores) -> Iterator[tuple[str, ...]]:
         chance = f"clean (chance {clean.chance:.0%})" if clean.chance is not None else "clean"
         yield (
             context(clean.context), clean.task, chance, "", "0", *_counted(clean.right), "", "", "",
-            *_counted(clean.right_given_stated), "",
+            "", "", *_counted(clean.right_given_stated), "",
         )  # fmt: skip
         for found in scores.tasks.faulted:
             if (found.task, found.context) == (clean.task, clean.context):
                 yield (
                     "", "", plans[found.cell].name, words.rate(plans[found.cell].fault),
                     words.expected(found.expected_flips), *_counted(found.right), words.percent(found.kept),
-                    words.interval(found.kept), f"{found.kept.n:,}", *_counted(found.right_given_stated),
-                    "" if found.p_holm is None else f"{found.p_holm:.2g}",
+                    words.interval(found.kept), f"{found.kept.n:,}", *_counted(found.right_given_retrieved),
+                    *_counted(found.right_given_stated), "" if found.p_holm is None else f"{found.p_holm:.2g}",
                 )  # fmt: skip
 
 

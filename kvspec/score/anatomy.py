@@ -232,8 +232,8 @@ def site_tests(sites: Sites) -> tuple[SiteTest, ...]:
             for rows in (first & sites.visible, first, ~first & sites.visible, ~first)
         ]
         both = Strata.of(*counts)
-        if (difference := both.difference()) is not None:
-            found.append((name, strata, "exact", None, difference, both.different()))
+        if len(both.k1):
+            found.append((name, strata, "exact", None, both.difference(), both.different()))
 
     general("bits", "prompt, K or V", bit, _joined(prompt, value))
     two("K against V", "prompt, bit", value == 0, _joined(prompt, bit))

@@ -46,7 +46,7 @@ class LengthEffect:
     trials: tuple[int, int]
     """Trials of the shorter and the longer context that have a partner of equal dose."""
     at_equal_rates: Difference | None
-    """Share right at the longer context less that at the shorter one, over cells; `None` without trials."""
+    """Share right at the longer context less that at the shorter one, over cells; `None` if nothing is told apart."""
     at_equal_flips: Difference | None
     """The same over strata of equal landed flips: what is left of the effect once the dose is accounted for."""
     p: float
@@ -89,7 +89,7 @@ def _strata(a: Sample, b: Sample, of_a: NDArray[np.int64], of_b: NDArray[np.int6
 
 def length_sentences(effects: Sequence[LengthEffect]) -> list[str]:
     """What is left of the length once the dose is accounted for; nothing for runs of one context."""
-    tested = sorted((e for e in effects if e.at_equal_flips is not None), key=lambda effect: effect.p)
+    tested = sorted((effect for effect in effects if effect.trials[0]), key=lambda effect: effect.p)
     if not effects:
         return []
     if not tested:
@@ -103,7 +103,7 @@ def length_sentences(effects: Sequence[LengthEffect]) -> list[str]:
 
 def _words(effect: LengthEffect) -> str:
     def signed(found: Difference | None) -> str:
-        return "-" if found is None else f"{found.value:+.1%} [{found.low:+.1%}, {found.high:+.1%}]"
+        return "all alike" if found is None else f"{found.value:+.1%} [{found.low:+.1%}, {found.high:+.1%}]"
 
     return (
         f"{effect.task} at {effect.longer:,} against {effect.shorter:,} tokens {signed(effect.at_equal_flips)} (p = "

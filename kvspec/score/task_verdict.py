@@ -25,7 +25,9 @@ def sentences(tasks: TaskScores, names: Sequence[str], series: Sequence[str]) ->
         said += _what_breaks_first(tasks.pairs, flips, names, series)
         said.append(_zombie(tasks, names))
     said += [
-        _step(clean, tasks.faulted, names) for clean in tasks.clean if clean.kind == "reasoning" and clean.stated.n
+        _step(clean, tasks.faulted, names, series)
+        for clean in tasks.clean
+        if clean.kind == "reasoning" and clean.stated.n
     ]
     said += length_sentences(tasks.lengths)
     for clean in tasks.clean:
@@ -95,28 +97,33 @@ def _doses(pairs: Sequence[TaskPair], flips: Flips) -> str:
 
 def _by_series(pairs: Sequence[TaskPair], series: Sequence[str]) -> str:
     """In which kinds of faults the two are told apart; nothing where there is one kind."""
-    kinds = dict.fromkeys(series[pair.cell] for pair in pairs)
-    if len(kinds) == 1:
-        return ""
-    parts = []
-    for kind in kinds:
-        mine = [pair for pair in pairs if series[pair.cell] == kind]
-        apart = [pair for pair in mine if pair.p_holm < ALPHA]
-        reasoning = sum(pair.only_reasoning > pair.only_retrieval for pair in apart)
-        parts.append(f"{kind} {reasoning} and {len(apart) - reasoning} of {len(mine)}")
-    return f"; reasoning and retrieval by kind of fault: {_some(parts, 8)}"
+    counts = _by_kind([(series[p.cell], p.p_holm < ALPHA, p.only_reasoning > p.only_retrieval) for p in pairs])
+    return f"; reasoning and retrieval by kind of fault: {counts}" if counts else ""
 
 
-def _step(clean: CleanTask, faulted: Sequence[FaultedTask], names: Sequence[str]) -> str:
+def _by_kind(tests: Sequence[tuple[str, bool, bool]]) -> str:
+    """Tests as (kind, significant, in the first direction), counted by kind; nothing where there is one kind."""
+    kinds: dict[str, list[tuple[bool, bool]]] = {}
+    for kind, *test in tests:
+        kinds.setdefault(kind, []).append((test[0], test[1]))
+    counts = [
+        f"{kind} {sum(apart and first for apart, first in mine)} and "
+        f"{sum(apart and not first for apart, first in mine)} of {len(mine)}"
+        for kind, mine in kinds.items()
+    ]
+    return _some(counts, 8) if len(kinds) > 1 else ""
+
+
+def _step(clean: CleanTask, faulted: Sequence[FaultedTask], names: Sequence[str], series: Sequence[str]) -> str:
     """P(right | operands stated), clean and under faults, and whether it falls."""
     task = f"{clean.task}{_at(clean)}"
-    tested = [f for f in faulted if (f.task, f.context) == (clean.task, clean.context) and f.stated_pairs is not None]
+    tested = [f for f in faulted if (f.task, f.context) == (clean.task, clean.context) and f.p_holm is not None]
     if not tested:
         return (
             f"Whether faults hurt the step from operands to result of {task} was not measured: no answer states both."
         )
     apart = [found for found in tested if (found.p_holm or 0.0) < ALPHA]
-    worse = [found for found in apart if _lost(found) > 0]
+    worse = [found for found in apart if _change(found) < 0]
     if not apart:
         head = f"No fault is shown to change the step from stated operands to the result of {task}"
     elif len(worse) == len(apart):
@@ -125,20 +132,20 @@ def _step(clean: CleanTask, faulted: Sequence[FaultedTask], names: Sequence[str]
         head = f"Under faults the step from stated operands to the result of {task} is right more often"
     else:
         head = f"Faults change the step from stated operands to the result of {task} both ways"
-    shown = sorted(apart or tested, key=lambda found: (found.p or 0.0, -_lost(found)))
+    shown = sorted(apart or tested, key=lambda found: (found.p or 0.0, _change(found)))
     cells = [f"{_share(f.right_given_stated)} under {names[f.cell]} (p = {f.p_holm:.2g})" for f in shown]
+    kinds = _by_kind([(series[f.cell], (f.p_holm or 0.0) < ALPHA, _change(f) < 0) for f in tested]) if apart else ""
+    by_kind = f"; lower and higher by kind of fault: {kinds}" if kinds else ""
     return (
         f"{head}: P(right | operands stated) is {_share(clean.right_given_stated)} clean, lower in {len(worse)} of "
         f"{_count(len(tested), 'cell')}, higher in {len(apart) - len(worse)}, undecided {len(tested) - len(apart)} "
-        f"(McNemar against clean, Holm){': ' if apart else '; the nearest to a difference: '}"
-        f"{_some(cells, 4 if apart else 1, rest=bool(apart))}."
+        f"(exact test within prompts against clean, Holm{by_kind})"
+        f"{': ' if apart else '; the nearest to a difference: '}{_some(cells, 4 if apart else 1, rest=bool(apart))}."
     )
 
 
-def _lost(found: FaultedTask) -> int:
-    """Pairs that only the fault makes wrong, less those that it makes right."""
-    _, wrong_only_faulted, wrong_only_clean = found.stated_pairs or (0, 0, 0)
-    return wrong_only_faulted - wrong_only_clean
+def _change(found: FaultedTask) -> float:
+    return found.step_change.value if found.step_change is not None else 0.0
 
 
 def _zombie(tasks: TaskScores, names: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ Four questions, each on common items:
 - How often is a task right, of the trials of items that the clean model solves?
 - Which fails more often, retrieval or reasoning? Trial t of an item's retrieval against trial t of its reasoning.
 - Given the operands, is the result right less often than clean? A worked answer states its operands first, so one
-  answer shows both. Trials that state them are compared with the golden answer of the same prompt.
+  answer shows both. Trials that state them are compared with the golden answer of the same prompt, which counts once.
 - Does a longer context hurt more than its dose explains? (`kvspec.score.lengths`)
 """
 
@@ -24,8 +24,8 @@ from kvspec.score.cells import Campaign, CellPlan
 from kvspec.score.grading import RIGHT, STATED, Graders
 from kvspec.score.lengths import LengthEffect, Sample, length_effects
 from kvspec.score.trials import GOLDEN, TrialScores
-from kvspec.stats.exact import holm, mcnemar
-from kvspec.stats.intervals import Proportion, Ratio, ratio_paired
+from kvspec.stats.exact import Strata, holm, mcnemar
+from kvspec.stats.intervals import Difference, Proportion, Ratio, ratio_paired
 
 SEEN = 4
 """Flag of an answer beside `RIGHT` and `STATED`: there is one."""
@@ -70,11 +70,14 @@ class FaultedTask:
     right_given_retrieved: Proportion
     """Reasoning tasks: right, of the trials whose item's retrieval requests are all right in the same trial number.
     Items that the clean model solves only. These are separate requests, with faults of their own."""
-    stated_pairs: tuple[int, int, int] | None
-    """Reasoning tasks: (pairs, wrong only under the fault, wrong only clean), of the trials that state the operands and
-    whose golden answer does; `None` without a pair."""
+    stated_prompts: int
+    """Reasoning tasks: prompts whose golden answer states the operands, and a trial too. 0 for others."""
+    step_change: Difference | None
+    """Right, of the trials that state the operands, less right of their golden answers, within prompts; `None` where
+    all of them are right, all wrong, or none."""
     p: float | None
-    """McNemar's exact test of these pairs; `None` without a pair."""
+    """That it changes: exact conditional test with prompts as strata, in which a golden answer counts once however many
+    trials it is compared with; `None` without `stated_prompts`."""
     p_holm: float | None
     """The same, adjusted over all cells and tasks."""
 
@@ -100,7 +103,7 @@ class TaskPair:
     p: float
     """McNemar's exact test, two-sided."""
     p_holm: float
-    """The same, adjusted over all pairs of the run."""
+    """The same, adjusted over all pairs of the run that are `same_operands`, or over all others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,8 @@ class Answers:
         self._series = np.unique(np.array([plan.series for plan in plans], str), return_inverse=True)[1]
         """Equal for cells that differ in their rate only."""
         self._graders = Graders(tasks)
+        self._text = np.unique(np.array(campaign.prompts, object), return_inverse=True)[1]
+        """`[requests]`: equal for equal texts, whose golden answers are one answer."""
         requests = len(tasks)
         self._golden: Flags = np.zeros(requests, np.uint8)
         self._faulted: Flags = np.zeros((cells, requests, per_prompt), np.uint8)
@@ -167,10 +172,13 @@ class Answers:
             self._under(cell, *key, requests) for key, requests in groups.items() for cell in range(len(self._faulted))
         ]
         pairs = list(self._pairs(groups))
+        families = {same: _adjusted([pair for pair in pairs if pair.same_operands == same]) for same in (True, False)}
         lengths = length_effects(
             {key: self._sample(requests) for key, requests in groups.items()} if self._flips.size else {}
         )
-        return TaskScores(clean, tuple(_adjusted(faulted)), tuple(_adjusted(pairs)), lengths)
+        return TaskScores(
+            clean, tuple(_adjusted(faulted)), tuple(next(families[pair.same_operands]) for pair in pairs), lengths
+        )
 
     def _sample(self, requests: list[int]) -> Sample:
         solved = [request for request in requests if self._golden[request] & RIGHT]
@@ -191,10 +199,7 @@ class Answers:
         reasoning = task["kind"] == "reasoning"
         right, stated, given = _shares(flags, bool(task["operands"]))
         solved = flags[(golden & RIGHT) > 0]
-        both = ((flags & STATED) > 0) & ((golden & STATED) > 0)[:, None]
-        wrong, clean_wrong = (flags & RIGHT) == 0, ((golden & RIGHT) == 0)[:, None]
-        pairs = int(both.sum()) if reasoning else 0
-        only = int((both & wrong & ~clean_wrong).sum()), int((both & ~wrong & clean_wrong).sum())
+        step = self._step(cell, requests if reasoning else [])
         return FaultedTask(
             cell=cell,
             task=name,
@@ -208,10 +213,22 @@ class Answers:
             right_given_retrieved=(
                 self._given_retrieved(cell, context, requests) if reasoning else Proportion.of(0, 0)
             ),
-            stated_pairs=(pairs, *only) if pairs else None,
-            p=mcnemar(*only) if pairs else None,
+            stated_prompts=len(step.k1),
+            step_change=step.difference(),
+            p=step.different() if len(step.k1) else None,
             p_holm=None,
         )
+
+    def _step(self, cell: int, requests: list[int]) -> Strata:
+        """Right answers of the trials that state their operands, against those of the golden answers that do."""
+        texts, first, stratum = np.unique(self._text[requests], return_index=True, return_inverse=True)
+        faulted, golden = self._faulted[cell, requests], self._golden[requests][first]
+        stated, clean = (faulted & STATED) > 0, (golden & STATED) > 0
+        counts = [
+            np.bincount(stratum, weights=np.count_nonzero(some, axis=1), minlength=len(texts))
+            for some in (stated & ((faulted & RIGHT) > 0), stated)
+        ]
+        return Strata.of(counts[0], counts[1], clean & ((golden & RIGHT) > 0), clean)
 
     def _expected_flips(self, cell: int, requests: list[int]) -> float | None:
         """The plan's estimate is the mean over all prompts, each with as long an answer as is allowed: scaled to these

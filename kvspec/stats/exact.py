@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import sqrt
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import bdtr, gammaln
 
-from kvspec.stats.intervals import Difference, normal_quantile
+from kvspec.stats.intervals import Difference, difference_independent, normal_quantile
 
 ALPHA = 0.05
 EXACT_UP_TO = 2_000
@@ -85,10 +86,12 @@ class Strata:
     def difference(self) -> Difference | None:
         """Success of the first group less that of the second, common to all strata, with its 95 % interval.
 
-        Mantel-Haenszel weights; the variance of Sato (1989) holds for few large strata and for many small ones.
-        `None` without a stratum of both groups.
+        Mantel-Haenszel weights; the variance of Sato (1989) holds for few large strata and for many small ones. Where
+        it is 0, as no stratum holds two answers in one group, the interval spans that of independent samples.
+        `None` without a stratum in which one trial succeeds and one fails: such strata tell nothing apart.
         """
-        if not len(self.k1):
+        marked = self.k1 + self.k2
+        if not ((marked > 0) & (marked < self.n1 + self.n2)).any():
             return None
         k1, n1, k2, n2 = (column.astype(float) for column in (self.k1, self.n1, self.k2, self.n2))
         total = n1 + n2
@@ -96,7 +99,11 @@ class Strata:
         value = float(((k1 * n2 - k2 * n1) / total).sum() / weight)
         spread = (n1**2 * k2 - n2**2 * k1 + n1 * n2 * (n2 - n1) / 2) / total**2
         rest = (k1 * (n2 - k2) + k2 * (n1 - k1)) / (2 * total)
-        half = normal_quantile(0.95) * float(np.sqrt(max(0.0, value * spread.sum() + rest.sum())) / weight)
+        variance = float(value * spread.sum() + rest.sum()) / weight**2
+        if variance <= 0:
+            pooled = difference_independent(*(int(column.sum()) for column in (self.k1, self.n1, self.k2, self.n2)))
+            return Difference(value, min(value, pooled.low), max(value, pooled.high))
+        half = normal_quantile(0.95) * sqrt(variance)
         return Difference(value, max(-1.0, value - half), min(1.0, value + half))
 
 
