@@ -13,6 +13,7 @@ from typing import cast
 
 import pytest
 
+from kvspec.models import describe, prompt_lengths
 from kvspec.plan import Trial, compile_plan
 from kvspec.records import Record, RunStore
 from kvspec.score import Proportion
@@ -114,6 +115,16 @@ def test_every_job_of_the_gpu_script_is_a_plan(name: str) -> None:
     assert kind in ("run", "search")
     compile_plan(load_spec(ROOT / spec, [word for word in rest if "=" in word]))
     assert set(HOURS) | set(CACHE_GIB) <= set(JOBS)
+
+
+@pytest.mark.parametrize("name", ["context_length", "zombie"])
+def test_long_prompts_are_never_cut_into_chunks(name: str) -> None:
+    """As many as may run at once fit into one step, so that golden and its controls are computed alike."""
+    _, spec, *rest = JOBS[name].split()
+    plan = compile_plan(load_spec(ROOT / spec, [word for word in rest if "=" in word])).spec
+    lengths, _ = prompt_lengths(plan.model, describe(plan.model), plan.prompts.texts)
+    assert plan.engine.max_num_batched_tokens is not None
+    assert plan.engine.max_num_seqs * max(lengths) <= plan.engine.max_num_batched_tokens
 
 
 @pytest.mark.parametrize("path", sorted(SPECS.glob("*.yaml")), ids=lambda path: path.stem)

@@ -44,6 +44,18 @@ def test_a_question_comes_with_hypothesis_and_decision_rule(path: Path) -> None:
     assert len({bool(notes[name]) for name in ("question", "hypothesis", "decision")}) == 1, notes
 
 
+GUIDE = {"quickstart", "smoke", "gpt2_bitrot", "high_rate_demo"}
+"""Specs that ask the prompts of the guide."""
+
+
+@pytest.mark.parametrize("path", [path for path in SPECS if path.stem not in GUIDE], ids=lambda path: path.stem)
+def test_a_question_about_a_model_is_asked_of_many_prompts(path: Path) -> None:
+    """Trials of one prompt are alike, so that a thousand of five prompts decide little about others."""
+    texts = load_spec(path).prompts.texts
+    small = {"needle_smollm2", "zombie_search", "early_vs_late", "context_length"}  # GPU jobs raise their `items`
+    assert len(set(texts)) >= (50 if path.stem not in small else 10)
+
+
 def test_the_guide_is_covered() -> None:
     assert {path.stem for path in SPECS} >= {
         "smoke", "gpt2_bitrot", "burst_length", "msb", "page_local", "high_rate_demo", "needle_smollm2",
