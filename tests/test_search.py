@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +14,15 @@ import pytest
 from kvspec.errors import KvspecError
 from kvspec.plan import Plan, compile_plan
 from kvspec.records import Record, RecordWriter, RunStore
+from kvspec.score import Proportion
+from kvspec.search import Found, read_search
 from kvspec.search import run as searching
-from kvspec.search import search
+from kvspec.search.export import examples
 from kvspec.search.model import entry, series_of
+from kvspec.search.run import search
 from kvspec.spec import load_spec
 from kvspec.spec.model import Fault
-from tools.findings import searched
+from tools.findings import searched, share
 
 SPEC = """
 kvspec: 1
@@ -36,123 +37,204 @@ faults:
     rate: {per_bit: [1e-8, 1e-5]}
     where: [{}, {tokens: decode, layers: [0, "3-5"]}]
   - {name: Reads, model: random, site: KV_READ, rate: {per_bit: [1e-7, 1e-5]}, where: {steps: ["15-"], cache: [V]}}
+  - {name: Loud, model: random, site: KV_READ, rate: {per_bit: [1e-7, 1e-5]}, where: {steps: ["15-"]}}
 controls: {null_trials: 0, golden_repeats: 0}
 trials: 1
 """
 OBSERVER: Any = SimpleNamespace(phase=lambda _: None)
+TASKS = SPEC.replace("TASKS", "retrieve_b, product")
 
 
-def losses(fault: Fault) -> tuple[float, float]:
-    """Shares of retrieval and reasoning that are lost: together, except for late reads, which spare retrieval."""
+def without(*names: str) -> str:
+    """The spec without some of its faults."""
+    lines = TASKS.splitlines()
+    start = {name: next(i for i, line in enumerate(lines) if f"name: {name}" in line) for name in names}
+    gone = {i for name, at in start.items() for i in range(at, at + (5 if name == "Uniform" else 1))}
+    return "\n".join(line for i, line in enumerate(lines) if i not in gone) + "\n"
+
+
+def losses(fault: Fault) -> tuple[float, float, float]:
+    """Shares of retrieval and reasoning that are lost, and of both that are detected. Uniform faults lose both alike;
+    reads spare retrieval; what the loud ones break is detected, and so is as much of retrieval."""
     lost = min(1.0, (fault.rate.value / 1e-6) ** 2 * 0.05)  # 5 % at 1e-6
-    return (0.0 if fault.where.steps != "all" else lost), lost
+    return (0.0 if fault.where.steps != "all" else lost), lost, (lost if fault.name == "Loud" else 0.0)
 
 
-@pytest.fixture
-def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def answer(plan: Plan, out: Path, *_: object) -> None:
+    """A campaign whose trials are lost by formula."""
+    with RunStore.create(out, plan, version="test") as store, RecordWriter(store) as writer:
+        for trial in plan.trials():
+            task = plan.spec.prompts.tasks[trial.request]
+            assert task is not None
+            right = "It is " + re.findall(r"0\*(?:\(\?:)?(\d+)", str(task.grader.expected))[0]
+            if task.kind == "reasoning":
+                right = f"{task.operands[0]:.0f} and {task.operands[1]:.0f} = {task.operands[0] * task.operands[1]:.0f}"
+            lost = detected = False
+            if trial.kind == "fault":
+                shares = losses(plan.cells[trial.cell].fault)
+                place = (int(task.item) * 61 + plan.spec.seed) % 100 + 0.5
+                lost, detected = place < 100 * shares[task.kind == "reasoning"], place < 100 * shares[2]
+            writer.add(
+                Record(
+                    trial_id=trial.id, kind=trial.kind, cell=trial.cell, request=trial.request, trial=trial.trial,
+                    prompt_tokens=4, token_ids=[int(lost)], text="!!" if lost else right, finish_reason="stop",
+                    tokens_written=5, flips_planned=0, flips_landed=0, nonfinite_at=3 if detected else None,
+                )
+            )  # fmt: skip
+        store.finish()
+
+
+def go(folder: Path, text: str = TASKS, steps: int = 4, *overrides: str) -> tuple[Found, list[Plan]]:
+    """Search; what was found, and the plans that ran."""
     ran: list[Plan] = []
-
-    def run(plan: Plan, out: Path, *_: object) -> None:
-        ran.append(plan)
-        with RunStore.create(out, plan, version="test") as store, RecordWriter(store) as writer:
-            for trial in plan.trials():
-                task = plan.spec.prompts.tasks[trial.request]
-                assert task is not None
-                right = "It is " + re.findall(r"0\*(?:\(\?:)?(\d+)", str(task.grader.expected))[0]
-                if task.kind == "reasoning":
-                    right = (
-                        f"{task.operands[0]:.0f} and {task.operands[1]:.0f} = {task.operands[0] * task.operands[1]:.0f}"
-                    )
-                lost = False
-                if trial.kind == "fault":
-                    share = losses(plan.cells[trial.cell].fault)[task.kind == "reasoning"]
-                    lost = (int(task.item) * 61 + plan.spec.seed) % 100 + 0.5 < 100 * share
-                writer.add(
-                    Record(
-                        trial_id=trial.id, kind=trial.kind, cell=trial.cell, request=trial.request, trial=trial.trial,
-                        prompt_tokens=4, token_ids=[int(lost)], text="!!" if lost else right, finish_reason="stop",
-                        tokens_written=5, flips_planned=0, flips_landed=0,
-                    )
-                )  # fmt: skip
-            store.finish()
-
-    monkeypatch.setattr(searching, "run_campaign", run)
-    monkeypatch.setattr(searching, "open_session", lambda *_: nullcontext())
-
-    def go(text: str = SPEC.replace("TASKS", "retrieve_b, product"), steps: int = 4, *overrides: str) -> Any:
-        (tmp_path / "spec.yaml").write_text(text, encoding="utf-8")
-        return search(tmp_path / "spec.yaml", overrides, tmp_path / "out", steps, OBSERVER), ran
-
-    return go
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(searching, "run_campaign", lambda plan, out, *_: (ran.append(plan), answer(plan, out)))
+        patch.setattr(searching, "open_session", lambda *_: nullcontext())
+        (folder / "spec.yaml").write_text(text, encoding="utf-8")
+        return search(folder / "spec.yaml", overrides, folder / "out", steps, OBSERVER), ran
 
 
-def test_rates_are_bisected_where_retrieval_is_lost(go: Callable[..., Any]) -> None:
-    found, ran = go(SPEC.replace("TASKS", "retrieve_b, product"), 12)
-    everywhere, some, reads = found.series
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, list[Plan]]:
+    """A search of all faults, for those who only look at it."""
+    return go(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def loud(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, list[Plan]]:
+    """One without the reads that nothing detects."""
+    return go(tmp_path_factory.mktemp("loud"), without("Reads"))
+
+
+def test_rates_are_tried_where_reasoning_falls_and_where_retrieval_is_lost(tmp_path: Path) -> None:
+    found, ran = go(tmp_path, TASKS, 8)
+    everywhere, some, reads, loud = found.series
     for series in (everywhere, some):
-        holds, lost = series.bracket
-        assert holds.rate <= 1.05e-6 < lost.rate <= 1.1 * holds.rate  # the sixth item is lost there
-        low, high = series.interval
-        assert low < 1e-6 < high
-    assert [point.rate for point in reads.points] == [1e-7, 1e-5]  # never lost: nothing to part
-    assert {cell.fault.rate.value for cell in ran[1].cells} == {3.162e-7}  # the middle of 1e-8 and 1e-5
+        (window,) = series.windows(False)
+        # five of a hundred are lost at 1e-6, half at 3.2e-6
+        assert window.kept.before <= 1.05e-6 < window.kept.after <= 1.4 * window.kept.before
+        assert window.halved.before <= 3.17e-6 < window.halved.after <= 1.4 * window.halved.before
+        assert window.kept.low < 1e-6 < window.kept.high
+        assert window.halved.low < 3.16e-6 < window.halved.high
+        assert window.decision == "none"
+    for series in (reads, loud):  # retrieval is never lost: only the fall of reasoning is placed
+        (window,) = series.windows(False)
+        assert (window.kept.never, window.decision) == (True, "window")
+        assert window.halved.value == pytest.approx(3.16e-6, rel=0.05)
+        assert max(point.rate for point in series.points) == 1e-5
+    first = [cell.fault.rate.value for cell in ran[1].cells]
+    assert first == pytest.approx([3.162e-7] * 2 + [1e-6] * 2)  # the middles of what the grid leaves
     assert {plan.spec.seed for plan in ran[:-1]} == {0}
 
 
-def test_the_state_is_found_and_measured_with_another_seed(go: Callable[..., Any], tmp_path: Path) -> None:
-    found, ran = go()
-    assert found.closest.fault.name == "Reads"
-    assert found.closest.rate == 1e-5
-    assert found.shown
-    assert found.verdict().startswith("Found: a zombie state")
-    assert "under Reads[KV_READ, " in found.verdict()
-    assert ", 1e-05 per_bit]; with another seed" in found.verdict()
-    assert found.verdict().endswith(
-        "These faults spare the first 15 tokens of every answer, and what is asked for in them."
-    )
-    assert found.confirmed.states[0].reasoned.k == 0
-    profile = load_spec(tmp_path / "out" / "profile.yaml")
+def test_the_state_is_found_and_measured_with_another_seed(whole: tuple[Found, list[Plan]]) -> None:
+    found, ran = whole
+    for silent in (False, True):
+        assert found.closest(silent).fault.name == "Reads"
+        assert found.closest(silent).rate == 5.623e-6  # all is lost there and above
+        assert found.shown(silent)
+        verdict = found.verdict(silent)
+        assert verdict.startswith(f"Found: a {'silent ' * silent}zombie state (")
+        assert "under Reads[KV_READ, V, steps 15-, 5.623e-06 per_bit]; with another seed" in verdict
+        assert "These faults spare the first 15 tokens of every answer, and what is asked for in them." in verdict
+        again = found.again(silent)
+        assert again is not None
+        point, state = again
+        assert (state.reasoned.k, point.name) == (0, "Reads")
+    profile = load_spec(found.folder / "profile.yaml")
     assert compile_plan(profile).digest == ran[-1].digest
-    assert profile.faults[0].where == found.closest.fault.where
+    assert len(profile.faults) == 1  # both definitions chose the same cell
+    assert profile.faults[0].where == found.closest(True).fault.where
     assert profile.seed == ran[0].spec.seed + 1
     assert profile.prompts == ran[0].spec.prompts
 
 
-def test_without_a_state_the_closest_point_is_told(go: Callable[..., Any]) -> None:
-    text = SPEC.replace("TASKS", "retrieve_b, product")
-    found, _ = go(text[: text.index("  - {name: Reads")] + text[text.index("controls") :])
-    assert not found.shown
-    assert found.verdict().startswith("None: no zombie state")
+def test_a_state_whose_trials_are_all_detected_is_no_silent_one(loud: tuple[Found, list[Plan]]) -> None:
+    found, ran = loud
+    assert found.verdict(False).startswith("Found: a zombie state (")
+    assert "under Loud[" in found.verdict(False)
+    assert "retrieve_b: right 0, right but detected 100, wrong silently 0" in found.verdict(False)
+    assert "product: right 0, right but detected 0, wrong silently 0, wrong and detected 100" in found.verdict(False)
+    assert found.verdict(True).startswith("None: no silent zombie state (")
+    assert found.where(True).startswith("Uniform[")
+    (window,) = found.series[2].windows(True)
+    assert window.most is not None
+    assert (window.halved.never, window.most.k, window.decision) == (True, 0, "none")
+    profile = (found.folder / "profile.yaml").read_text(encoding="utf-8")
+    assert [cell.fault.name for cell in ran[-1].cells] == ["Loud", "Uniform"]
+    assert profile.startswith("# The closest points of a search (`kvspec search spec.yaml`), with another seed.")
+    assert "\n# - silent zombie state (" in profile
+    assert ", not shown: Uniform[" in profile
+
+
+def test_without_a_state_the_closest_point_is_told(tmp_path: Path) -> None:
+    found, _ = go(tmp_path, without("Reads", "Loud"))
+    for silent in (False, True):
+        assert not found.shown(silent)
+        assert found.verdict(silent).startswith(f"None: no {'silent ' * silent}zombie state")
+        states = [p.closest(silent).distance for s in found.series for p in s.points]
+        assert found.closest(silent).closest(silent).distance == min(states) > 0
+        assert found.where(silent).startswith("Uniform[KV_WRITE, everywhere], rates per_bit: ")
     assert min(abs(p.rate / 1e-6 - 1) for s in found.series for p in s.points) < 0.5
-    states = [p.closest.distance for s in found.series for p in s.points]
-    assert found.closest.closest.distance == min(states) > 0
 
 
-def test_a_state_that_the_other_seed_does_not_show_is_none(go: Callable[..., Any]) -> None:
-    found, _ = go()
-    assert found.shown
-    again = replace(found, confirmed=replace(found.confirmed, states=found.series[0].points[0].states))
-    assert not again.shown
-    assert again.verdict().startswith("None")
+def test_a_state_that_the_other_seed_does_not_show_is_none(whole: tuple[Found, list[Plan]]) -> None:
+    found, _ = whole
+    (point,) = found.confirmed
+    again = replace(found, confirmed=(replace(point, states=found.series[0].points[0].states),))
+    assert not again.shown(False)
+    assert again.verdict(False).startswith("None")
+    alone = replace(found, confirmed=())
+    assert not alone.shown(True)
+    assert "; not run with another seed. Trials: retrieve_b: right 100" in alone.verdict(True)
+    assert alone.verdict(True).startswith("Undecided")
 
 
-def test_a_page_of_results_tells_what_was_found(go: Callable[..., Any], tmp_path: Path) -> None:
-    found, _ = go()
-    (tmp_path / "out" / "search.json").write_text(json.dumps(found.to_json()), encoding="utf-8")
-    page = searched(tmp_path / "out")
-    assert page.sentences[0] == found.verdict()
-    assert page.sentences[1].endswith("by task, with another seed: 0 in retrieve_b, 0 in product.")
-    assert len(page.table) == 2 + len(found.series)
-    (row,) = (line for line in page.table if line.startswith(f"| {found.closest.name} |"))
-    assert f"{found.closest.closest.recalled.n:,} | product " in row
+def test_a_search_is_read_again_without_an_engine(whole: tuple[Found, list[Plan]]) -> None:
+    found, _ = whole
+    again = read_search(found.folder)
+    assert again == found
+    assert again.to_json() == found.to_json()
 
 
-def test_few_items_decide_nothing(go: Callable[..., Any]) -> None:
+def test_what_is_no_finished_search_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KvspecError, match="it is none"):
+        read_search(tmp_path)
+    go(tmp_path, TASKS, 0, "prompts.items=3")
+    (tmp_path / "out" / "state" / "run.json").unlink()
+    with pytest.raises(KvspecError, match="it has not ended"):
+        read_search(tmp_path / "out")
+
+
+def test_a_page_of_results_tells_what_was_found(whole: tuple[Found, list[Plan]]) -> None:
+    found, _ = whole
+    page = searched(found.folder)
+    assert list(page.sentences[:4]) == found.sentences()
+    assert page.sentences[4].endswith("Reads, by task, with another seed: 0 in retrieve_b, 0 in product.")
+    assert len(page.table) == 2 + 2 * len(found.series)
+    rows = [line for line in page.table if line.startswith("| Reads[KV_READ, V, steps 15-], per bit, ")]
+    assert [row.split(" | ")[1] for row in rows] == ["answers", "silent"]
+    assert all(" | window, ratio > " in row and f"product {share(Proportion.of(0, 100))}" in row for row in rows)
+
+
+def test_few_items_decide_nothing(tmp_path: Path) -> None:
     """A state of 3 of 3 against 0 of 3 is one by its shares alone."""
-    found, _ = go(SPEC.replace("TASKS", "retrieve_b, product"), 0, "prompts.items=3")
-    assert not found.shown
-    assert found.closest.closest.distance <= 0
-    assert found.verdict().startswith("Undecided: a zombie state")
+    found, _ = go(tmp_path, TASKS, 0, "prompts.items=3")
+    assert not found.shown(False)
+    assert found.closest(False).closest(False).distance <= 0
+    assert found.verdict(False).startswith("Undecided: a zombie state")
+
+
+def test_examples_are_pairs_that_show_the_state(loud: tuple[Found, list[Plan]]) -> None:
+    found, _ = loud
+    shown = examples(found, False)
+    assert [one.task for one in shown[:4]] == ["retrieve_b", "product"] * 2
+    assert all(a.item == b.item and a.right and not b.right for a, b in zip(shown[::2], shown[1::2], strict=True))
+    assert all(one.detected for one in shown)
+    # no cell is silent: the closest one has items that are right in both, and those that lose both
+    quiet = examples(found, True)
+    assert not any(one.detected for one in quiet)
+    assert len(quiet) == 2 * 100
 
 
 def test_entries_of_a_profile_give_the_fault_again(tmp_path: Path) -> None:
@@ -191,9 +273,9 @@ def test_entries_of_a_profile_give_the_fault_again(tmp_path: Path) -> None:
     assert len(series_of(spec.faults)) == 6
 
 
-def test_prompts_of_one_kind_cannot_be_searched(go: Callable[..., Any]) -> None:
+def test_prompts_of_one_kind_cannot_be_searched(tmp_path: Path) -> None:
     with pytest.raises(KvspecError) as caught:
-        go(SPEC.replace("TASKS", "retrieve_b"))
+        go(tmp_path, SPEC.replace("TASKS", "retrieve_b"))
     assert caught.value.diagnostics[0].code == "KVS506"
 
 

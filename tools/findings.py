@@ -5,7 +5,7 @@ Every function takes scored runs and gives `Findings`: sentences that follow fro
 
 from __future__ import annotations
 
-import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
@@ -22,7 +22,8 @@ from kvspec.records import RunStore
 from kvspec.score import CellScore, Proportion
 from kvspec.score.grid import EXACT, SCORED, discordant
 from kvspec.score.scores import Scored
-from kvspec.score.zombie import ZombieState
+from kvspec.search import read_search
+from kvspec.search.found import BOTH
 from kvspec.spec.model import ModelSpec
 from kvspec.stats.association import slope
 from kvspec.stats.exact import ALPHA, Strata, holm, mcnemar
@@ -209,40 +210,41 @@ def _same_losses(a: Proportion, held_a: float, b: Proportion, held_b: float) -> 
 
 
 def searched(folder: Path) -> Findings:
-    """What `kvspec search` left in its folder: the verdict, and per fault where the best retrieval task is lost.
+    """What `kvspec search` left: both verdicts, and per fault where reasoning falls and where retrieval is lost.
 
-    The flips that landed in each task of the closest cell are told as well: a task whose answers end before a fault
+    The flips that landed in each task of the closest cells are told as well: a task whose answers end before a fault
     starts is spared, not robust.
     """
-    data = json.loads((folder / "search.json").read_text(encoding="utf-8"))
+    found = read_search(folder)
     table = [
-        "| closest cell of a fault | retrieval is lost between | rates | retrieval | reasoning |",
-        "|---" * 5 + "|",
+        "| fault, its rates | definition | reasoning fails in half at | retrieval is kept to | state | closest cell |",
+        "|---" * 6 + "|",
     ]
-    for series in data["series"]:
-        low, high = ("?" if end is None else f"{end:.3g}" for end in series["retrieval_lost_between"])
-        states = [(_state(state), point["cell"]) for point in series["points"] for state in point["states"]]
-        best, cell = min(states, key=lambda one: one[0].order)
-        table.append(
-            f"| {cell} | {low} and {high} {series['unit'].replace('_', ' ')} | {len(series['points'])} | "
-            f"{best.retrieval} {share(best.recalled)} | {best.reasoning} {share(best.reasoned)} |"
-        )
-    return Findings("Search", (data["verdict"], _landed(RunStore.open(folder / "state"))), tuple(table))
+    for series in found.series:
+        unit = series.fault.rate.unit.replace("_", " ")
+        for silent in BOTH:
+            window, point = series.windows(silent)[0], series.closest(silent)
+            best = point.closest(silent)
+            start = window.start if window.detected is None else f"{window.start}, up to {window.last}"
+            table.append(
+                f"| {series.label}, {unit}, {len(series.points)} rates | {'silent' if silent else 'answers'} | "
+                f"{window.reasoning} {start} | {window.retrieval} {window.stop} | {window.conclusion} | "
+                f"{point.rate:g}: {best.retrieval} {share(best.recalled)}, {best.reasoning} {share(best.reasoned)} |"
+            )
+    return Findings("Search", (*found.sentences(), *_landed(RunStore.open(folder / "state"))), tuple(table))
 
 
-def _landed(run: RunStore) -> str:
-    tasks = [task["name"] for task in run.plan()["spec"]["prompts"]["tasks"]]
-    flips: dict[str, list[int]] = {task: [] for task in tasks}
-    for row in run.table(["kind", "request", "flips_landed"]).to_pylist():
+def _landed(run: RunStore) -> Iterator[str]:
+    plan = run.plan()
+    tasks = [task["name"] for task in plan["spec"]["prompts"]["tasks"]]
+    flips: dict[tuple[int, str], list[int]] = defaultdict(list)
+    for row in run.table(["kind", "cell", "request", "flips_landed"]).to_pylist():
         if row["kind"] == "fault":
-            flips[tasks[row["request"]]].append(row["flips_landed"])
-    means = ", ".join(f"{sum(found) / len(found):.3g} in {task}" for task, found in flips.items() if found)
-    return f"Flips that landed in a request of the closest cell, by task, with another seed: {means}."
-
-
-def _state(data: Mapping[str, Any]) -> ZombieState:
-    recalled, reasoned = (Proportion(**data[name]) for name in ("recalled", "reasoned"))
-    return ZombieState(data["cell"], data["context"], data["retrieval"], data["reasoning"], recalled, reasoned)
+            flips[row["cell"], tasks[row["request"]]].append(row["flips_landed"])
+    for cell in plan["cells"]:
+        means = [(task, flips[cell["index"], task]) for task in dict.fromkeys(tasks)]
+        said = ", ".join(f"{sum(found) / len(found):.3g} in {task}" for task, found in means if found)
+        yield f"Flips that landed in a request of {cell['name']}, by task, with another seed: {said}."
 
 
 def published(run: Scored, figures: Mapping[str, Any]) -> Findings | None:

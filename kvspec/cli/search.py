@@ -13,17 +13,18 @@ if TYPE_CHECKING:
     from kvspec.search import Found
 
 RESULT = "search.json"
-MAPS = "maps"
 
 
 @click.command()
-@click.argument("spec", type=click.Path(path_type=Path))
+@click.argument("spec", metavar="SPEC | FOLDER", type=click.Path(path_type=Path))
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder of the search. Default: runs/<name>-<digest>-search."
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder of the search. Default: runs/<name>-<digest>-search; that of FOLDER is FOLDER.",
 )
 @set_option
 @click.option("--steps", type=click.IntRange(0, 30), default=5, show_default=True, help="Bisections after the grid.")
-@click.option("--maps", "most", type=click.IntRange(0), default=10, show_default=True, help="Fault maps to export.")
+@click.option("--maps", "most", type=click.IntRange(0), default=8, show_default=True, help="Most fault maps to export.")
 @click.option("--quiet", is_flag=True, help="No progress, only the result.")
 @format_option("`json` prints every point.")
 def command(
@@ -31,13 +32,18 @@ def command(
 ) -> int:
     """Search the faults of SPEC for a zombie state: retrieval at 95 % of clean or above, reasoning at 50 % or below.
 
-    The cells of SPEC are run first. Then, for every fault, its rate is bisected between the last rate at which the best
-    retrieval task keeps 95 % and the first at which none does. The closest cell is run again with another seed, and
-    left as a spec of its own (profile.yaml) with fault maps of its trials (maps/). All in one engine.
+    The cells of SPEC are run first. Then, for every fault, more rates are tried where reasoning falls to half and where
+    retrieval is lost. Both rates are told with their intervals, and whether a state lies between them: by the answers,
+    and silent, that is of trials that no check of the logits would have stopped. The closest cells are run again with
+    another seed, and left as a spec (profile.yaml), figures (profile.json) and fault maps of trials (maps/). All in one
+    engine.
+
+    A FOLDER that such a search left is read again without an engine; `--out` then says where its files go.
 
     \b
     Examples:
-      kvspec search specs/zombie_search.yaml --set prompts.items=385 --out runs/zombie
+      kvspec search specs/zombie_search.yaml --set prompts.items=200 --out runs/zombie
+      kvspec search runs/zombie --out exported --maps 4
       kvspec run runs/zombie/profile.yaml --out runs/again
       kvspec replay runs/zombie/maps/*.parquet
 
@@ -45,28 +51,19 @@ def command(
     Exit codes: 0 done, whether or not the state was found, 2 bad spec or usage, 3 engine failed or something is
     missing, 130 interrupted (the same command goes on).
     """
-    from kvspec.engine.requirements import require_vllm
-    from kvspec.plan import compile_plan
-    from kvspec.spec import load_spec
-
-    plan = compile_plan(load_spec(spec, overrides))
-    require_vllm()  # the next imports need it
+    found = _read(spec, overrides) if spec.is_dir() else _search(spec, overrides, out, steps, quiet)
+    folder = out or found.folder
 
     from kvspec.cli.files import write_output
-    from kvspec.cli.progress import CampaignProgress
-    from kvspec.cli.run import default_folder
-    from kvspec.search import search
+    from kvspec.search.export import export
 
-    folder = out or default_folder(f"{plan.spec.name}-search", plan.digest)
-    with CampaignProgress(quiet=quiet) as progress:
-        found = search(spec, overrides, folder, steps, progress)
+    maps = export(found, folder, most)
     text = json_text(found)
     write_output(folder / RESULT, lambda stream: stream.write(text))
-    _export(found, folder / MAPS, most)
     if output == "json":
         print_json(found.to_json())
     else:
-        _print(found, folder)
+        _print(found, folder, maps)
     return 0
 
 
@@ -77,25 +74,44 @@ def json_text(found: Found) -> bytes:
     return json.dumps(found.to_json(), indent=1).encode()
 
 
-def _export(found: Found, folder: Path, most: int) -> None:
-    """Maps of the first trials of the state's run."""
-    from kvspec.maps import write_map
-    from kvspec.maps.runs import Run, file_name
+def _read(folder: Path, overrides: tuple[str, ...]) -> Found:
+    from kvspec.search import read_search
 
-    run = Run(found.state)
-    chosen = sorted(run.choose((), ()))[:most]
-    folder.mkdir(exist_ok=True)
-    for fault_map in run.maps(chosen):
-        write_map(fault_map, folder / file_name(fault_map))
+    if overrides:
+        raise click.UsageError("`--set` changes a spec; what is in FOLDER was measured")
+    return read_search(folder)
 
 
-def _print(found: Found, folder: Path) -> None:
-    click.echo("retrieval is lost between  fault")
+def _search(spec: Path, overrides: tuple[str, ...], out: Path | None, steps: int, quiet: bool) -> Found:
+    from kvspec.engine.requirements import require_vllm
+    from kvspec.plan import compile_plan
+    from kvspec.spec import load_spec
+
+    plan = compile_plan(load_spec(spec, overrides))
+    require_vllm()  # the next imports need it
+
+    from kvspec.cli.progress import CampaignProgress
+    from kvspec.cli.run import default_folder
+    from kvspec.search.run import search
+
+    folder = out or default_folder(f"{plan.spec.name}-search", plan.digest)
+    with CampaignProgress(quiet=quiet) as progress:
+        return search(spec, overrides, folder, steps, progress)
+
+
+def _print(found: Found, folder: Path, maps: list[Path]) -> None:
+    from kvspec.search.export import FIGURES
+    from kvspec.search.found import BOTH, PROFILE, STATE
+
+    click.echo("Two readings of a fault: by the answers, and silent (trials that are detected errors are no retrieval")
+    click.echo("and no silent failure). Rates at which a share passes its level, 95 % intervals.\n")
     for series in found.series:
-        low, high = series.interval
-        ends = f"{'?' if low is None else f'{low:.3g}'} and {'?' if high is None else f'{high:.3g}'}"
-        click.echo(f"{ends:<25}  {series.label}")
+        click.echo(f"{series.label}, rates {series.fault.rate.unit}")
+        for silent in BOTH:
+            click.echo(f"  {'silent:' if silent else 'answers:':<9}{series.windows(silent)[0].words}")
         for point in series.points:
-            click.echo(f"  {point.rate:<10.4g} {point.closest}")
-    click.echo(f"\n{found.verdict()}")
-    click.echo(f"\nprofile {found.profile}, its run {found.state}, maps {folder / MAPS}, every point {folder / RESULT}")
+            click.echo(f"    {point.rate:<10.4g} {point.closest(False).split}")
+    for sentence in found.sentences():
+        click.echo(f"\n{sentence}")
+    click.echo(f"\nprofile {folder / PROFILE}, its run {found.folder / STATE}, figures {folder / FIGURES}, ", nl=False)
+    click.echo(f"{len(maps)} maps, every point {folder / RESULT}")

@@ -21,7 +21,7 @@ from kvspec.score.grid import Grid
 from kvspec.score.model import CellScore, Flips, Floor, LogprobScore, Scores
 from kvspec.score.outcome import INVALID, MASKED, OUTCOMES, REASONS, UNSCORED
 from kvspec.score.samples import Samples
-from kvspec.score.tasks import Answers
+from kvspec.score.tasks import Answers, TaskScores
 from kvspec.score.trend import trends
 from kvspec.score.trials import ABSENT, DRIFTS, FAULT, GOLDEN_REPEAT, NULL, UNKNOWN, TrialScores, iter_trials
 from kvspec.score.verdict import verdict, warnings
@@ -88,6 +88,18 @@ def score_opened(
     )
     scores = replace(scores, verdict=verdict(scores), warnings=warnings(scores))
     return Scored(scores, totals.grid, golden, campaign.prompts)
+
+
+def score_tasks(path: Path | str) -> TaskScores:
+    """The graded answers of a run folder alone: a search needs nothing else of its many runs, and the effects of their
+    cells cost most of the time. Raises like `score_run`."""
+    store = RunStore.open(path)
+    campaign, golden = open_campaign(store)
+    totals = Totals(campaign)
+    for batch in iter_trials(store, golden):
+        totals.add(batch)
+    totals.require_unique()
+    return totals.answers.scores()
 
 
 def _geometry(store: RunStore) -> Geometry | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from kvspec.score.lengths import length_sentences
 from kvspec.score.tasks import CleanTask, FaultedTask, TaskPair, TaskScores
-from kvspec.score.zombie import ZOMBIE_RULE, zombie_states
+from kvspec.score.zombie import zombie_states
 from kvspec.stats.exact import ALPHA
 from kvspec.stats.intervals import Proportion
 
@@ -23,7 +23,7 @@ def sentences(tasks: TaskScores, names: Sequence[str], series: Sequence[str]) ->
     if tasks.pairs:
         flips = {(found.cell, found.context, found.task): found.expected_flips for found in tasks.faulted}
         said += _what_breaks_first(tasks.pairs, flips, names, series)
-        said.append(_zombie(tasks, names))
+        said += _zombie(tasks, names)
     said += [
         _step(clean, tasks.faulted, names, series)
         for clean in tasks.clean
@@ -148,20 +148,22 @@ def _change(found: FaultedTask) -> float:
     return found.step_change.value if found.step_change is not None else 0.0
 
 
-def _zombie(tasks: TaskScores, names: Sequence[str]) -> str:
-    """Whether some cell recalls and does not reason."""
-    states = zombie_states(tasks)
-    if not states:
-        return "Whether the model has a zombie state was not measured."
-    closest = min(states, key=lambda state: state.order)
-    where = (
-        f"{closest} under {names[closest.cell]}, of {_count(len(states), 'pair')} of a retrieval and a reasoning task"
-    )
-    if closest.distance > 0:
-        return f"No cell is in the zombie state ({ZOMBIE_RULE}); the closest: {where}."
-    if closest.shown:
-        return f"Zombie state ({ZOMBIE_RULE}), shown by both intervals (95 % each): {where}."
-    return f"A zombie state ({ZOMBIE_RULE}) is possible, but the intervals do not show it: {where}."
+def _zombie(tasks: TaskScores, names: Sequence[str]) -> Iterator[str]:
+    """Whether some cell recalls and does not reason, by its answers and silently."""
+    for silent in (False, True):
+        states = zombie_states(tasks, silent=silent)
+        if not states:
+            yield "Whether the model has a zombie state was not measured."
+            return
+        closest = min(states, key=lambda state: state.order)
+        pairs = f"{_count(len(states), 'pair')} of a retrieval and a reasoning task"
+        where = f"{closest} under {names[closest.cell]}, of {pairs}"
+        if closest.distance > 0:
+            yield f"No cell is in the {closest.name}; the closest: {where}."
+        elif closest.shown:
+            yield f"{closest.name[0].upper()}{closest.name[1:]}, shown by both intervals (95 % each): {where}."
+        else:
+            yield f"A {closest.name} is possible, but the intervals do not show it: {where}."
 
 
 def _at(clean: CleanTask) -> str:

@@ -23,12 +23,13 @@ from kvspec.plan.estimate import exposures
 from kvspec.score.cells import Campaign, CellPlan
 from kvspec.score.grading import RIGHT, STATED, Graders
 from kvspec.score.lengths import LengthEffect, Sample, length_effects
+from kvspec.score.outcome import DUE
 from kvspec.score.trials import GOLDEN, TrialScores
 from kvspec.stats.exact import Strata, holm, mcnemar
 from kvspec.stats.intervals import Difference, Proportion, Ratio, ratio_paired
 
-SEEN = 4
-"""Flag of an answer beside `RIGHT` and `STATED`: there is one."""
+SEEN, DETECTED = 4, 8
+"""Flags of an answer beside `RIGHT` and `STATED`: there is one; its trial is a detected error (due)."""
 
 Flags = NDArray[np.uint8]
 
@@ -51,6 +52,31 @@ class CleanTask:
 
 
 @dataclass(frozen=True, slots=True)
+class Ends:
+    """How the trials of one task under one cell ended, of the items that the clean model solves: right or wrong, and
+    undetected or a detected error (due: logits that are not finite, no end, an error of the engine)."""
+
+    right: int = 0
+    right_due: int = 0
+    """The answer is right, and whoever watches for detected errors would not have let it through."""
+    wrong: int = 0
+    """Silent failures."""
+    wrong_due: int = 0
+
+    @property
+    def n(self) -> int:
+        """All of them."""
+        return self.right + self.right_due + self.wrong + self.wrong_due
+
+    def __str__(self) -> str:
+        """`right 47, right but detected 153, wrong silently 0, wrong and detected 0, of 200`."""
+        return (
+            f"right {self.right:,}, right but detected {self.right_due:,}, wrong silently {self.wrong:,}, "
+            f"wrong and detected {self.wrong_due:,}, of {self.n:,}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class FaultedTask:
     """One task at one context under one cell."""
 
@@ -65,6 +91,8 @@ class FaultedTask:
     """Of all trials."""
     kept: Proportion
     """Right, of the trials of items that the clean model solves."""
+    ends: Ends
+    """The same trials, with what is detected told apart."""
     stated: Proportion
     right_given_stated: Proportion
     right_given_retrieved: Proportion
@@ -153,6 +181,7 @@ class Answers:
         for row, text in zip(rows.tolist(), texts, strict=True):
             request = int(batch.request[row])
             flags = SEEN if batch.crash[row] else SEEN + self._graders.flags(request, text)
+            flags |= DETECTED * int(batch.outcome[row] == DUE)
             if golden[row]:
                 self._golden[request] = flags
                 self._written[request] = written[row]
@@ -208,6 +237,7 @@ class Answers:
             expected_flips=self._expected_flips(cell, requests),
             right=right,
             kept=_share(solved, RIGHT),
+            ends=_ends(solved),
             stated=stated,
             right_given_stated=given,
             right_given_retrieved=(
@@ -324,6 +354,12 @@ class Answers:
 def _share(flags: Flags, flag: int) -> Proportion:
     seen = (flags & SEEN) > 0
     return Proportion.of(int((seen & ((flags & flag) > 0)).sum()), int(seen.sum()))
+
+
+def _ends(flags: Flags) -> Ends:
+    kinds = flags[(flags & SEEN) > 0] & (RIGHT | DETECTED)
+    right, right_due, wrong, wrong_due = (int((kinds == kind).sum()) for kind in (RIGHT, RIGHT | DETECTED, 0, DETECTED))
+    return Ends(right, right_due, wrong, wrong_due)
 
 
 def _shares(flags: Flags, operands: bool) -> tuple[Proportion, Proportion, Proportion]:

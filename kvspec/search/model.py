@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from kvspec.plan.compile import describe_ranges, describe_selector
-from kvspec.score.zombie import ZOMBIE_RETRIEVAL, ZombieState
+from kvspec.score.zombie import ZombieState
+from kvspec.search.window import CLOSE, Window, rounded
 from kvspec.spec.model import Fault, Range
 
-CLOSE = 1.1
-"""Neighbouring rates whose ratio is at most this are not parted any more."""
 PARAMETERS = {"burst": ("burst_len",), "msb_biased": ("msb_policy",), "page_local": ("page_tokens", "page_density")}
 """What a fault model has of its own. A profile says all of it, so that no default can change it."""
 
@@ -25,13 +24,13 @@ class Point:
     """Of the cell."""
     fault: Fault
     states: tuple[ZombieState, ...]
-    """Every retrieval task against every reasoning task."""
+    """Every retrieval task against every reasoning task, by answers and silent."""
 
     @property
     def label(self) -> str:
         """The fault with its selector and rate."""
         fault = self.fault
-        return f"{fault.name}[{fault.site}, {describe_selector(fault.where)}, {self.rate:g} {fault.rate.unit}]"
+        return f"{fault.name}[{_place(fault)}, {self.rate:g} {fault.rate.unit}]"
 
     @property
     def rate(self) -> float:
@@ -47,20 +46,15 @@ class Point:
             return 0
         return min(start for start, _ in steps)
 
-    @property
-    def recall(self) -> ZombieState:
-        """The state of the retrieval task that holds best: where it is lost, no retrieval holds."""
-        return max(self.states, key=lambda state: state.recalled.rate or 0.0)
+    def closest(self, silent: bool) -> ZombieState:
+        """The state that is nearest to a zombie's, by one of the two definitions."""
+        return min((state for state in self.states if state.silent == silent), key=lambda state: state.order)
 
-    @property
-    def closest(self) -> ZombieState:
-        """The state that is nearest to a zombie's."""
-        return min(self.states, key=lambda state: state.order)
-
-    @property
-    def recalls(self) -> bool:
-        """Whether retrieval holds, by its share."""
-        return (self.recall.recalled.rate or 0.0) >= ZOMBIE_RETRIEVAL
+    def like(self, other: ZombieState) -> ZombieState | None:
+        """The state of the same tasks by the same definition."""
+        key = (other.context, other.retrieval, other.reasoning, other.silent)
+        same = [s for s in self.states if (s.context, s.retrieval, s.reasoning, s.silent) == key]
+        return same[0] if same else None
 
     def to_json(self) -> dict[str, Any]:
         """The cell and all its states."""
@@ -68,13 +62,13 @@ class Point:
             "cell": self.name,
             "rate": self.rate,
             "fault": entry(self.fault),
-            "states": [asdict(state) | {"shown": state.shown} for state in self.states],
+            "states": [state_json(state) for state in self.states],
         }
 
 
 @dataclass(slots=True)
 class Series:
-    """A fault whose rate is searched. Retrieval is taken to fall with the rate."""
+    """A fault whose rate is searched."""
 
     fault: Fault
     """Any of its points; the rate is of no account."""
@@ -87,47 +81,52 @@ class Series:
     @property
     def label(self) -> str:
         """The fault without its rate."""
-        fault = self.fault
-        return f"{fault.name}, {fault.site}, {describe_selector(fault.where)}, {fault.rate.unit}"
+        return f"{self.fault.name}[{_place(self.fault)}]"
 
-    @property
-    def bracket(self) -> tuple[Point | None, Point | None]:
-        """The last point before retrieval is lost for the first time, and that one."""
-        holds: Point | None = None
+    def windows(self, silent: bool) -> list[Window]:
+        """The window of every pair of tasks by one definition, the widest first."""
+        pairs: dict[tuple[int, str, str], list[tuple[float, ZombieState]]] = defaultdict(list)
         for point in self.points:
-            if not point.recalls:
-                return holds, point
-            holds = point
-        return holds, None
+            for state in point.states:
+                if state.silent == silent:
+                    pairs[state.context, state.retrieval, state.reasoning].append((point.rate, state))
+        return sorted((Window.of(pair) for pair in pairs.values()), key=lambda window: -window.width)
 
-    @property
-    def interval(self) -> tuple[float | None, float | None]:
-        """Rates between which retrieval falls below the limit, by the 95 % intervals of its points: the highest one up
-        to which all of them lie above, and the lowest one that lies below."""
-        low: float | None = None
-        for point in self.points:
-            if (point.recall.recalled.low or 0.0) < ZOMBIE_RETRIEVAL:
-                break
-            low = point.rate
-        lost = [p.rate for p in self.points if (p.recall.recalled.high or 0.0) < ZOMBIE_RETRIEVAL]
-        return low, min(lost, default=None)
+    def closest(self, silent: bool) -> Point:
+        """The cell that is nearest to the state."""
+        return min(self.points, key=lambda point: point.closest(silent).order)
+
+    def next_faults(self) -> list[Fault]:
+        """The fault at the rates that would place the widest window better, by each of the two definitions."""
+        taken, found = [point.rate for point in self.points], []
+        for silent in (False, True):
+            for rate in map(rounded, self.windows(silent)[0].next_rates()):
+                # rates of the other definition are as good where they are about as high
+                if possible(self.fault, rate) and all(max(rate / one, one / rate) > CLOSE for one in taken):
+                    taken.append(rate)
+                    found.append(replace(self.fault, rate=replace(self.fault.rate, value=rate)))
+        return found
 
     def to_json(self) -> dict[str, Any]:
-        """The points by rising rate, and where retrieval is lost."""
+        """The windows of all pairs by both definitions, and the points by rising rate."""
         return {
             "fault": {key: value for key, value in entry(self.fault).items() if key != "rate"},
             "unit": self.fault.rate.unit,
-            "retrieval_lost_between": list(self.interval),
+            "windows": [window.to_json() for silent in (False, True) for window in self.windows(silent)],
             "points": [point.to_json() for point in self.points],
         }
 
-    def next_fault(self) -> Fault | None:
-        """The fault at the middle of the bracket on a logarithmic scale; `None` if there is nothing to part."""
-        holds, lost = self.bracket
-        if holds is None or lost is None or lost.rate / holds.rate <= CLOSE:
-            return None
-        middle = float(f"{math.sqrt(holds.rate * lost.rate):.4g}")  # as it will stand in the profile
-        return replace(self.fault, rate=replace(self.fault.rate, value=middle))
+
+def state_json(state: ZombieState) -> dict[str, Any]:
+    """A state with the shares that decide it."""
+    data = asdict(state) | {"recalled": asdict(state.recalled), "reasoned": asdict(state.reasoned)}
+    data["ends"] = {"retrieval": data["ends"][0], "reasoning": data["ends"][1]}
+    return data | {"shown": state.shown, "distance": state.distance}
+
+
+def possible(fault: Fault, rate: float) -> bool:
+    """Whether a fault may have that rate: a probability ends at 1."""
+    return rate <= 1 or fault.rate.unit == "fit"
 
 
 def series_of(faults: Iterable[Fault]) -> list[Series]:
@@ -171,6 +170,22 @@ def entry(fault: Fault) -> dict[str, Any]:
     if where.cache != ("K", "V"):
         chosen["cache"] = list(where.cache)
     return {**data, "where": chosen} if chosen else data
+
+
+def _place(fault: Fault) -> str:
+    """Site, bits where they are chosen, and selector."""
+    bits = "" if fault.bits == "all" or fault.model == "msb_biased" else f"bits {_bits(fault)}, "
+    return f"{fault.site}, {bits}{describe_selector(fault.where)}"
+
+
+def _bits(fault: Fault) -> str:
+    if isinstance(fault.bits, str):
+        return fault.bits
+    ranges: list[tuple[int, int]] = []
+    for bit in fault.bits:
+        start = ranges.pop()[0] if ranges and ranges[-1][1] == bit else bit
+        ranges.append((start, bit + 1))
+    return describe_ranges(tuple(ranges))
 
 
 def _ranges(ranges: tuple[Range, ...]) -> list[str | int]:

@@ -1,0 +1,163 @@
+"""What a search found: both definitions of the state, each decided by its search and by another seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvspec.errors import RecordsError
+from kvspec.maps.runs import Run
+from kvspec.plan import Plan
+from kvspec.score.scores import score_tasks
+from kvspec.score.zombie import SILENT_RULE, ZOMBIE_RULE, ZombieState, zombie_states
+from kvspec.search.model import Point, Series, entry, same_but_rate, series_of, state_json
+from kvspec.search.window import Window
+
+GRID, STEP, STATE, PROFILE = "grid", "step-{}", "state", "profile.yaml"
+"""What a folder of a search holds."""
+BOTH = (False, True)
+"""The two definitions: by answers, silent."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The whole search."""
+
+    series: tuple[Series, ...]
+    confirmed: tuple[Point, ...]
+    """The closest points with another seed: draws on which nothing was chosen."""
+    folder: Path
+
+    def closest(self, silent: bool) -> Point:
+        """The cell that is nearest to the state, over the whole search."""
+        return closest(self.series, silent)
+
+    def again(self, silent: bool) -> tuple[Point, ZombieState] | None:
+        """The same fault and tasks with another seed; `None` if it was not run again."""
+        point = self.closest(silent)
+        for other in self.confirmed:
+            if entry(other.fault) == entry(point.fault) and (state := other.like(point.closest(silent))) is not None:
+                return other, state
+        return None
+
+    def shown(self, silent: bool) -> bool:
+        """Whether both intervals show the state, in the search and with the other seed."""
+        again = self.again(silent)
+        return self.closest(silent).closest(silent).shown and again is not None and again[1].shown
+
+    def window(self, silent: bool) -> tuple[Series, Window]:
+        """Where in the rates of the closest fault the state lies."""
+        point = self.closest(silent)
+        series = next(one for one in self.series if same_but_rate(one.fault, point.fault))
+        state = point.closest(silent)
+        return series, next(
+            window
+            for window in series.windows(silent)
+            if (window.context, window.retrieval, window.reasoning) == (state.context, state.retrieval, state.reasoning)
+        )
+
+    def verdict(self, silent: bool) -> str:
+        """The result by one definition in a few sentences."""
+        point = self.closest(silent)
+        state, again = point.closest(silent), self.again(silent)
+        said = f"{state} under {point.label}; "
+        said += f"with another seed {again[1]}" if again else "not run with another seed"
+        if self.shown(silent):
+            said = f"Found: a {state.name}, shown by both intervals: {said}."
+            if point.spared:
+                spared = f"the first {point.spared} tokens of every answer, and what is asked for in them"
+                said += f" These faults spare {spared}."
+        elif state.distance <= 0 and (again is None or again[1].distance <= 0):
+            said = f"Undecided: a {state.name} by its shares, but not by their intervals: {said}."
+        else:
+            said = f"None: no {state.name} is shown. The closest point is {said}."
+        split = again[1] if again else state
+        return f"{said} Trials{' with another seed' if again else ''}: {split.split}."
+
+    def where(self, silent: bool) -> str:
+        """Where in the rates of the closest fault the state lies, in a sentence."""
+        series, window = self.window(silent)
+        return f"{series.label}, rates {series.fault.rate.unit}: {window.words}."
+
+    def sentences(self) -> list[str]:
+        """Both verdicts, then where in the rates."""
+        said = [self.verdict(silent) for silent in BOTH]
+        return said + [self.where(silent) for silent in BOTH]
+
+    def to_json(self) -> dict[str, Any]:
+        """The profile with every point, by series."""
+        return self.profile() | {"series": [series.to_json() for series in self.series]}
+
+    def profile(self) -> dict[str, Any]:
+        """Both closest states: fault, rate, how the trials ended, in the search and again, and the window."""
+        return {
+            "rules": {"answers": ZOMBIE_RULE, "silent": SILENT_RULE},
+            "states": [self._state_json(silent) for silent in BOTH],
+        }
+
+    def _state_json(self, silent: bool) -> dict[str, Any]:
+        point, again = self.closest(silent), self.again(silent)
+        return {
+            "definition": "silent" if silent else "answers",
+            "found": self.shown(silent),
+            "verdict": self.verdict(silent),
+            "where": self.where(silent),
+            "fault": entry(point.fault),
+            "state": state_json(point.closest(silent)),
+            "with_another_seed": None if again is None else {"cell": again[0].name, "state": state_json(again[1])},
+            "window": self.window(silent)[1].to_json(),
+        }
+
+
+def closest(series: Sequence[Series], silent: bool) -> Point:
+    """The cell of all series that is nearest to the state."""
+    return min((one.closest(silent) for one in series), key=lambda point: point.closest(silent).order)
+
+
+def read_search(folder: Path) -> Found:
+    """What the run folders of a search say; needs no engine.
+
+    Raises `RecordsError`: KVS502 if `folder` is no search, or one that has not ended; KVS505 if a run of it is damaged.
+    """
+    if not (folder / GRID / "run.json").is_file() or not (folder / STATE / "run.json").is_file():
+        what = "has not ended" if (folder / GRID).is_dir() else "is none"
+        raise RecordsError.one(
+            "KVS502",
+            f"`{folder}` holds no search: it {what}",
+            expected="a folder that `kvspec search SPEC --out FOLDER` filled",
+            hint="the same command goes on where it was interrupted",
+        )
+    names, number = [GRID], 1
+    while (folder / STEP.format(number) / "run.json").is_file():
+        names.append(STEP.format(number))
+        number += 1
+    found = [point for name in names for point in points(Run(folder / name).plan, folder / name)]
+    series = series_of(point.fault for point in found)
+    add(series, found)
+    return Found(tuple(series), tuple(points(Run(folder / STATE).plan, folder / STATE)), folder)
+
+
+def add(series: Sequence[Series], found: Sequence[Point]) -> None:
+    """Sort points into their series."""
+    for point in found:
+        next(one for one in series if same_but_rate(one.fault, point.fault)).add(point)
+
+
+def points(plan: Plan, folder: Path) -> list[Point]:
+    """The cells of a run as points. Raises KVS506 if no retrieval can be compared with a reasoning."""
+    tasks = score_tasks(folder)
+    states = [state for silent in BOTH for state in zombie_states(tasks, silent=silent)]
+    found = [
+        Point(cell.name, cell.fault, tuple(state for state in states if state.cell == cell.index))
+        for cell in plan.cells
+    ]
+    for point in found:
+        if not point.states:
+            raise RecordsError.one(
+                "KVS506",
+                f"`{point.name}` has no answer of a retrieval task to compare with one of a reasoning task",
+                expected="prompts of both kinds, some items of which the model solves without faults",
+            )
+    return found
