@@ -34,6 +34,7 @@ def proof() -> Any:
         ("power", 1500),
         ("looks", 1500),
         ("clusters", 300),
+        ("crossings", 100),
     ],
 )
 def test_figures_are_near_their_bounds(proof: Any, part: str, size: int) -> None:

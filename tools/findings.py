@@ -229,7 +229,7 @@ def searched(folder: Path) -> Findings:
             table.append(
                 f"| {series.label}, {unit}, {len(series.points)} rates | {'silent' if silent else 'answers'} | "
                 f"{window.reasoning} {start} | {window.retrieval} {window.stop} | {window.conclusion} | "
-                f"{point.rate:g}: {best.retrieval} {share(best.recalled)}, {best.reasoning} {share(best.reasoned)} |"
+                f"{point.rate:g}: {best} |"
             )
     return Findings("Search", (*found.sentences(), *_landed(RunStore.open(folder / "state"))), tuple(table))
 

@@ -64,12 +64,13 @@ JOBS = {
     "gpt2_bitrot": f"run specs/gpt2_bitrot.yaml --set model.id=bundled:smollm2 --set trials=40 {CONTROLS}",
     "needle": f"run specs/needle_smollm2_full.yaml {MIXED}",
     "needle_reads": f"run specs/needle_smollm2_reads.yaml {MIXED}",
-    "zombie": f"search specs/zombie_search.yaml --set prompts.items=200 --steps 4 {BATCH}",
+    "zombie": f"search specs/zombie_search.yaml --set prompts.items=200 --steps 3 {BATCH}",
+    "zombie_int8": f"search specs/zombie_int8.yaml --set prompts.items=200 --steps 3 {BATCH}",
 }
-HOURS = ("needle", "needle_reads", "zombie")
+HOURS = ("needle", "needle_reads", "zombie", "zombie_int8")
 """Not unless asked for: 72,765 requests of 630 tokens each, and about as many; all three on one H200 took 365 s
 (at 16,384 tokens a step and 512 requests)."""
-CACHE_GIB = {"context_length": 14, "needle": 14, "needle_reads": 14, "zombie": 14}
+CACHE_GIB = {"context_length": 14, "needle": 14, "needle_reads": 14, "zombie": 14, "zombie_int8": 14}
 """Contents of the cache that fit at once; four workers share a card of 80 GB."""
 
 

@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from math import ceil
+from math import ceil, inf, log10
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kvspec.search.window import next_rates
 from kvspec.stats.bootstrap import cluster_bootstrap
+from kvspec.stats.crossing import crossing
 from kvspec.stats.design import detectable_drop, mcnemar_power, paired_sample_size, plan_looks
 from kvspec.stats.dose import fit_dose_response
 from kvspec.stats.exact import Strata, cochran_armitage, fisher_greater, holm, mcnemar
@@ -239,6 +241,35 @@ def clusters(cells: int, rng: np.random.Generator) -> list[Line]:
     return lines
 
 
+def crossings(searches: int, rng: np.random.Generator) -> list[Line]:
+    """Whole searches of the rate 3e-7 at which a share passes a level, at the rates that `kvspec search` would try."""
+    curves: tuple[tuple[str, float, Callable[[float], float]], ...] = (
+        ("half, steepness 1", 0.5, lambda rate: 1 / (1 + rate / 3e-7)),
+        ("half, steepness 4", 0.5, lambda rate: 1 / (1 + (rate / 3e-7) ** 4)),
+        ("95 %, one hit", 0.95, lambda rate: 0.95 ** (rate / 3e-7)),
+        ("95 %, steepness 1/2", 0.95, lambda rate: 1 / (1 + 0.05 / 0.95 * (rate / 3e-7) ** 0.5)),
+    )
+    lines = []
+    for name, level, share in curves:
+        for n, low in ((200, 0.93), (40, 0.9)):
+            hit, errors = 0, []
+            for _ in range(searches):
+                right: dict[float, int] = {}
+                rates = [1e-8, 1e-4]
+                for _ in range(5):  # the grid and four steps
+                    right |= {rate: int(rng.binomial(n, share(rate))) for rate in rates}
+                    tried = sorted(right)
+                    found = crossing([(rate, right[rate], n) for rate in tried], level)
+                    rates = next_rates(found, tried)
+                hit += (found.low or 0.0) <= 3e-7 <= (found.high or inf)
+                errors += [abs(log10(found.value / 3e-7))] if found.value else []
+            note = (
+                f"n = {n}, {len(tried)} rates; estimate off by a factor {10 ** float(np.median(errors)):.2f} (median)"
+            )
+            lines.append(Line(f"crossing, {name}", hit / searches, low, 1.0, note))
+    return lines
+
+
 def main() -> int:
     """Simulate, print, judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -249,6 +280,7 @@ def main() -> int:
         (part, options.cells) for part in (wilson, differences, type_one, trend, power, looks)
     ]
     parts += [(clusters, ceil(options.cells / 5)), (curves, ceil(options.cells / 20))]
+    parts += [(crossings, ceil(options.cells / 10))]
     failed = 0
     print("| figure | measured | bounds | |\n|---|---|---|---|")
     for part, size in parts:

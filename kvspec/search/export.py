@@ -35,16 +35,20 @@ class Example:
 
 
 def export(found: Found, folder: Path, most: int) -> list[Path]:
-    """Write `profile.json`, `profile.yaml` and at most `most` fault maps into `folder`; the maps' paths.
+    """Write `profile.json`, `profile.yaml` and fault maps of at most `most` trials into `folder`; the maps' paths.
 
-    The maps are of trials with another seed, half of them for each definition of the state that was run again, and in
-    pairs: retrieval and reasoning of one item, retrieval right and reasoning wrong where such a pair was recorded.
+    The maps are of trials with another seed (two each of faults at `BOTH`), half of them for each definition that was
+    run again, and in pairs: retrieval and reasoning of one item, first those whose retrieval is right, reasoning wrong.
     """
     run, figures, written = Run(found.folder / STATE), found.profile(), []
     folder.mkdir(parents=True, exist_ok=True)
     again = [silent for silent in BOTH if found.again(silent) is not None]
-    for silent in again:
-        chosen = {one.trial: one for one in examples(found, silent)[: most // len(again)]}
+    left = most
+    taken: set[str] = set()
+    for number, silent in enumerate(again):
+        fresh = [one for one in examples(found, silent) if one.trial not in taken]
+        chosen = {one.trial: one for one in fresh[: left // (len(again) - number)]}
+        left, taken = left - len(chosen), taken | chosen.keys()
         state = figures["states"][BOTH.index(silent)]
         state["maps"] = []
         for fault_map in run.maps(chosen):
@@ -61,7 +65,7 @@ def export(found: Found, folder: Path, most: int) -> list[Path]:
     if folder.resolve() != found.folder.resolve():
         spec = (found.folder / PROFILE).read_bytes()
         write_atomic(folder / PROFILE, lambda stream: stream.write(spec))
-    return list(dict.fromkeys(written))
+    return written
 
 
 def examples(found: Found, silent: bool) -> list[Example]:

@@ -123,7 +123,7 @@ class Window:
             return self._around_the_peak(self.peak)
         if self.halved.never and self.kept.never:
             return [self.rates[-1] * BEYOND]
-        return [rate for one in (self.halved, self.end) if (rate := self._part(one)) is not None]
+        return [rate for one in (self.halved, self.end) for rate in next_rates(one, self.rates)]
 
     @property
     def start(self) -> str:
@@ -181,18 +181,6 @@ class Window:
             "words": self.words,
         }
 
-    def _part(self, one: Crossing) -> float | None:
-        """The middle of the widest gap in which the crossing may lie, on a logarithmic scale, for an interval ends at
-        rates that were measured; `None` if none is worth it. Below all rates: a lower one. Above: nothing."""
-        if one.before is None:
-            return self.rates[0] / BEYOND
-        if one.after is None:
-            return None
-        low, high = one.low or 0.0, inf if one.high is None else one.high
-        inside = [rate for rate in self.rates if low <= rate <= high]
-        gap, start, end = max((b / a, a, b) for a, b in pairwise(inside))
-        return rounded(sqrt(start * end)) if gap > CLOSE else None
-
     def _around_the_peak(self, peak: int) -> list[float]:
         """More silent failures may lie beside the rate that has most, unless retrieval is lost there."""
         if self.kept.before is None:
@@ -208,6 +196,19 @@ class Window:
         if one.value is not None:
             return one.value
         return self.rates[-1] * BEYOND if one.never else self.rates[0] / BEYOND
+
+
+def next_rates(one: Crossing, rates: Sequence[float]) -> list[float]:
+    """The rate that would place a crossing better: the middle, on a logarithmic scale, of the widest gap in which it
+    may lie, for an interval ends at rates that were measured. A lower one if it lies below all rates; none if above, or
+    if all gaps are narrow."""
+    if one.before is None:
+        return [rates[0] / BEYOND]
+    if one.after is None:
+        return []
+    low, high = one.low or 0.0, inf if one.high is None else one.high
+    gap, start, end = max((b / a, a, b) for a, b in pairwise(rate for rate in rates if low <= rate <= high))
+    return [rounded(sqrt(start * end))] if gap > CLOSE else []
 
 
 def shown(found: Crossing, rates: Sequence[float]) -> str:

@@ -17,6 +17,7 @@ from kvspec.cli import main
 from kvspec.errors import RecordsError
 from kvspec.maps import explicit, explicit_map, read_map, write_map
 from kvspec.maps.runs import Run, file_name
+from kvspec.records import RunStore
 from kvspec.replay.case import load_cases, one_model
 from kvspec.replay.compare import Replay
 from kvspec.spec.model import EngineSpec
@@ -323,3 +324,40 @@ def test_the_read_back_notices_broken_reads(
     trial = again(tmp_path).trials[0]
     assert trial.verdict == "not proven"
     assert trial.mismatches > 0
+
+
+def test_a_search_leaves_maps_that_replay(maps: Path, gpt2: Path, tmp_path: Path) -> None:
+    """Retrieval is whatever was answered, reasoning the fault-free answer: late reads keep one and lose the other."""
+    rows = RunStore.open(maps.parent / "run").table(["kind", "request", "text"]).to_pylist()
+    golden = {row["request"]: row["text"] for row in rows if row["kind"] == "golden"}
+    lines = []
+    for item, text in enumerate(PROMPTS):
+        lines.append({"text": text, "item": str(item), "task": "recall", "kind": "retrieval", "regex": "^"})
+        lines.append({"text": text, "item": str(item), "task": "reason", "kind": "reasoning", "exact": golden[item]})
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    fault = {"name": "Late", "model": "random", "site": "KV_READ", "bits": "mantissa", "where": {"steps": ["5-"]}}
+    changes = {"prompts": {"file": "prompts.jsonl"}, "faults": [{**fault, "rate": {"per_bit": [1e-7, 1e-1]}}]}
+    written = {"kvspec": 1, "name": "test", **spec(gpt2, trials=4, **changes)}
+    (tmp_path / "spec.yaml").write_text(json.dumps(written), encoding="utf-8")
+    args = ("search", tmp_path / "spec.yaml", "--out", tmp_path / "out", "--maps", 4, "--quiet", "--format", "json")
+    found = kvspec(*args, "--steps", 1)
+    assert found.exit_code == 0, found.output
+    data = json.loads(found.stdout)
+    (series,) = data["series"]
+    assert [point["rate"] for point in series["points"]] == [1e-7, 1e-4, 1e-1]
+    kept = [point["states"][0]["ends"] for point in series["points"]]
+    assert all(sum(ends["retrieval"].values()) == sum(ends["reasoning"].values()) == 8 for ends in kept)
+    assert (kept[0]["reasoning"]["right"], kept[-1]["reasoning"]["right"]) == (8, 0)
+    answers = data["states"][0]
+    assert answers["verdict"].startswith("Undecided: a zombie state")  # 8 of 8 and 0 of 8 show nothing
+    assert answers["window"]["reasoning_halved_at"]["low"] >= 1e-7
+    told = json.loads((tmp_path / "out" / "profile.json").read_text(encoding="utf-8"))["states"]
+    assert sorted(one["task"] for state in told for one in state["maps"]) == ["reason"] * 2 + ["recall"] * 2
+    replayed = again(tmp_path / "out" / "maps")
+    assert len(replayed.trials) == 4
+    assert [trial.verdict for trial in replayed.trials] == ["identical"] * 4
+    read = kvspec("search", tmp_path / "out", "--out", tmp_path / "copy", "--format", "json")  # without an engine
+    assert json.loads(read.stdout) == data
+    names = sorted(path.name for path in (tmp_path / "copy" / "maps").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "out" / "maps").iterdir())
+    assert (tmp_path / "copy" / "profile.yaml").read_bytes() == (tmp_path / "out" / "profile.yaml").read_bytes()
