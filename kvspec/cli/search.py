@@ -25,7 +25,7 @@ RESULT = "search.json"
 @set_option
 @click.option("--steps", type=click.IntRange(0, 30), default=5, show_default=True, help="Bisections after the grid.")
 @click.option(
-    "--maps", "most", type=click.IntRange(0), default=8, show_default=True, help="Trials to export as fault maps."
+    "--maps", "most", type=click.IntRange(0), default=8, show_default=True, help="Trials to export as maps."
 )
 @click.option("--quiet", is_flag=True, help="No progress, only the result.")
 @format_option("`json` prints every point.")
