@@ -120,6 +120,8 @@ def page(runs: Sequence[Run], commands: Sequence[str], found: Sequence[Findings]
             "guide": "In the guide",
         }
         parts += [f"- {title}: {said[key]}" for key, title in titles.items() if said[key]]
+    if (RESULTS / name).is_dir():
+        parts += [f"- Profile and fault maps of the state, for `kvspec replay`: [{name}]({name})"]
     parts += ["\n```", *commands, "```\n"]
     for run in runs:
         parts += [f"## Found: {run.title}\n", run.facts(), ""]

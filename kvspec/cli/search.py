@@ -24,9 +24,7 @@ RESULT = "search.json"
 )
 @set_option
 @click.option("--steps", type=click.IntRange(0, 30), default=5, show_default=True, help="Bisections after the grid.")
-@click.option(
-    "--maps", "most", type=click.IntRange(0), default=8, show_default=True, help="Trials to export as maps."
-)
+@click.option("--maps", "most", type=click.IntRange(0), default=8, show_default=True, help="Trials to export as maps.")
 @click.option("--quiet", is_flag=True, help="No progress, only the result.")
 @format_option("`json` prints every point.")
 def command(
@@ -40,7 +38,7 @@ def command(
     another seed, and left as a spec (profile.yaml), figures (profile.json) and fault maps of trials (maps/). All in one
     engine.
 
-    A FOLDER that such a search left is read again without an engine; `--out` then says where its files go.
+    A FOLDER that such a search left is read again without an engine; `--out` then says where profile and maps go.
 
     \b
     Examples:
@@ -61,7 +59,7 @@ def command(
 
     maps = export(found, folder, most)
     text = json_text(found)
-    write_output(folder / RESULT, lambda stream: stream.write(text))
+    write_output(found.folder / RESULT, lambda stream: stream.write(text))
     if output == "json":
         print_json(found.to_json())
     else:
@@ -105,15 +103,25 @@ def _print(found: Found, folder: Path, maps: list[Path]) -> None:
     from kvspec.search.export import FIGURES
     from kvspec.search.found import BOTH, PROFILE, STATE
 
-    click.echo("Two readings of a fault: by the answers, and silent (trials that are detected errors are no retrieval")
-    click.echo("and no silent failure). Rates at which a share passes its level, 95 % intervals.\n")
+    click.echo(
+        "Rates at which a share passes its level, with 95 % intervals: by the answers, and silent, where detected"
+    )
+    click.echo(
+        "trials are neither kept retrieval nor silent failures. Below, per rate, the trials of items solved clean:"
+    )
+    click.echo("right, right but detected, wrong silently, wrong and detected.\n")
     for series in found.series:
         click.echo(f"{series.label}, rates {series.fault.rate.unit}")
         for silent in BOTH:
             click.echo(f"  {'silent:' if silent else 'answers:':<9}{series.windows(silent)[0].words}")
         for point in series.points:
-            click.echo(f"    {point.rate:<10.4g} {point.closest(False).split}")
+            state = point.closest(False)
+            ends = (
+                f"{task} {one.right:>4} {one.right_due:>4} {one.wrong:>4} {one.wrong_due:>4}"
+                for task, one in zip((state.retrieval, state.reasoning), state.ends, strict=True)
+            )
+            click.echo(f"    {point.rate:<10.4g} {'   '.join(ends)}")
     for sentence in found.sentences():
         click.echo(f"\n{sentence}")
     click.echo(f"\nprofile {folder / PROFILE}, its run {found.folder / STATE}, figures {folder / FIGURES}, ", nl=False)
-    click.echo(f"{len(maps)} maps, every point {folder / RESULT}")
+    click.echo(f"{len(maps)} maps, every point {found.folder / RESULT}")
