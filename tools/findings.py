@@ -231,7 +231,8 @@ def searched(folder: Path) -> Findings:
                 f"{window.reasoning} {start} | {window.retrieval} {window.stop} | {window.conclusion} | "
                 f"{point.rate:g}: {best} |"
             )
-    return Findings("Search", (*found.sentences(), *_landed(RunStore.open(folder / "state"))), tuple(table))
+    landed = _landed(RunStore.open(folder / "state")) if found.confirmed else ()
+    return Findings("Search", (*found.sentences(), *landed), tuple(table))
 
 
 def _landed(run: RunStore) -> Iterator[str]:

@@ -17,7 +17,7 @@ from kvspec.score.grading import RIGHT, Graders
 from kvspec.score.outcome import DUE
 from kvspec.score.scores import score_trials
 from kvspec.score.trials import FAULT, GOLDEN
-from kvspec.search.found import BOTH, PROFILE, STATE, Found
+from kvspec.search.found import BOTH, GRID, PROFILE, STATE, Found
 
 FIGURES, MAPS = "profile.json", "maps"
 
@@ -35,14 +35,16 @@ class Example:
 
 
 def export(found: Found, folder: Path, most: int) -> list[Path]:
-    """Write `profile.json`, `profile.yaml` and fault maps of at most `most` trials into `folder`; the maps' paths.
+    """Write `profile.json` into `folder`, and of a search that has ended `profile.yaml` and fault maps of at most `most`
+    trials; the maps' paths.
 
     The maps are of trials with another seed (two each of faults at `BOTH`), half of them for each definition that was
     run again, and in pairs: retrieval and reasoning of one item, first those whose retrieval is right, reasoning wrong.
     """
-    run, figures, written = Run(found.folder / STATE), found.profile(), []
+    figures, written = found.profile(), []
     folder.mkdir(parents=True, exist_ok=True)
     again = [silent for silent in BOTH if found.again(silent) is not None]
+    run = Run(found.folder / (STATE if again else GRID))
     left = most
     taken: set[str] = set()
     for number, silent in enumerate(again):
@@ -62,7 +64,7 @@ def export(found: Found, folder: Path, most: int) -> list[Path]:
     figures["run"] = {"plan": run.plan.digest, "environment": run.environment}
     text = json.dumps(figures, indent=1).encode() + b"\n"
     write_atomic(folder / FIGURES, lambda stream: stream.write(text))
-    if folder.resolve() != found.folder.resolve():
+    if again and folder.resolve() != found.folder.resolve():
         spec = (found.folder / PROFILE).read_bytes()
         write_atomic(folder / PROFILE, lambda stream: stream.write(spec))
     return written

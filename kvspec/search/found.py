@@ -117,26 +117,40 @@ def closest(series: Sequence[Series], silent: bool) -> Point:
 
 
 def read_search(folder: Path) -> Found:
-    """What the run folders of a search say; needs no engine.
+    """What the run folders of a search say; needs no engine. A search that was interrupted gives what it has: without
+    its last run nothing is confirmed.
 
-    Raises `RecordsError`: KVS502 if `folder` is no search, or one that has not ended; KVS505 if a run of it is damaged.
+    Raises `RecordsError`: KVS502 if `folder` is no search; KVS505 if a run of it is damaged; KVS506 if its first run
+    holds nothing to compare.
     """
-    if not (folder / GRID / "run.json").is_file() or not (folder / STATE / "run.json").is_file():
-        what = "has not ended" if (folder / GRID).is_dir() else "is none"
+    if not (folder / GRID / "run.json").is_file():
         raise RecordsError.one(
             "KVS502",
-            f"`{folder}` holds no search: it {what}",
+            f"`{folder}` holds no search: it has no `{GRID}/run.json`",
             expected="a folder that `kvspec search SPEC --out FOLDER` filled",
-            hint="the same command goes on where it was interrupted",
         )
-    names, number = [GRID], 1
+    found, number = _some(folder / GRID), 1
+    if not found:
+        raise RecordsError.one("KVS506", f"`{folder / GRID}` has no trials of both kinds of tasks under one fault")
     while (folder / STEP.format(number) / "run.json").is_file():
-        names.append(STEP.format(number))
+        found += _some(folder / STEP.format(number))
         number += 1
-    found = [point for name in names for point in points(Run(folder / name).plan, folder / name)]
     series = series_of(point.fault for point in found)
     add(series, found)
-    return Found(tuple(series), tuple(points(Run(folder / STATE).plan, folder / STATE)), folder)
+    state = folder / STATE
+    return Found(tuple(series), tuple(_some(state) if (state / "run.json").is_file() else ()), folder)
+
+
+def _some(folder: Path) -> list[Point]:
+    """The cells of a run that have trials: one that was interrupted may have none of some, or no golden answer yet."""
+    run = Run(folder)
+    whole = run.store.status == "complete"
+    try:
+        return points(run.plan, folder, whole=whole)
+    except RecordsError as error:
+        if whole or error.diagnostics[0].code != "KVS506":
+            raise
+        return []
 
 
 def add(series: Sequence[Series], found: Sequence[Point]) -> None:
@@ -145,14 +159,17 @@ def add(series: Sequence[Series], found: Sequence[Point]) -> None:
         next(one for one in series if same_but_rate(one.fault, point.fault)).add(point)
 
 
-def points(plan: Plan, folder: Path) -> list[Point]:
-    """The cells of a run as points. Raises KVS506 if no retrieval can be compared with a reasoning."""
+def points(plan: Plan, folder: Path, *, whole: bool = True) -> list[Point]:
+    """The cells of a run as points; not `whole`: those that have trials of both kinds of tasks. Raises KVS506 if no
+    retrieval can be compared with a reasoning."""
     tasks = score_tasks(folder)
     states = [state for silent in BOTH for state in zombie_states(tasks, silent=silent)]
     found = [
         Point(cell.name, cell.fault, tuple(state for state in states if state.cell == cell.index))
         for cell in plan.cells
     ]
+    if not whole:
+        return [point for point in found if point.states]
     for point in found:
         if not point.states:
             raise RecordsError.one(
