@@ -46,6 +46,10 @@ OBSERVER: Any = SimpleNamespace(phase=lambda _: None)
 TASKS = SPEC.replace("TASKS", "retrieve_b, product")
 
 
+HARD = "hard"
+"""Name of a spec whose item 97 is not solved without faults."""
+
+
 def without(*names: str) -> str:
     """The spec without some of its faults."""
     lines = TASKS.splitlines()
@@ -70,7 +74,7 @@ def answer(plan: Plan, out: Path, *_: object) -> None:
             right = "It is " + re.findall(r"0\*(?:\(\?:)?(\d+)", str(task.grader.expected))[0]
             if task.kind == "reasoning":
                 right = f"{task.operands[0]:.0f} and {task.operands[1]:.0f} = {task.operands[0] * task.operands[1]:.0f}"
-            lost = detected = False
+            lost, detected = plan.spec.name.startswith(HARD) and task.item == "97", False
             if trial.kind == "fault":
                 shares = losses(plan.cells[trial.cell].fault)
                 place = (int(task.item) * 61 + plan.spec.seed) % 100 + 0.5
@@ -254,10 +258,10 @@ def test_examples_are_pairs_that_show_the_state(loud: tuple[Found, list[Plan]]) 
 
 def test_items_that_show_the_state_come_first(tmp_path: Path) -> None:
     text = without("Uniform", "Loud").replace("per_bit: [1e-7, 1e-5]", "per_bit: 3.5e-6")  # 61 of 100 are lost
-    found, _ = go(tmp_path, text, 0)
+    found, _ = go(tmp_path, text.replace("name: t\n", f"name: {HARD}\n"), 0)
     for silent in (False, True):
         pairs = [one.right for one in examples(found, silent)]
-        assert pairs == [True, False] * 61 + [True, True] * 39
+        assert pairs == [True, False] * 60 + [True, True] * 39  # one is not solved clean
 
 
 def test_entries_of_a_profile_give_the_fault_again(tmp_path: Path) -> None:

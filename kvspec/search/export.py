@@ -35,8 +35,8 @@ class Example:
 
 
 def export(found: Found, folder: Path, most: int) -> list[Path]:
-    """Write `profile.json` into `folder`, and of a search that has ended `profile.yaml` and fault maps of at most `most`
-    trials; the maps' paths.
+    """Write `profile.json` into `folder`, and of a search that has ended `profile.yaml` and the fault maps of at most
+    `most` trials; the maps' paths.
 
     The maps are of trials with another seed (two each of faults at `BOTH`), half of them for each definition that was
     run again, and in pairs: retrieval and reasoning of one item, first those whose retrieval is right, reasoning wrong.
