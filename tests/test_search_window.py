@@ -224,7 +224,7 @@ def test_failures_that_are_all_detected_leave_no_silent_window() -> None:
     reason = [(100, 0, 0, 0), (1, 0, 4, 95), (0, 0, 0, 100)]
     found = Window.of(measured(recall, reason, silent=True))
     assert (found.decision, found.peak) == ("none", 1)
-    assert found.words.startswith("half of sum wrong and undetected at never: 4% at most; ")
+    assert found.words.startswith("never half of sum wrong and undetected (4% at most); ")
     assert found.next_rates() == [pytest.approx(3.162e-8)]  # beside the peak, where retrieval may be kept
     assert Window.of(measured(recall, reason)).decision == "window"
 

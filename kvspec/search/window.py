@@ -145,7 +145,9 @@ class Window:
     @property
     def words(self) -> str:
         """Both crossings and what lies between them, in a sentence without its full stop."""
-        if self.silent:
+        if self.most is not None and self.halved.never:
+            start = f"never half of {self.reasoning} wrong and undetected ({self.most.rate:.0%} at most)"
+        elif self.silent:
             start = f"half of {self.reasoning} wrong and undetected at {self.start}"
             start += f" and up to {self.last}" if self.detected is not None else ""
         else:
