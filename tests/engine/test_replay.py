@@ -356,7 +356,8 @@ def test_a_search_leaves_maps_that_replay(maps: Path, gpt2: Path, tmp_path: Path
     replayed = again(tmp_path / "out" / "maps")
     assert len(replayed.trials) == 4
     assert [trial.verdict for trial in replayed.trials] == ["identical"] * 4
-    read = kvspec("search", tmp_path / "out", "--out", tmp_path / "copy", "--format", "json")  # without an engine
+    again_args = ("--out", tmp_path / "copy", "--maps", 4, "--format", "json")
+    read = kvspec("search", tmp_path / "out", *again_args)  # without an engine
     assert json.loads(read.stdout) == data
     names = sorted(path.name for path in (tmp_path / "copy" / "maps").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "out" / "maps").iterdir())
