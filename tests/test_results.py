@@ -16,14 +16,20 @@ import pytest
 from kvspec.models import describe, prompt_lengths
 from kvspec.plan import Trial, compile_plan
 from kvspec.records import Record, RunStore
-from kvspec.score import Proportion
+from kvspec.report import to_json
+from kvspec.score import Proportion, Scores
 from kvspec.score.anatomy import Anatomy, SiteMap, Square
-from kvspec.score.scores import Scored, score_whole
+from kvspec.score.scores import score_whole
 from kvspec.spec import load_spec
 from kvspec.spec.model import ModelSpec
+from kvspec.stats.exact import holm, mcnemar
 from tests.run_folders import make_plan, sdc, write_run
-from tools.findings import contrasts, formats, published
+from tools import measured
+from tools.answers import TESTS, Measured, answer
+from tools.figures import scores as read_back
+from tools.findings import contrasts, equal_flips, formats, published
 from tools.gpu_results import CACHE_GIB, HOURS, JOBS
+from tools.results import Page, index, render
 from tools.spec_index import SPECS, declared
 
 ROOT = Path(__file__).parents[1]
@@ -54,9 +60,12 @@ def test_a_page_says_what_was_run_and_found(tmp_path: Path) -> None:
     (found,) = figures["runs"]
     assert all(f"- {sentence}" in page for sentence in found["report"]["verdict"])
     assert found["report"]["cells"][1]["exact_match"]["k"] == 10
-    index = (tmp_path / "pages" / "README.md").read_text(encoding="utf-8")
-    assert found["report"]["verdict"][1] in index
-    assert not any(str(tmp_path) in text for text in (page, index, json.dumps(figures)))
+    row = (tmp_path / "pages" / "README.md").read_text(encoding="utf-8")
+    assert "| [context_length](context_length.md) | Is a long context hurt more" in row
+    assert not any(str(tmp_path) in text for text in (page, row, json.dumps(figures)))
+    made = results("--again", "--out", tmp_path / "pages")
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "pages" / "context_length.md").read_text(encoding="utf-8") == page, "runs are not needed again"
 
 
 def test_formats_are_compared(tmp_path: Path) -> None:
@@ -82,7 +91,8 @@ def test_losses_per_gib_weigh_what_a_gib_holds(tmp_path: Path) -> None:
         write_run(tmp_path / name, one, lambda t, r: sdc(r) if t.cell == 1 and t.trial % 2 else r)
         for name, one in (("wide", plan), ("narrow", narrow))
     ]
-    found = {one.title: one.sentences[0] for one in formats([score_whole(path) for path in half])}
+    runs = [score_whole(path) for path in half]
+    found = {one.title: one.sentences[0] for one in formats([run.scores for run in runs], measured.formats(runs))}
     assert "0 of 3 pairs of formats differ" in found["Formats per bit"]
     assert "at 1e-05 per bit bf16 455 < int8_per_token_head 857" in found["Formats per GiB"]
 
@@ -93,7 +103,8 @@ def test_contrasts_are_tested_within_prompts(tmp_path: Path) -> None:
 
     run = score_whole(write_run(tmp_path / "run", make_plan(per_prompt=40), change))
     names = [cell.plan.name for cell in run.scores.cells]
-    found = contrasts(run, [[names[1], names[0]], [names[3], names[2]], names[:3]])
+    tests = measured.contrasts(run, [[names[1], names[0]], [names[3], names[2]], names[:3]])
+    found = contrasts(run.scores, tests)
     assert found is not None
     (sentence,) = found.sentences
     assert "2 of 3 differ" not in sentence
@@ -101,12 +112,67 @@ def test_contrasts_are_tested_within_prompts(tmp_path: Path) -> None:
     assert f"{names[1]} against {names[0]} -25.0% [" in sentence
     assert f"{names[0]} to {names[2]} from 100.0% to 50.0%, z = -" in sentence
     assert sentence.startswith("Contrasts (exact test within prompts and Mantel's trend, Holm)")
-    same = contrasts(run, [[names[0], names[0]]])
+    same = contrasts(run.scores, measured.contrasts(run, [[names[0], names[0]]]))
     assert same is not None
     assert same.sentences[0] == "Contrasts (McNemar, Holm): 0 of 1 differ.", "a cell shares its draws with itself"
-    assert contrasts(run, []) is None
+    assert contrasts(run.scores, []) is None
     with pytest.raises(KeyError):
-        contrasts(run, [["no such cell", names[0]]])
+        measured.contrasts(run, [["no such cell", names[0]]])
+    # The words of the outcome that the test gives, and the figure of the contrast that decides.
+    words = {"higher": "up", "lower": "down", "neither": "no"}
+    of_run = Measured(run.scores, {"contrasts": tests})
+    said = answer({"test": "contrast", "cells": [names[1], names[0]], **words}, [of_run], {})
+    assert said.text == "down"
+    assert said.figure.startswith(f"{names[1]} 75.0%, {names[0]} 100.0%: -25.0% [")
+    assert answer({"test": "contrast", "cells": list(names[:3]), **words}, [of_run], {}).text == "down"
+    none = Measured(run.scores, {"contrasts": measured.contrasts(run, [[names[0], names[0]]])})
+    assert answer({"test": "contrast", "cells": [names[0], names[0]], **words}, [none], {}).text == "no"
+
+
+def test_an_interval_for_other_prompts_is_wider_where_prompts_differ(tmp_path: Path) -> None:
+    def change(trial: Trial, record: Record) -> Record:
+        return sdc(record) if trial.cell == 1 and trial.request % 2 else record  # half of the prompts lose all
+
+    run = score_whole(write_run(tmp_path / "run", make_plan(prompts=12, per_prompt=10), change))
+    names = [cell.plan.name for cell in run.scores.cells]
+    (one,) = measured.contrasts(run, [[names[1], names[0]]])
+    low, high = one["clustered"]
+    assert one["difference"]["value"] == pytest.approx(-0.5)
+    assert low < one["difference"]["low"] - 0.1
+    assert high > one["difference"]["high"] + 0.1
+    figure = answer(
+        {"test": "contrast", "cells": [names[1], names[0]]}, [Measured(run.scores, {"contrasts": [one]})], {}
+    )
+    assert f"; for other prompts [{low:+.1%}, {high:+.1%}]" in figure.figure
+
+
+def test_series_are_compared_at_equal_flips(tmp_path: Path) -> None:
+    """More flips at the same rate are no reason; the same number of them that does more is one."""
+
+    def change(trial: Trial, record: Record, more: int) -> Record:
+        flips = {0: 1, 1: 2, 2: 4, 3: 1}[max(trial.cell, 0)] if trial.kind == "fault" else 0
+        record = replace(record, flips_planned=flips, flips_landed=flips)
+        return sdc(record) if trial.kind == "fault" and trial.trial < 3 * flips + more * (trial.cell == 3) else record
+
+    series = [["BitRot", "Burst"]]
+    for more, p, value in ((0, 1.0, 0.0), (10, None, 10 / 20)):
+        path = write_run(tmp_path / f"run{more}", make_plan(per_prompt=20), lambda t, r, more=more: change(t, r, more))
+        run = score_whole(path)
+        (one,) = measured.equal_flips(run, path, series)
+        assert one["counts"][0]["n"] == one["counts"][1]["n"] == 40, "only the cell with one flip has partners"
+        assert one["difference"]["value"] == pytest.approx(value)
+        assert one["p"] == p if p else one["p"] < 0.001
+        found = equal_flips([one])
+        assert found is not None
+        assert "BitRot against Burst" in found.sentences[0]
+        said = answer(
+            {"test": "equal flips", "series": series[0], "higher": "Burst", "neither": "alike"},
+            [Measured(run.scores, {"equal_flips": [one]})],
+            {},
+        )
+        assert said.text == ("Burst" if more else "alike")
+    with pytest.raises(KeyError):
+        measured.equal_flips(run, path, [["BitRot", "Bits"]])
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -132,8 +198,24 @@ def test_what_a_spec_declares_exists(path: Path) -> None:
     """A contrast names cells of its own plan, whatever the runs are."""
     said = declared(path)
     names = {cell.name for cell in compile_plan(load_spec(path)).cells}
-    assert {name for contrast in said["contrasts"] or [] for name in contrast} <= names
-    assert all(isinstance(text, str) for text in said["answer"] or [])
+    contrasted, series = said["contrasts"] or [], said["equal-flips"] or []
+    assert {name for contrast in contrasted for name in contrast} <= names
+    stems = {name.partition("[")[0] for name in names}
+    assert {name.partition("[")[0] for pair in series for name in pair} <= stems
+    if (found := said["answer"]) is None:
+        return
+    assert found["test"] in {*TESTS, "formats", "search"}
+    outcomes = {
+        "contrast": {"cells", "higher", "lower", "neither"},
+        "equal flips": {"series", "higher", "lower", "neither"},
+        "lengths": {"higher", "lower", "mixed", "neither"},
+        "pairs": {"shown", "neither"},
+        "floor": {"cell", "shown", "neither"},
+    }
+    assert outcomes.get(found["test"], set()) <= set(found), "every outcome has its words before the run"
+    assert found.get("cells") is None or found["cells"] in contrasted
+    assert found.get("series") is None or found["test"] == "half" or found["series"] in series
+    assert found.get("cell", next(iter(names))) in names
 
 
 def test_published_figures_are_compared_by_the_rule_of_the_spec() -> None:
@@ -142,21 +224,21 @@ def test_published_figures_are_compared_by_the_rule_of_the_spec() -> None:
 
     here = [square(p, b, k) for p in "KV" for b, k in (("14", 90), ("0", 5), ("7", 40), ("3", 50))]
     anatomy = Anatomy(800, 0, (SiteMap("bit", "Bit", "K or V", tuple(here)),), ())
-    run = SimpleNamespace(scores=SimpleNamespace(anatomy=anatomy))
+    run = SimpleNamespace(anatomy=anatomy)
     figures = {
         "source": "them",
         "n": 100,
         "K": {"14": 95, "0": 50, "7": 5},  # 14 > 0 > 7; here 14 > 7 > 0
         "V": {"14": 95, "3": 60, "7": 30},  # 14 > 3 > 7; here 3 and 7 overlap
     }
-    found = published(cast("Scored", run), figures)
+    found = published(cast("Scores", run), figures)
     assert found is not None
     (sentence,) = found.sentences
     assert "of 6 pairs" in sentence
     assert "4 are told apart here in the same order, 1 in the other order, 1 are not told apart here" in sentence
     assert "| 14 in K | 95.0% [88.8%, 97.8%], n = 100 | 90.0% [82.6%, 94.5%], n = 100 |" in found.table
-    nothing = SimpleNamespace(scores=SimpleNamespace(anatomy=None))
-    assert published(cast("Scored", nothing), figures) is None
+    nothing = SimpleNamespace(anatomy=None)
+    assert published(cast("Scores", nothing), figures) is None
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
@@ -169,13 +251,31 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", PAGES, ids=lambda file: file.stem)
-def test_committed_pages_follow_from_their_figures(file: Path) -> None:
-    figures = json.loads(file.read_text(encoding="utf-8"))
-    page, index = (path.read_text(encoding="utf-8") for path in (file.with_suffix(".md"), RESULTS / "README.md"))
-    assert not re.search(r"/(tmp|root|work|home)/", page + file.read_text())
-    assert all(sentence in page and sentence in index for sentence in figures["findings"])
+def test_committed_pages_are_what_todays_code_says_of_their_figures(file: Path) -> None:
+    """Pages cannot go stale in silence: sentences, adjusted p-values and tables follow from the stored counts."""
+    text = file.read_text(encoding="utf-8")
+    figures = json.loads(text)
     for run in figures["runs"]:
-        assert run["report"]["run"]["plan_digest"] in page
-        for sentence in run["report"]["verdict"]:
-            assert sentence in page
-            assert sentence in index
+        report = run["report"]
+        again = read_back(report)
+        assert list(again.verdict) == report["verdict"]
+        assert list(again.warnings) == report["warnings"]
+        assert json.loads(json.dumps(to_json(again))) == report
+        tasks = again.tasks.pairs
+        families = [[pair for pair in tasks if pair.same_operands == same] for same in (True, False)]
+        for family in (*families, again.pairs):
+            assert [pair.p_holm for pair in family] == pytest.approx(holm([pair.p for pair in family]))
+        for pair in tasks:
+            assert pair.p == pytest.approx(mcnemar(pair.only_retrieval, pair.only_reasoning))
+        for cells in again.pairs:
+            assert cells.p == pytest.approx(mcnemar(cells.only_first, cells.only_second))
+    page = file.with_suffix(".md").read_text(encoding="utf-8")
+    assert render(Page.read(figures)) == page, "run: python3 tools/results.py --again"
+    assert not re.search(r"/(tmp|root|work|home)/", page + text)
+
+
+def test_the_committed_index_is_what_todays_code_says() -> None:
+    pages = [Page.read(json.loads(file.read_text(encoding="utf-8"))) for file in PAGES]
+    rows = index(RESULTS, pages)
+    assert rows == (RESULTS / "README.md").read_text(encoding="utf-8"), "run: python3 tools/results.py --again"
+    assert all(len(line) < 900 for line in rows.splitlines()), "a cell of the table holds a sentence and a figure"

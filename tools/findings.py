@@ -1,39 +1,28 @@
-"""What decides the question of a spec beyond the report of one run: contrasts of cells, formats, published figures.
+"""What decides the question of a spec beyond the report of one run, in words that follow from tests.
 
-Every function takes scored runs and gives `Findings`: sentences that follow from tests, and the figures behind them.
+Every function takes what `tools/measured.py` left in the JSON of a page, or the scores of its runs, and gives
+`Findings`: sentences, and the figures behind them as lines of Markdown.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from math import log, sqrt
-from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-import numpy as np
+from kvspec.score import CellScore, Proportion, Scores
+from kvspec.stats.exact import ALPHA, holm
+from tools.measured import REQUEST_TOKENS
 
-from kvspec import _native
-from kvspec.models import Geometry, describe
-from kvspec.records import RunStore
-from kvspec.score import CellScore, Proportion
-from kvspec.score.grid import EXACT, SCORED, discordant
-from kvspec.score.scores import Scored
-from kvspec.search import read_search
-from kvspec.search.found import BOTH
-from kvspec.spec.model import ModelSpec
-from kvspec.stats.association import slope
-from kvspec.stats.exact import ALPHA, Strata, holm, mcnemar
-from kvspec.stats.intervals import Difference, difference_paired
+TESTS = {"exact": "exact test within prompts", "McNemar": "McNemar", "trend": "Mantel's trend"}
+UNITS = {"per_bit": "bit", "per_element": "element", "per_row": "row", "per_token": "token"}
+SHOWN = 6
+"""Doses of one unit whose formats are all ranked in the sentence; of more, those at which some differ."""
 
-GIB = 2**33
-"""Bits."""
-TESTS = {"exact": "exact test within prompts", "McNemar": "McNemar"}
-REQUEST_TOKENS = 32
-"""Length of the requests that are counted per GiB."""
+Data = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -54,118 +43,132 @@ def share(found: Proportion) -> str:
     return f"{found.rate:.1%} [{found.low:.1%}, {found.high:.1%}], n = {found.n:,}"
 
 
-def contrasts(run: Scored, declared: Sequence[Sequence[str]]) -> Findings | None:
-    """The `x-contrasts` of a spec: two cells are compared, more are a trend in their order.
+def size(measured: Data) -> str:
+    """A difference with its interval; nothing where none is known."""
+    found = measured["difference"]
+    return "" if found is None else f"{found['value']:+.1%} {ends(found['low'], found['high'])}"
 
-    McNemar's test where two cells share their draws, else the exact conditional test within prompts, both two-sided;
-    Mantel's test for a trend; Holm over all of them. A cell that the run does not have is an error (`KeyError`).
-    """
-    if not declared:
+
+def ends(low: float, high: float) -> str:
+    """An interval of a difference."""
+    return f"[{low:+.1%}, {high:+.1%}]"
+
+
+def adjusted(measured: Sequence[Data]) -> list[float]:
+    """Holm over the tests of one family."""
+    return holm([one["p"] for one in measured])
+
+
+def contrasts(scores: Scores, measured: Sequence[Data]) -> Findings | None:
+    """The `x-contrasts` of a spec, Holm over all of them."""
+    if not measured:
         return None
-    cells = {cell.plan.name: cell for cell in run.scores.cells}
-    rows: list[tuple[Sequence[str], Difference | None, str, float]] = []
-    for names in declared:
-        some = [cells[name] for name in names]
-        if len(some) == 2:
-            rows.append((names, *_pair(run, some[0], some[1])))
-        else:
-            trend = _trend(run, some)
-            rows.append((names, None, *(("-", 1.0) if trend is None else (f"z = {trend[0]:.1f}", trend[1]))))
-    adjusted = holm([p for *_, p in rows])
-    said, table = [], ["| contrast | accuracy | difference | test | p (Holm) |", "|---|---|---|---|---|"]
-    shown = 0
-    for (names, difference, test, _), p in zip(rows, adjusted, strict=True):
+    cells = {cell.plan.name: cell for cell in scores.cells}
+    head = "| contrast | accuracy | difference | for other prompts | test | p (Holm) |"
+    said, table, shown = [], [head, "|---" * 6 + "|"], 0
+    for one, p in zip(measured, adjusted(measured), strict=True):
+        names, test = one["cells"], "McNemar" if one["test"] == "McNemar" else "exact"
+        if one["test"] == "trend":
+            test = "-" if one["z"] is None else f"z = {one['z']:.1f}"
         text = " to ".join((names[0], names[-1])) if len(names) > 2 else " against ".join(names)
-        size = "" if difference is None else f"{difference.value:+.1%} [{difference.low:+.1%}, {difference.high:+.1%}]"
-        ends = [cells[names[0]], cells[names[-1]]]
-        shares = " and ".join("-" if c.exact_match.rate is None else f"{c.exact_match.rate:.1%}" for c in ends)
-        table.append(f"| {text} | {shares} | {size or '-'} | {test} | {_p(p)} |")
+        rates = [cells[name].exact_match.rate for name in (names[0], names[-1])]
+        shares = ["-" if rate is None else f"{rate:.1%}" for rate in rates]
+        wide = "-" if one["clustered"] is None else ends(*one["clustered"])
+        table.append(f"| {text} | {' and '.join(shares)} | {size(one) or '-'} | {wide} | {test} | {p_value(p)} |")
         if p < ALPHA:
             shown += 1
-            falls = f"from {shares.replace(' and ', ' to ')}, {test}, "
-            said.append(f"{text} {f'{size}, ' if size else falls}{_p(p)}")
-    used = " and ".join(dict.fromkeys(TESTS.get(test, "Mantel's trend") for *_, test, _ in rows))
-    lead = f"Contrasts ({used}, Holm): {shown} of {len(rows)} differ"
+            way = f"{size(one)}, " if size(one) else f"from {' to '.join(shares)}, {test}, "
+            said.append(f"{text} {way}{p_value(p)}")
+    used = " and ".join(dict.fromkeys(TESTS[one["test"]] for one in measured))
+    lead = f"Contrasts ({used}, Holm): {shown} of {len(measured)} differ"
     return Findings("Contrasts", (f"{lead}{': ' if said else ''}{'; '.join(said)}.",), tuple(table))
 
 
-def _pair(run: Scored, a: CellScore, b: CellScore) -> tuple[Difference | None, str, float]:
-    if (a.plan.experiment, a.plan.entry) == (b.plan.experiment, b.plan.entry):
-        flags = run.grid.flags
-        _, only_a, only_b, pairs = discordant(flags[a.plan.index], flags[b.plan.index], EXACT)
-        difference = difference_paired(only_a, only_b, pairs) if pairs else None
-        return difference, "McNemar", mcnemar(only_a, only_b)
-    strata = Strata.of(*run.grid.counts(a.plan.index), *run.grid.counts(b.plan.index))
-    return strata.difference(), "exact", strata.different()
+def equal_flips(measured: Sequence[Data]) -> Findings | None:
+    """The `x-equal-flips` of a spec, Holm over all of them."""
+    if not measured:
+        return None
+    said, table = [], ["| at equal flips | accuracy | difference | p (Holm) |", "|---" * 4 + "|"]
+    for one, p in zip(measured, adjusted(measured), strict=True):
+        text = " against ".join(one["series"])
+        shares = [Proportion.of(**counts) for counts in one["counts"]]
+        n = " and ".join(f"{found.n:,}" for found in shares)
+        said.append(f"{text} {size(one) or 'all alike'} ({p_value(p)}, n = {n})")
+        table.append(f"| {text} | {' and '.join(map(share, shares))} | {size(one) or '-'} | {p_value(p)} |")
+    lead = "At equal flips (trials of one prompt in which equally many landed, exact test within these strata, Holm)"
+    return Findings("Equal flips", (f"{lead}: {'; '.join(said)}.",), tuple(table))
 
 
-def _trend(run: Scored, cells: Sequence[CellScore]) -> tuple[float, float] | None:
-    hits, scores, prompts = [], [], []
-    for number, cell in enumerate(cells):
-        flags = run.grid.flags[cell.plan.index]
-        rows, _ = np.nonzero(flags & SCORED)
-        hits.append((flags[(flags & SCORED) > 0] & EXACT) > 0)
-        prompts.append(run.grid.cluster[rows])
-        scores.append(np.full(len(rows), number))
-    found = slope(np.concatenate(hits), np.concatenate(scores), np.concatenate(prompts))
-    return None if found is None else (found.z, found.p)
+def formats(runs: Sequence[Scores], measured: Data) -> Iterator[Findings]:
+    """The same cells in caches of different formats: an answer per unit of the dose, and per GiB of cache.
 
-
-def formats(runs: Sequence[Scored]) -> Iterator[Findings]:
-    """The same cells in caches of different formats: per bit, per element and per GiB of cache, an answer each.
-
-    Accuracy is that of token ids equal to the golden ones of the same format. Two formats at one dose are compared by
-    the exact test within prompts, Holm over all pairs and doses.
+    Accuracy is that of token ids equal to the golden ones of the same format; Holm over all pairs and doses.
     """
-    names = [run.scores.run.storage_format for run in runs]
-    rows = list(zip(*(run.scores.cells for run in runs), strict=True))
-    tests = {
-        (row, i, j): Strata.of(
-            *runs[i].grid.counts(cells[i].plan.index), *runs[j].grid.counts(cells[j].plan.index)
-        ).different()
-        for row, cells in enumerate(rows)
-        for i, j in combinations(range(len(runs)), 2)
-    }
-    adjusted = dict(zip(tests, holm(list(tests.values())), strict=True))
-    for unit, word in (("per_bit", "bit"), ("per_element", "element")):
+    names = [scores.run.storage_format for scores in runs]
+    rows = list(zip(*(scores.cells for scores in runs), strict=True))
+    tests = measured["tests"]
+    keys = [(one["cell"], *one["formats"]) for one in tests]
+    p_of = dict(zip(keys, adjusted(tests), strict=True))
+    for unit, word in UNITS.items():
         mine = [row for row, cells in enumerate(rows) if cells[0].plan.fault["rate"]["unit"] == unit]
         if not mine:
             continue
         table = [f"| cell | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-        said, apart = [], sum(p < ALPHA for (row, *_), p in adjusted.items() if row in mine)
+        said = []
         for row in mine:
             shares = [cell.exact_match for cell in rows[row]]
             table.append(f"| {rows[row][0].plan.name} | {' | '.join(map(share, shares))} |")
-            ranked = sorted(range(len(names)), key=lambda i: -(shares[i].rate or 0.0))
-            text = f"{names[ranked[0]]} {shares[ranked[0]].rate or 0:.1%}"
-            for a, b in pairwise(ranked):
-                sign = ">" if adjusted[row, min(a, b), max(a, b)] < ALPHA else "~"
-                text += f" {sign} {names[b]} {shares[b].rate or 0:.1%}"
-            said.append(f"at {rows[row][0].plan.fault['rate']['value']:g} {text}")
+            differs = any(p < ALPHA for (at, *_), p in p_of.items() if at == row)
+            if differs or len(mine) <= SHOWN:
+                figures = [f"{found.rate or 0:.1%}" for found in shares]
+                ranked = sorted(range(len(names)), key=lambda i: -(shares[i].rate or 0.0))
+                said.append(f"at {_dose(row, mine, rows)} {_ranking(row, ranked, names, figures, '>', p_of)}")
+        apart = sum(p < ALPHA for (at, *_), p in p_of.items() if at in mine)
         total = len(mine) * len(names) * (len(names) - 1) // 2
         lead = f"Equal faults per {word}: {apart} of {total} pairs of formats differ (exact test within prompts, Holm)"
         note = "; > differs from the next, ~ does not" if len(names) > 1 else ""
-        yield Findings(f"Formats per {word}", (f"{lead}{note}: {'; '.join(said)}.",), tuple(table))
-    losses = per_gib(runs, rows)
+        text = f"{lead}{note if said else ''}{': ' if said else ''}{'; '.join(said)}."
+        yield Findings(f"Formats per {word}", (text,), tuple(table))
+    losses = _per_gib(names, rows, measured["requests_per_gib"])
     if losses is not None:
         yield losses
 
 
-def per_gib(runs: Sequence[Scored], rows: Sequence[Sequence[CellScore]]) -> Findings | None:
+def _dose(row: int, mine: Sequence[int], rows: Sequence[Sequence[CellScore]]) -> str:
+    """The rate of a cell where it tells the cells apart, else its name."""
+    rates = [rows[one][0].plan.fault["rate"]["value"] for one in mine]
+    value = rows[row][0].plan.fault["rate"]["value"]
+    return f"{value:g}" if rates.count(value) == 1 else rows[row][0].plan.name
+
+
+def _ranking(
+    row: int,
+    ranked: Sequence[int],
+    names: Sequence[str],
+    figures: Sequence[str],
+    sign: str,
+    p_of: Mapping[tuple[int, ...], float],
+) -> str:
+    text = f"{names[ranked[0]]} {figures[ranked[0]]}"
+    for a, b in pairwise(ranked):
+        text += f" {sign if p_of[row, min(a, b), max(a, b)] < ALPHA else '~'} {names[b]} {figures[b]}"
+    return text
+
+
+def _per_gib(
+    names: Sequence[str], rows: Sequence[Sequence[CellScore]], held: Sequence[float] | None
+) -> Findings | None:
     """Broken requests per GiB: at one rate per bit a GiB has the same faults in all formats, but not as many requests.
 
     Two formats lose alike if the ratio of their shares of broken requests is the inverse of that of the requests that
     they hold: Katz's normal test of the log ratio (half a trial added to both counts), Holm over all pairs and rates.
     """
-    geometry = describe(ModelSpec(runs[0].scores.run.model)).geometry
-    if geometry is None:
-        return None
-    names = [run.scores.run.storage_format for run in runs]
-    held = [_requests(name, geometry) for name in names]
     mine = [cells for cells in rows if cells[0].plan.fault["rate"]["unit"] == "per_bit"]
+    if held is None or not mine:
+        return None
     table = [f"| cell | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     table.append(f"| requests that a GiB holds | {' | '.join(f'{count:,.0f}' for count in held)} |")
-    tests: dict[tuple[int, int, int], float] = {}
+    tests: dict[tuple[int, ...], float] = {}
     lost: list[list[float]] = []
     for row, cells in enumerate(mine):
         line, means = [], []
@@ -180,26 +183,19 @@ def per_gib(runs: Sequence[Scored], rows: Sequence[Sequence[CellScore]]) -> Find
         table.append(f"| {cells[0].plan.name} | {' | '.join(line)} |")
         for i, j in combinations(range(len(names)), 2):
             tests[row, i, j] = _same_losses(cells[i].exact_match, held[i], cells[j].exact_match, held[j])
-    adjusted = dict(zip(tests, holm(list(tests.values())), strict=True))
+    p_of = dict(zip(tests, holm(list(tests.values())), strict=True))
     said = []
     for row, cells in enumerate(mine):
         ranked = sorted(range(len(names)), key=lambda i: lost[row][i])
-        text = f"{names[ranked[0]]} {lost[row][ranked[0]]:,.0f}"
-        for a, b in pairwise(ranked):
-            sign = "<" if adjusted[row, min(a, b), max(a, b)] < ALPHA else "~"
-            text += f" {sign} {names[b]} {lost[row][b]:,.0f}"
-        said.append(f"at {cells[0].plan.fault['rate']['value']:g} per bit {text}")
-    apart = sum(p < ALPHA for p in adjusted.values())
+        figures = [f"{count:,.0f}" for count in lost[row]]
+        value = cells[0].plan.fault["rate"]["value"]
+        said.append(f"at {value:g} per bit {_ranking(row, ranked, names, figures, '<', p_of)}")
+    apart = sum(p < ALPHA for p in p_of.values())
     lead = (
         f"Equal faults per GiB, broken requests of {REQUEST_TOKENS} tokens per GiB of cache, scales included: "
-        f"{apart} of {len(adjusted)} pairs of formats differ (log ratio, Holm)"
+        f"{apart} of {len(p_of)} pairs of formats differ (log ratio, Holm)"
     )
     return Findings("Formats per GiB", (f"{lead}: {'; '.join(said)}.",), tuple(table))
-
-
-def _requests(name: str, geometry: Geometry) -> float:
-    row = geometry.head_size * _native.format_bits(name) + 32 * _native.format_scaled(name)
-    return GIB / (row * geometry.rows_per_token * geometry.layers * REQUEST_TOKENS)
 
 
 def _same_losses(a: Proportion, held_a: float, b: Proportion, held_b: float) -> float:
@@ -209,49 +205,27 @@ def _same_losses(a: Proportion, held_a: float, b: Proportion, held_b: float) -> 
     return 2 * NormalDist().cdf(-abs(distance) / sqrt(1 / x1 - 1 / n1 + 1 / x2 - 1 / n2))
 
 
-def searched(folder: Path) -> Findings:
-    """What `kvspec search` left: both verdicts, and per fault where reasoning falls and where retrieval is lost.
+def searched(measured: Data) -> Findings:
+    """What `kvspec search` found: both verdicts, and per fault where reasoning falls and where retrieval is lost.
 
     The flips that landed in each task of the closest cells are told as well: a task whose answers end before a fault
     starts is spared, not robust.
     """
-    found = read_search(folder)
-    table = [
-        "| fault, its rates | definition | reasoning fails in half at | retrieval is kept to | state | closest cell |",
-        "|---" * 6 + "|",
-    ]
-    for series in found.series:
-        unit = series.fault.rate.unit.replace("_", " ")
-        for silent in BOTH:
-            window, point = series.windows(silent)[0], series.closest(silent)
-            best = point.closest(silent)
-            start = window.start if window.detected is None else f"{window.start}, up to {window.last}"
-            table.append(
-                f"| {series.label}, {unit}, {len(series.points)} rates | {'silent' if silent else 'answers'} | "
-                f"{window.reasoning} {start} | {window.retrieval} {window.stop} | {window.conclusion} | "
-                f"{point.rate:g}: {best} |"
-            )
-    landed = _landed(RunStore.open(folder / "state")) if found.confirmed else ()
-    return Findings("Search", (*found.sentences(), *landed), tuple(table))
+    head = (
+        "| fault, its rates | definition | reasoning fails in half at | retrieval is kept to | state | closest cell |"
+    )
+    table = [head, "|---" * 6 + "|", *(f"| {' | '.join(row)} |" for row in measured["rows"])]
+    said = list(measured["sentences"])
+    for one in measured["landed"]:
+        means = ", ".join(f"{mean:.3g} in {task}" for task, mean in one["mean"].items())
+        said.append(f"Flips that landed in a request of {one['cell']}, by task, with another seed: {means}.")
+    return Findings("Search", tuple(said), tuple(table))
 
 
-def _landed(run: RunStore) -> Iterator[str]:
-    plan = run.plan()
-    tasks = [task["name"] for task in plan["spec"]["prompts"]["tasks"]]
-    flips: dict[tuple[int, str], list[int]] = defaultdict(list)
-    for row in run.table(["kind", "cell", "request", "flips_landed"]).to_pylist():
-        if row["kind"] == "fault":
-            flips[row["cell"], tasks[row["request"]]].append(row["flips_landed"])
-    for cell in plan["cells"]:
-        means = [(task, flips[cell["index"], task]) for task in dict.fromkeys(tasks)]
-        said = ", ".join(f"{sum(found) / len(found):.3g} in {task}" for task, found in means if found)
-        yield f"Flips that landed in a request of {cell['name']}, by task, with another seed: {said}."
-
-
-def published(run: Scored, figures: Mapping[str, Any]) -> Findings | None:
+def published(scores: Scores, figures: Data) -> Findings | None:
     """Single flips by bit against the figures of `x-published`, by the rule that two bits differ if their 95 % Wilson
     intervals do not overlap; `None` for a run without an anatomy."""
-    anatomy = run.scores.anatomy
+    anatomy = scores.anatomy
     if anatomy is None:
         return None
     here = {(s.column, s.row): s.visible for m in anatomy.maps if m.name == "bit" for s in m.squares}
@@ -292,5 +266,6 @@ def _order(a: Proportion, b: Proportion) -> int:
     return (a.low > b.high) - (b.low > a.high)
 
 
-def _p(p: float) -> str:
+def p_value(p: float) -> str:
+    """`p = 0.03`."""
     return f"p = {p:.2g}" if p >= 1e-15 else "p < 1e-15"

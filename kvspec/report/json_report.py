@@ -20,6 +20,7 @@ from kvspec.score.anatomy import Anatomy
 from kvspec.score.cells import RunInfo
 
 REPORT_VERSION = 1
+FLIPS = ("expected", "planned", "landed", "changed", "exposed", "reruns")
 
 
 def to_json(scores: Scores) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def _cell(cell: CellScore) -> dict[str, Any]:
         "logprob_trials": cell.logprobs.trials,
         "logprob_unusable": cell.logprobs.unusable,
         "first_divergence_median": cell.first_divergence_median,
-        "flips": {"expected": cell.flips.expected, "planned": cell.flips.planned, "landed": cell.flips.landed},
+        "flips": {name: getattr(cell.flips, name) for name in FLIPS},
         "finished": cell.flips.trials,
         "outcome": dict(cell.outcome),
         "due_reasons": dict(cell.due_reasons),

@@ -29,7 +29,7 @@ class Sample:
 
     right: NDArray[np.bool_]
     series: NDArray[np.int64]
-    """Which kind of fault: equal for cells that differ in their rate only."""
+    """What trials must have in common to be compared: here the kind of fault, cells that differ in their rate only."""
     cell: NDArray[np.int64]
     flips: NDArray[np.int64]
     """Landed flips."""
@@ -61,7 +61,7 @@ def length_effects(samples: Mapping[tuple[int, str], Sample]) -> tuple[LengthEff
     for task in dict.fromkeys(task for _, task in samples):
         for shorter, longer in combinations(sorted(context for context, name in samples if name == task), 2):
             a, b = samples[shorter, task], samples[longer, task]
-            by_rate, by_flips = _strata(b, a, b.cell, a.cell), _strata(b, a, _dose(b), _dose(a))
+            by_rate, by_flips = _strata(b, a, b.cell, a.cell), at_equal_flips(b, a)
             trials = (int(by_flips.n2.sum()), int(by_flips.n1.sum()))
             found.append(((task, shorter, longer, trials), by_rate, by_flips, by_flips.different()))
     adjusted = holm([p for *_, p in found])
@@ -69,6 +69,11 @@ def length_effects(samples: Mapping[tuple[int, str], Sample]) -> tuple[LengthEff
         LengthEffect(*who, by_rate.difference(), by_flips.difference(), p, p_holm)
         for (who, by_rate, by_flips, p), p_holm in zip(found, adjusted, strict=True)
     )
+
+
+def at_equal_flips(a: Sample, b: Sample) -> Strata:
+    """Right answers of two samples, by series and numbers of landed flips."""
+    return _strata(a, b, _dose(a), _dose(b))
 
 
 def _dose(sample: Sample) -> NDArray[np.int64]:

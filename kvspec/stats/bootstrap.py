@@ -62,6 +62,24 @@ def cluster_bootstrap(k: Counts, n: Counts, confidence: float = CONFIDENCE) -> C
     return Clustered(interval, variance)
 
 
+def cluster_difference(k: Counts, n: Counts, confidence: float = CONFIDENCE) -> tuple[float, float] | None:
+    """Interval of sum(k) / sum(n) of the first of two cells less that of the second, with prompts as clusters.
+
+    As `cluster_bootstrap`: whole prompts are drawn, each with its trials in both cells. `k` and `n` are `[2, P]`.
+    `None` with fewer than two prompts that both cells asked.
+    """
+    k, n = _join(np.asarray(k, np.int64)), _join(np.asarray(n, np.int64))
+    clusters = int(np.count_nonzero((n > 0).all(axis=0)))
+    if clusters < 2:
+        return None
+    weights = np.random.default_rng(SEED).multinomial(k.shape[1], np.full(k.shape[1], 1 / k.shape[1]), DRAWS)
+    hits, sizes = (weights @ counts.T for counts in (k, n))
+    share = np.divide(hits, sizes, out=np.full(hits.shape, np.nan), where=sizes > 0)
+    tail = _expanded_tail(clusters, confidence)
+    low, high = np.nanquantile(share[:, 0] - share[:, 1], (tail, 1 - tail)).tolist()
+    return low, high
+
+
 def _variances(k: Counts, n: Counts, out: Floats) -> None:
     total, measured = n.sum(axis=1).astype(float), np.count_nonzero(n, axis=1)
     some = measured > 1

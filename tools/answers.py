@@ -1,0 +1,237 @@
+"""The answer to a spec's question in a sentence, with the figure that decides it.
+
+A spec says before any run which test decides (`x-answer: {test: ...}`) and what each of its outcomes means in words
+(`higher`, `lower`, `neither`; or `shown`, `neither`). The test chooses among them, and nobody else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kvspec.score import CellScore, Proportion, Scores
+from kvspec.score.verdict import LARGE_DESIGN_EFFECT
+from kvspec.stats.exact import ALPHA
+from kvspec.stats.intervals import Difference
+from tools.findings import UNITS, Data, adjusted, ends, p_value, share, size
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a row of the index says."""
+
+    text: str
+    figure: str
+    """The figure that decides, with interval and n."""
+
+
+NOTHING = Answer("Not measured: the run has no two samples to compare.", "-")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run of a page: its scores, and what was measured beyond them."""
+
+    scores: Scores
+    beyond: Data
+
+    @property
+    def clustered(self) -> bool:
+        """Whether intervals for other prompts than those asked are much wider."""
+        return self.scores.design_effect > LARGE_DESIGN_EFFECT
+
+    def cell(self, name: str) -> CellScore:
+        """Raises `KeyError` for one that the run does not have."""
+        return {cell.plan.name: cell for cell in self.scores.cells}[name]
+
+
+def answer(declared: Mapping[str, Any], runs: Sequence[Measured], beyond: Data) -> Answer:
+    """By the test that the spec declares; without one, how many cells lie below the floor. `beyond` is of all runs.
+
+    Raises `KeyError` or `ValueError` for a test, cell, contrast or series that does not exist.
+    """
+    test = declared.get("test", "floor of all")
+    if test == "formats":
+        return _formats(declared["unit"], runs, beyond)
+    if test == "search":
+        return _search(beyond["search"])
+    found = [TESTS[test](run, declared) for run in runs]
+    texts = list(dict.fromkeys(declared.get(one.text, one.text) for one in found))
+    if len(found) == 1:
+        return Answer(texts[0], found[0].figure)
+    formats = [run.scores.run.storage_format for run in runs]
+    figures = [f"{name}: {one.figure}" for name, one in zip(formats, found, strict=True)]
+    words = [f"{name}: {declared.get(one.text, one.text)}" for name, one in zip(formats, found, strict=True)]
+    return Answer(texts[0] if len(texts) == 1 else " ".join(words), "; ".join(figures))
+
+
+def _contrast(run: Measured, declared: Mapping[str, Any]) -> Answer:
+    names = list(declared["cells"])
+    tests = run.beyond["contrasts"]
+    at = [one["cells"] for one in tests].index(names)
+    one, p = tests[at], adjusted(tests)[at]
+    shares = [f"{name} {run.cell(name).exact_match.rate or 0:.1%}" for name in (names[0], names[-1])]
+    n = " and ".join(dict.fromkeys(f"{run.cell(name).exact_match.n:,}" for name in names))
+    if one["test"] == "trend":
+        z = one["z"] or 0.0
+        return Answer(_way(z, p), f"{' to '.join(shares)} (z = {z:.1f}, {p_value(p)}), n = {n} a cell")
+    value = one["difference"]["value"] if one["difference"] else 0.0
+    wide = f"; for other prompts {ends(*one['clustered'])}" if one["clustered"] and run.clustered else ""
+    return Answer(_way(value, p), f"{', '.join(shares)}: {size(one) or 'no difference'} ({p_value(p)}){wide}, n = {n}")
+
+
+def _equal_flips(run: Measured, declared: Mapping[str, Any]) -> Answer:
+    tests = run.beyond["equal_flips"]
+    at = [one["series"] for one in tests].index(list(declared["series"]))
+    one, p = tests[at], adjusted(tests)[at]
+    value = one["difference"]["value"] if one["difference"] else 0.0
+    n = " and ".join(f"{counts['n']:,}" for counts in one["counts"])
+    names = " against ".join(one["series"])
+    return Answer(_way(value, p), f"{names} {size(one) or 'alike'} at equal flips ({p_value(p)}), n = {n}")
+
+
+def _way(value: float, p: float) -> str:
+    if p >= ALPHA:
+        return "neither"
+    return "higher" if value > 0 else "lower"
+
+
+def _pairs(run: Measured, _: Mapping[str, Any]) -> Answer:
+    pairs = run.scores.pairs
+    if not pairs:
+        return NOTHING
+    apart = [pair for pair in pairs if pair.p_holm < ALPHA]
+    most = max(apart or pairs, key=lambda pair: abs(pair.difference.value))
+    names = [run.scores.cells[index].plan.name for index in (most.second, most.first)]
+    figure = f"{' against '.join(names)} {_signed(most.difference)} ({p_value(most.p_holm)}), n = {most.pairs:,} pairs"
+    return Answer("shown" if apart else "neither", f"{len(apart)} of {len(pairs)} differ; {figure}")
+
+
+def _lengths(run: Measured, _: Mapping[str, Any]) -> Answer:
+    effects = [effect for effect in run.scores.tasks.lengths if effect.trials[0]]
+    if not effects:
+        return NOTHING
+    apart = [effect for effect in effects if effect.p_holm < ALPHA]
+    ways = {_way(effect.at_equal_flips.value if effect.at_equal_flips else 0.0, 0.0) for effect in apart}
+    most = max(apart or effects, key=lambda effect: effect.longer / effect.shorter)
+    differs = "alike" if most.at_equal_flips is None else _signed(most.at_equal_flips)
+    figure = f"{most.longer:,} against {most.shorter:,} tokens {differs} at equal flips ({p_value(most.p_holm)})"
+    n = f"n = {most.trials[1]:,} and {most.trials[0]:,}"
+    return Answer("mixed" if len(ways) > 1 else next(iter(ways), "neither"), f"{figure}, {n}")
+
+
+def _bits(run: Measured, _: Mapping[str, Any]) -> Answer:
+    assert run.scores.anatomy is not None
+    tests = {test.name: test for test in run.scores.anatomy.tests}
+    squares = next(one.squares for one in run.scores.anatomy.maps if one.name == "bit")
+    top = max(squares, key=lambda square: square.visible.rate or 0.0)
+    plane = tests["K against V"]
+    kv = "K and V are not told apart over all bits"
+    if plane.p_holm < ALPHA and plane.difference is not None:
+        kv = f"a flip in {'K' if plane.difference.value > 0 else 'V'} shows more often"
+    if tests["bits"].p_holm >= ALPHA:
+        return Answer(f"No difference between bits is shown; {kv}.", _square(top.visible))
+    return Answer(f"Bits differ: bit {top.row} in {top.column} shows most; {kv}.", _square(top.visible))
+
+
+def _square(found: Proportion) -> str:
+    return f"shown by {share(found)} single flips"
+
+
+def _half(run: Measured, declared: Mapping[str, Any]) -> Answer:
+    fits = {one.label: one for one in run.scores.dose_responses if one.dose == "rate"}
+    one = fits[declared["series"]]
+    cells = [run.scores.cells[index] for index in one.cells]
+    sizes = sorted({cell.exact_match.n for cell in cells})
+    n = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
+    unit = str(cells[0].plan.fault["rate"]["unit"]).replace("_", " ")
+    low, high = ("?" if end is None else f"{end:.2g}" for end in (one.fit.low, one.fit.high))
+    where = f"between {low} and {high}" if one.fit.ec50 is None else f"at {one.fit.ec50:.2g}"
+    return Answer(f"Half of the effect is reached {where} {unit}.", f"EC50 [{low}, {high}] {unit}, n = {n} a cell")
+
+
+def _floor(run: Measured, declared: Mapping[str, Any]) -> Answer:
+    cell = run.cell(declared["cell"])
+    wide = cell.effect.clustered if run.clustered else None
+    more = "" if wide is None else f"; for other prompts [{wide[0]:.1%}, {wide[1]:.1%}]"
+    return Answer("shown" if cell.below_floor else "neither", f"{cell.plan.name} {share(cell.exact_match)}{more}")
+
+
+def _floor_of_all(run: Measured, _: Mapping[str, Any]) -> Answer:
+    cells = [cell for cell in run.scores.cells if cell.below_floor is not None]
+    below = sum(bool(cell.below_floor) for cell in cells)
+    rates = [cell.exact_match.rate or 0.0 for cell in cells]
+    span = f"{min(rates):.1%} to {max(rates):.1%}" if rates else "-"
+    return Answer(f"{below} of {len(cells)} cells lie below the floor.", span)
+
+
+def _first(run: Measured, _: Mapping[str, Any]) -> Answer:
+    """Reasoning against the retrieval of its own operands."""
+    pairs = [pair for pair in run.scores.tasks.pairs if pair.same_operands]
+    if not pairs:
+        return NOTHING
+    apart = [pair for pair in pairs if pair.p_holm < ALPHA]
+    reasoning = [pair for pair in apart if pair.only_reasoning > pair.only_retrieval]
+    if not apart:
+        text = "It cannot be told which breaks first."
+    elif len(reasoning) == len(apart):
+        text = "Reasoning breaks first wherever the two can be told apart."
+    elif not reasoning:
+        text = "Retrieval breaks first wherever the two can be told apart."
+    else:
+        text = "Neither breaks first throughout."
+    most = min(apart or pairs, key=lambda pair: pair.p)
+    where = run.scores.cells[most.cell].plan.name
+    counts = f"reasoning in {len(reasoning)}, retrieval in {len(apart) - len(reasoning)} of {len(pairs)} comparisons"
+    ratio = f"failures of {most.reasoning} over {most.retrieval} {most.sensitivity or '-'}, n = {most.pairs:,} pairs"
+    return Answer(text, f"{counts}; under {where} {ratio}")
+
+
+def _formats(unit: str, runs: Sequence[Measured], beyond: Data) -> Answer:
+    """At the dose that tells most formats apart."""
+    cells = runs[0].scores.cells
+    tests = beyond["formats"]["tests"]
+    apart = [0] * len(cells)
+    for one, p in zip(tests, adjusted(tests), strict=True):
+        apart[one["cell"]] += p < ALPHA
+    mine = [row for row, cell in enumerate(cells) if cell.plan.fault["rate"]["unit"] == unit]
+    row = max(mine, key=lambda at: (apart[at], at))
+    shares = {run.scores.run.storage_format: run.scores.cells[row].exact_match for run in runs}
+    ranked = sorted(shares, key=lambda name: -(shares[name].rate or 0.0))
+    total = len(runs) * (len(runs) - 1) // 2
+    dose = f"{cells[row].plan.fault['rate']['value']:g} per {UNITS[unit]}"
+    text = f"At {dose}, from most to fewest right: {', '.join(ranked)} ({apart[row]} of {total} pairs differ)."
+    return Answer(text, "; ".join(f"{name} {share(shares[name])}" for name in ranked))
+
+
+def _search(found: Data) -> Answer:
+    """By both definitions of the state, and the closest cells of the search."""
+    texts = [f"{name}: {SEARCHED[one['verdict']]}" for name, one in zip(DEFINITIONS, found["closest"], strict=True)]
+    figures = [f"{name}: {one['state']}" for name, one in zip(DEFINITIONS, found["closest"], strict=True)]
+    return Answer(f"{'; '.join(texts)}.", "; ".join(figures))
+
+
+DEFINITIONS = ("By the answers", "silent")
+SEARCHED = {
+    "Found": "yes, by both intervals, and again with another seed",
+    "Undecided": "by its shares, but not by their intervals",
+    "None": "none is shown",
+}
+
+
+def _signed(found: Difference) -> str:
+    return f"{found.value:+.1%} {ends(found.low, found.high)}"
+
+
+TESTS: Mapping[str, Callable[[Measured, Mapping[str, Any]], Answer]] = {
+    "contrast": _contrast,
+    "equal flips": _equal_flips,
+    "pairs": _pairs,
+    "lengths": _lengths,
+    "bits": _bits,
+    "half": _half,
+    "floor": _floor,
+    "floor of all": _floor_of_all,
+    "what breaks first": _first,
+}
