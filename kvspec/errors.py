@@ -47,6 +47,7 @@ CODES: dict[str, str] = {
     "KVS406": "the engine failed",
     "KVS407": "the engine's geometry differs from the plan's",
     "KVS408": "an engine setting is refused",
+    "KVS409": "a choice is not a token of the model",
     # 5xx: records, runs and fault maps
     "KVS501": "the run folder cannot be written",
     "KVS502": "the run folder belongs to something else",

@@ -46,10 +46,11 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def load(tmp_path: Path, prompts: str) -> Spec:
+def load(tmp_path: Path, prompts: str, generation: str = "{}") -> Spec:
     path = tmp_path / "spec.yaml"
     faults = "faults: [{name: F, model: random, site: KV_WRITE, rate: {per_bit: 1e-6}}]"
-    path.write_text(f"kvspec: 1\nname: t\nmodel: {{id: gpt2}}\nprompts: {prompts}\n{faults}\ntrials: 2\n")
+    asked = f"prompts: {prompts}\ngeneration: {generation}"
+    path.write_text(f"kvspec: 1\nname: t\nmodel: {{id: gpt2}}\n{asked}\n{faults}\ntrials: 2\n")
     return load_spec(path)
 
 
@@ -102,11 +103,47 @@ def test_wrong_prompts(tmp_path: Path, prompts: str, code: str, path: str) -> No
     assert (caught.value.diagnostics[0].code, caught.value.diagnostics[0].path) == (code, path)
 
 
-def test_only_generated_answers_can_be_asked(tmp_path: Path, task: Path) -> None:
+def test_only_answers_and_choices_can_be_asked(tmp_path: Path, task: Path) -> None:
     task.write_text(task.read_text().replace("generate_until", "loglikelihood"))
     with pytest.raises(KvspecError) as caught:
         load(tmp_path, "{lm_eval: kvspec_sums}")
     assert "loglikelihood" in caught.value.diagnostics[0].message
+
+
+def _as_choice(task: Path, choices: str) -> None:
+    """The same documents with choices, as MMLU has them."""
+    text = task.read_text().replace("generate_until", "multiple_choice").split("generation_kwargs")[0]
+    text = text.replace('doc_to_target: "{{answer}}"', f"doc_to_target: 1\ndoc_to_choice: {choices}")
+    task.write_text(text + "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n")
+
+
+def test_choices_are_asked_in_one_request_and_scored_by_the_harness(tmp_path: Path, task: Path) -> None:
+    _as_choice(task, "[A, B, C]")
+    spec = load(tmp_path, "{lm_eval: kvspec_sums, limit: 2}", "{max_tokens: 1, choices: [' C', ' A', ' B']}")
+    assert spec.prompts.texts == tuple(f"Question: What is {i} + {i}?\nAnswer:" for i in (1, 2))
+    for asked in spec.prompts.tasks:
+        assert asked is not None
+        assert asked.chance == pytest.approx(1 / 3)
+        right = harness.harness_grade(str(asked.grader.expected))
+        assert [right(text) for text in (" A", " B", " C", "B", "")] == [False, True, False, False, False]
+
+
+@pytest.mark.parametrize("generation", ["{}", "{max_tokens: 1}", "{max_tokens: 1, choices: [' A', ' B']}"])
+def test_the_choices_of_a_task_must_be_those_of_the_spec(tmp_path: Path, task: Path, generation: str) -> None:
+    _as_choice(task, "[A, B, C]")
+    with pytest.raises(KvspecError) as caught:
+        load(tmp_path, "{lm_eval: kvspec_sums}", generation)
+    (told,) = caught.value.diagnostics
+    assert told.code == "KVS206"
+    assert told.expected == '`generation: {max_tokens: 1, choices: [" A", " B", " C"]}`'
+
+
+def test_documents_with_choices_of_their_own_are_refused(tmp_path: Path, task: Path) -> None:
+    _as_choice(task, '"{{[answer, question]}}"')
+    with pytest.raises(KvspecError) as caught:
+        load(tmp_path, "{lm_eval: kvspec_sums}", "{max_tokens: 1, choices: [' A', ' B']}")
+    assert caught.value.diagnostics[0].code == "KVS210"
+    assert "choices of its own" in caught.value.diagnostics[0].message
 
 
 def test_without_the_package_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from kvspec.engine.planned import PlannedFlips
 from kvspec.engine.prompts import check_lengths, load_tokenizer, materialize, tokenize
 from kvspec.engine.session import MANY, PATIENCE, Finished, Session, Shape
 from kvspec.engine.table import TableData, build_table
+from kvspec.engine.text import choice_ids
 from kvspec.errors import Diagnostic, EngineError
 from kvspec.models import Geometry, ModelInfo, describe
 from kvspec.plan import Plan, Trial
@@ -189,7 +190,9 @@ class Inputs:
         """Find the model, tokenize the prompts, check what can be checked."""
         spec = plan.spec
         source = materialize(spec.model)
-        prompts = tokenize(spec, load_tokenizer(spec.model, source))
+        tokenizer = load_tokenizer(spec.model, source)
+        choice_ids(tokenizer, spec.generation.choices)  # refuses what is no token before the engine starts
+        prompts = tokenize(spec, tokenizer)
         info = describe(spec.model)
         check_lengths(spec, info, prompts)
         return cls(source, info, prompts, _estimate(plan, info, prompts) if info.geometry else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import sys
@@ -15,7 +16,7 @@ from typing import Any, Self
 
 from kvspec.engine.requirements import require_vllm
 from kvspec.engine.supported import device
-from kvspec.engine.text import ByteLevelText
+from kvspec.engine.text import ByteLevelText, choice_ids
 from kvspec.engine.vllm.tally import FLIPS
 from kvspec.errors import EngineError, KvspecError
 from kvspec.models import Geometry
@@ -167,6 +168,7 @@ class Session:
         except Exception as error:
             raise EngineError.one("KVS406", f"vLLM did not start: {_words(error)}", hint=_start_hint(error)) from error
         self._text = ByteLevelText.of(self._engine.get_tokenizer())
+        self._choice_ids = functools.cache(partial(choice_ids, self._engine.get_tokenizer()))
         # nobody else has a request's parameters, so vLLM need not copy them to the bottom
         self._sampling = partial(SamplingParams, output_kind=RequestOutputKind.FINAL_ONLY, skip_clone=True)
 
@@ -236,6 +238,7 @@ class Session:
             ignore_eos=generation.ignore_eos,
             stop=list(generation.stop),
             logprobs=generation.logprobs,
+            allowed_token_ids=self._choice_ids(generation.choices) or None,
             seed=seed if generation.temperature > 0 else None,
             detokenize=shown,
             extra_args={"kvspec": entry},

@@ -118,5 +118,5 @@ def subset(fault_map: FaultMap, rows: NDArray[Any]) -> FaultMap:
 def _generation(spec: Spec, seed: int) -> dict[str, Any]:
     """What decides the answer; how much of it was recorded does not."""
     data = {**asdict(spec.generation), "seed": seed, "stop": list(spec.generation.stop)}
-    del data["logprobs"]
-    return data
+    del data["logprobs"], data["choices"]
+    return data | {"choices": list(spec.generation.choices)} if spec.generation.choices else data

@@ -118,7 +118,7 @@ def _case(fault_map: FaultMap, path: Path, texts: Sequence[str]) -> Case:
             kv_cache_dtype=header.geometry.format,
         ),
         text=_prompt(header, path, texts),
-        generation=GenerationSpec(**settings | {"stop": tuple(settings["stop"])}),
+        generation=GenerationSpec(**settings | {key: tuple(settings.get(key, ())) for key in ("stop", "choices")}),
         seed=seed,
         recorded=Recorded(
             token_ids=record.get("token_ids"),

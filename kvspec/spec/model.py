@@ -70,7 +70,8 @@ class Grader:
     expected: str | float
     """The text, the pattern, the choice or the number; for lm_eval the task and its document as JSON."""
     choices: tuple[str, ...] = ()
-    """choice only: the words to choose from; the first one in the answer counts."""
+    """choice: the words to choose from; the first one in the answer counts. lm_eval: the continuations of a task that
+    compares their likelihoods; `generation.choices` lists them."""
     tolerance: float = 0.0
     """numeric only: how far the last number of the answer may be off."""
 
@@ -115,6 +116,8 @@ class GenerationSpec:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     """How many of the likeliest tokens are recorded with their logprobs at each position; `None`: none."""
+    choices: tuple[str, ...] = ()
+    """Texts of one token each: the answer is the likeliest of them. Empty: any text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +260,7 @@ class Spec:
                 del fault["target"]  # a plan without faults of scales has the digest that it always had
         if not self.prompts.tasks:
             del data["prompts"]["tasks"]  # likewise
-        for part, key in (("trials", "looks"), ("generation", "logprobs")):
-            if data[part][key] is None:
+        for part, key in (("trials", "looks"), ("generation", "logprobs"), ("generation", "choices")):
+            if data[part][key] in (None, ()):
                 del data[part][key]  # likewise
         return data

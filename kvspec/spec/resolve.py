@@ -128,9 +128,10 @@ def _selector(where: Data) -> Selector:
 
 
 def _generation(data: Data) -> GenerationSpec:
-    whole = _whole({key: value for key, value in data.items() if key not in ("temperature", "stop")})
+    texts = ("stop", "choices")
+    whole = _whole({key: value for key, value in data.items() if key not in ("temperature", *texts)})
     temperature = float(data.get("temperature", 0)) + 0.0
-    return GenerationSpec(**whole, temperature=temperature, stop=tuple(data.get("stop", ())))
+    return GenerationSpec(**whole, temperature=temperature, **{key: tuple(data.get(key, ())) for key in texts})
 
 
 def _engine(data: Data) -> EngineSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 
@@ -46,8 +47,35 @@ def check_tree(root: Node) -> PromptSpec:
     checked = (
         read_prompts(prompts, findings) if prompts is not None and "$.prompts" not in malformed else PromptSpec(())
     )
+    if "$.generation" not in malformed:
+        _check_choices(root, checked, findings)
     findings.raise_if_any()
     return checked
+
+
+def _check_choices(root: Node, prompts: PromptSpec, findings: Findings) -> None:
+    """An answer that is chosen is one token; a task that compares likelihoods says among which."""
+    choices, most = root.get("generation", "choices"), root.get("generation", "max_tokens")
+    if choices is not None and (most is None or most.plain() != 1):
+        findings.add(
+            "KVS206",
+            f"`choices` are of one token, and `max_tokens` is {show(most) if most is not None else 50}",
+            choices.mark,
+            "$.generation.choices",
+            expected="`max_tokens: 1` beside it",
+        )
+    asked = {task.grader.choices for task in prompts.tasks if task and task.grader.kind == "lm_eval"} - {()}
+    if wrong := [texts for texts in sorted(asked) if choices is None or set(texts) != set(choices.plain())]:
+        listed = json.dumps(list(wrong[0]), ensure_ascii=False)
+        task = root.get("prompts", "lm_eval") or root
+        findings.add(
+            "KVS206",
+            f"{show(task)} takes the likeliest of {len(wrong[0])} choices, and `generation.choices` is "
+            f"{'missing' if choices is None else 'another list'}",
+            task.mark if choices is None else choices.mark,
+            "$.prompts.lm_eval" if choices is None else "$.generation.choices",
+            expected=f"`generation: {{max_tokens: 1, choices: {listed}}}`",
+        )
 
 
 def _check_metrics(root: Node, findings: Findings) -> None:

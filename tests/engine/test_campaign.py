@@ -252,3 +252,25 @@ def test_logprobs_are_recorded_and_compared(gpt2: Path, run: Run, tmp_path: Path
             assert cell.logprobs.kl_mean is not None
             assert cell.logprobs.kl_mean < 1.0
     assert any((cell.logprobs.kl_mean or 0.0) > 0.0 for cell in score_run(out).cells)
+
+
+def test_an_answer_is_the_likeliest_of_the_choices(gpt2: Path, run: Run, tmp_path: Path) -> None:
+    choices = list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefgh")
+    rows = run(spec(gpt2, generation={"max_tokens": 1, "choices": choices, "logprobs": 20}), out=tmp_path / "run")
+    assert {row["text"] for row in rows.values()} <= set(choices)
+    tokens = {row["text"]: row["token_ids"][0] for row in rows.values()}
+    decided = 0
+    for row in rows.values():
+        # vLLM's logprobs are those of all tokens; the first choice among them is the likeliest one
+        seen = [] if row["nonfinite_at"] is not None else [t for t in row["logprob_ids"] if t in tokens.values()]
+        decided += len(seen) > 1
+        assert row["token_ids"] == (seen[:1] or row["token_ids"])
+        assert row["tokens_written"] == row["prompt_tokens"]
+    assert decided > 20
+    assert any(row["token_ids"][0] != row["logprob_ids"][0] for row in rows.values() if row["kind"] == "golden")
+
+
+def test_a_choice_that_is_no_token_is_refused_before_the_engine_starts(gpt2: Path, run: Run) -> None:
+    with pytest.raises(EngineError) as caught:
+        run(spec(gpt2, generation={"max_tokens": 1, "choices": ["A", " B"]}))
+    assert caught.value.diagnostics[0].code == "KVS409"

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from kvspec.engine.text import ByteLevelText
+from kvspec.engine.text import ByteLevelText, choice_ids
+from kvspec.errors import EngineError
 
 Run = Callable[..., dict[str, dict[str, Any]]]
 # ASCII, first and continuation bytes, whole characters of several bytes, an added and a special token, no token
@@ -88,6 +89,17 @@ def test_other_decoders_are_left_to_vllm(decoder: Any) -> None:
     made = tokenizer()
     made._tokenizer.decoder = decoder
     assert ByteLevelText.of(made) is None
+
+
+def test_choices_are_single_tokens() -> None:
+    made = tokenizer()
+    assert choice_ids(made, ["A", "名 前"]) == [made.encode("A")[0], made.encode("名 前")[0]]
+    assert choice_ids(made, []) == []
+    with pytest.raises(EngineError, match="2 tokens of the model"):
+        choice_ids(made, ["A", " B"])
+    made._tokenizer.normalizer = normalizers.Lowercase()
+    with pytest.raises(EngineError, match="the choice `a` is 1 token of the model, that of `A`"):
+        choice_ids(made, ["A", "a"])
 
 
 def test_a_campaign_records_the_texts_that_vllm_makes(gpt2: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
