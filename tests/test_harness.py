@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
+import lm_eval.tasks
 import pytest
+from lm_eval.tasks import TaskManager
 
 from kvspec.errors import KvspecError, PrerequisiteError
 from kvspec.plan import compile_plan
@@ -43,6 +46,8 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     harness._load.cache_clear()
+    # its index of thousands of tasks of its own takes seconds, and none of them is asked here
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", partial(TaskManager, include_defaults=False))
     return file
 
 

@@ -128,10 +128,10 @@ def _selector(where: Data) -> Selector:
 
 
 def _generation(data: Data) -> GenerationSpec:
-    texts = ("stop", "choices")
-    whole = _whole({key: value for key, value in data.items() if key not in ("temperature", *texts)})
+    whole = _whole({key: value for key, value in data.items() if key not in ("temperature", "stop", "choices")})
     temperature = float(data.get("temperature", 0)) + 0.0
-    return GenerationSpec(**whole, temperature=temperature, **{key: tuple(data.get(key, ())) for key in texts})
+    stop, choices = (tuple(data.get(key, ())) for key in ("stop", "choices"))
+    return GenerationSpec(**whole, temperature=temperature, stop=stop, choices=choices)
 
 
 def _engine(data: Data) -> EngineSpec:
