@@ -16,8 +16,12 @@ from kvspec.errors import RecordsError
 from kvspec.maps import FaultMap, explicit, write_map
 from kvspec.maps.columns import DTYPES
 from kvspec.maps.generate import events_of
+from kvspec.maps.trial import maps_of_trial
+from kvspec.models import Geometry
+from kvspec.plan import compile_plan
 from kvspec.replay.case import Case, Recorded, find_maps, load_cases, one_model
 from kvspec.replay.compare import Replay, Replayed, first_divergence
+from kvspec.spec import load_spec
 from tests.maps.made import TRIAL, generative
 
 FACTS: dict[str, Any] = {
@@ -52,6 +56,22 @@ def test_the_same_map_twice_is_two_cases(tmp_path: Path) -> None:
     for name in ("a.parquet", "b.parquet"):
         write_map(explicit(fault_map()), tmp_path / name)
     assert [c.name for c in load_cases([tmp_path])] == ["c0/p1/t2"] * 2
+
+
+def test_a_trial_is_replayed_among_the_choices_of_its_campaign(tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(
+        "kvspec: 1\nname: t\nmodel: {id: gpt2}\nprompts: {inline: [one]}\ntrials: 1\n"
+        "faults: [{name: F, model: random, site: KV_WRITE, rate: {per_bit: 0.1}}]\n"
+        "generation: {max_tokens: 1, choices: [' A', ' B']}\n"
+    )
+    plan = compile_plan(load_spec(spec))
+    (trial,) = [trial for trial in plan.trials() if trial.kind == "fault"]
+    (made,) = maps_of_trial(plan, trial, Geometry(12, 12, 64), prompt_len=1, written=1)
+    write_map(made, tmp_path / "map.json")
+    (case,) = load_cases([tmp_path / "map.json"])
+    assert case.generation == plan.spec.generation
+    assert case.generation.choices == (" A", " B")
 
 
 @pytest.mark.parametrize("name", ["model", "prompt", "generation"])
