@@ -23,7 +23,7 @@ from kvspec.search.model import entry, series_of
 from kvspec.search.run import search
 from kvspec.spec import load_spec
 from kvspec.spec.model import Fault
-from tools.findings import searched
+from tools import findings, measured
 
 SPEC = """
 kvspec: 1
@@ -227,7 +227,7 @@ def test_what_is_no_search_is_refused(tmp_path: Path) -> None:
 
 def test_a_page_of_results_tells_what_was_found(whole: tuple[Found, list[Plan]]) -> None:
     found, _ = whole
-    page = searched(found.folder)
+    page = findings.searched(measured.searched(found.folder))
     assert list(page.sentences[:4]) == found.sentences()
     assert page.sentences[4].endswith("Reads, by task, with another seed: 0 in retrieve_b, 0 in product.")
     assert len(page.table) == 2 + 2 * len(found.series)
