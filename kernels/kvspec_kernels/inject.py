@@ -74,7 +74,7 @@ _ANY = [
 
 @triton.jit(do_not_specialize=[name for name in _ANY if name not in ("span", "behind", "table_stride")])
 def inject_writes_kernel(
-    cells_ptr, counts_ptr, capacity, layers, local, first_layer, slot_mapping_ptr, words_ptr, block_tokens,
+    slot_mapping_ptr, cells_ptr, counts_ptr, capacity, layers, local, first_layer, words_ptr, block_tokens,
     block_stride, kv_stride, token_stride, head_stride, elem_stride, first_head, local_heads,
     slots_ptr, models_ptr, thresholds_ptr, selectors_ptr, layer_words, selector_width, tally_ptr,
     BITS: tl.constexpr, LANES: tl.constexpr,
@@ -102,7 +102,7 @@ def inject_writes_kernel(
 
 @triton.jit(do_not_specialize=_ANY)
 def inject_reads_kernel(
-    cells_ptr, counts_ptr, capacity, layers, local, first_layer, event_keys_ptr, block_table_ptr, table_stride,
+    block_table_ptr, table_stride, cells_ptr, counts_ptr, capacity, layers, local, first_layer, event_keys_ptr,
     words_ptr, kept_ptr, span: tl.int64, behind: tl.int64, block_tokens, block_stride, kv_stride, token_stride,
     head_stride, elem_stride, first_head, local_heads, slots_ptr, models_ptr, thresholds_ptr, selectors_ptr,
     layer_words, selector_width, tally_ptr, BITS: tl.constexpr, LANES: tl.constexpr, KEEP: tl.constexpr,

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +30,7 @@ from kvspec_kernels.cache import CacheView
 from kvspec_kernels.events import EVENT_WIDTH, inject_events_kernel
 from kvspec_kernels.inject import inject_reads_kernel, inject_writes_kernel
 from kvspec_kernels.nonfinite import find_nonfinite_kernel
+from kvspec_kernels.repeated import Repeated
 from kvspec_kernels.step import list_cells_kernel
 from kvspec_kernels.store import store_kernel
 from kvspec_kernels.table import FaultTable
@@ -38,8 +38,7 @@ from kvspec_kernels.table import FaultTable
 LANES = 128
 """Lanes of a cell: a power of two above `MAX_HITS`."""
 
-_EXPONENT = {torch.bfloat16: (torch.int16, 0x7F80), torch.float16: (torch.int16, 0x7C00),
-             torch.float32: (torch.int32, 0x7F800000)}  # fmt: skip
+_EXPONENT = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00, torch.float32: 0x7F800000}
 
 _SAFE = {torch.bfloat16: 0x7149, torch.float32: 0x7149F2CA}
 """1e30 as bits."""
@@ -59,50 +58,6 @@ class Tuning:
     """Programs of an explicit-map launch."""
     vocab_programs: int = 8
     """Programs that share a row of logits."""
-
-
-class Repeated:
-    """A kernel that every step launches. Triton looks at each argument of a launch, which costs the host several times
-    what the launch does; here it looks once per key, and the compiled kernel is called with addresses from then on."""
-
-    def __init__(self, kernel: Any, *, bits: bool = False) -> None:
-        """`bits`: floating-point tensors among the first arguments are taken as integers of their width."""
-        self._kernel = kernel
-        self._bits = bits
-        self._compiled: dict[Any, tuple[Any, tuple[Any, ...]]] = {}
-
-    def __call__(
-        self,
-        key: Any,
-        grid: tuple[int, int, int],
-        first: Sequence[Any],
-        last: Sequence[Any],
-        *,
-        num_warps: int = 4,
-        **constants: Any,
-    ) -> None:
-        """Launch with the arguments `first`, `last` and the compile-time `constants`, in the order of the kernel.
-
-        `key` stands for everything but the addresses in `first`: types, numbers, all of `last`, the constants.
-        """
-        known = self._compiled.get(key)
-        at, bits = [], 0
-        for x in first:
-            if isinstance(x, torch.Tensor):
-                at.append(x.data_ptr())
-                bits |= at[-1]
-            else:
-                at.append(x)
-        # Triton compiles for addresses that are multiples of 16
-        if known is None or bits % 16:
-            first = [_as_bits(x) if self._bits else x for x in first]
-            compiled = self._kernel[grid](*first, *last, **constants, num_warps=num_warps)
-            if compiled is not None and known is None:  # the interpreter compiles nothing
-                fixed = [x.data_ptr() if isinstance(x, torch.Tensor) else x for x in last]
-                self._compiled[key] = compiled, (*fixed, *constants.values())
-            return
-        compiled, rest = known
-        compiled[grid](*at, *rest)
 
 
 class Injector:
@@ -154,7 +109,7 @@ class Injector:
         self._behind: list[int] = []
         self._list_cells = Repeated(list_cells_kernel)
         self._find_nonfinite = Repeated(find_nonfinite_kernel, bits=True)
-        self._store = Repeated(store_kernel)
+        self._forget_layers()
 
     def bind(self, caches: Sequence[CacheView]) -> None:
         """The caches of this rank's layers. Raises `ValueError` if their layouts differ."""
@@ -164,6 +119,7 @@ class Injector:
         if len(layouts) > 1:
             raise ValueError(f"the layers differ in layout: {sorted(layouts)}")
         self._caches = list(caches)
+        self._forget_layers()
         if self._stuck_reads:
             self.keep_stuck_reads()
         starts = [cache.words.data_ptr() for cache in caches]
@@ -172,11 +128,17 @@ class Injector:
             for before, start, cache in zip(starts, starts[1:], caches[1:], strict=False)
         ]
 
+    def _forget_layers(self) -> None:
+        """Launches that are repeated have the addresses of caches and of what is kept."""
+        self._store, self._inject_writes = Repeated(store_kernel), Repeated(inject_writes_kernel)
+        self._inject_reads = Repeated(inject_reads_kernel)
+
     def keep_stuck_reads(self) -> None:
         """From now on reads may have stuck-ats. Graphs that were captured before must not be used with them."""
         span = max(cache.span for cache in self._caches)
         if self.kept.shape[1] < span:
             self.kept = self.kept.new_zeros(2, span)
+            self._forget_layers()
 
     def begin_step(
         self, query_start: torch.Tensor, batch_slot: torch.Tensor, seq_lens: torch.Tensor, requests: int, *,
@@ -237,19 +199,23 @@ class Injector:
         `key`, `value`: `[rows, heads, D]` in the type of the cache; `key_cache`, `value_cache`: the tensors given to
         `CacheView.of`. Raises `ValueError` where a plain copy would not be what the backend does.
         """
-        cache = self._caches[layer]
-        rows, (_, heads, dim) = slot_mapping.shape[0], key.shape
+        rows = slot_mapping.shape[0]
+        if rows == 0:
+            return
+        kind = (
+            layer, key.dtype, value.dtype, key_cache.dtype, key.stride(), value.stride(), key.shape[1:], value.shape[2]
+        )  # fmt: skip
+        first = (key, value, key.stride(0), value.stride(0), key_cache, value_cache, slot_mapping)
+        if self._store.again(kind, (rows, 1, 1), first):
+            return
+        cache, (_, heads, dim) = self._caches[layer], key.shape
         if key.dtype != key_cache.dtype or value.dtype != value_cache.dtype or cache.bits != key.element_size() * 8:
             raise ValueError(f"K is {key.dtype}, V {value.dtype}, the cache {key_cache.dtype}")
         if key.stride()[1:] != (dim, 1) or value.stride()[1:] != (dim, 1) or value.shape[2] != dim:
             raise ValueError(f"rows of K and V are not contiguous: strides {key.stride()} and {value.stride()}")
-        if rows == 0:
-            return
         tile = triton.next_power_of_2(heads * dim)
-        strides = (key.stride(0), value.stride(0))
         self._store(
-            (layer, key.dtype, strides), (rows, 1, 1),
-            (key, value, *strides, key_cache, value_cache, slot_mapping),
+            kind, (rows, 1, 1), first,
             (self.write_cells, self._write_counts, self._max_rows, self.layers, layer, self.first_layer, cache.words,
              *_layout(cache)[2:-1], *self._tables, *self._widths, self.table.tally),
             num_warps=_between(1, tile // 256, 8), BLOCK_TOKENS=cache.block_tokens, HEADS=heads, HEAD_SIZE=dim,
@@ -258,13 +224,16 @@ class Injector:
 
     def writes(self, layer: int, slot_mapping: torch.Tensor) -> None:
         """Inject the listed write cells of a layer, after the backend's write."""
-        cache, rows = self._caches[layer], slot_mapping.shape[0]
-        if rows == 0:
+        rows = slot_mapping.shape[0]
+        grid = (_between(1, rows, self.tuning.inject_programs), 1, 1)
+        if rows == 0 or self._inject_writes.again(layer, grid, (slot_mapping,)):
             return
-        inject_writes_kernel[(_between(1, rows, self.tuning.inject_programs),)](
-            self.write_cells, self._write_counts, self._max_rows, self.layers, layer, self.first_layer, slot_mapping,
-            cache.words, *_layout(cache)[1:], *self._tables, *self._widths, self.table.tally, BITS=cache.bits,
-            LANES=LANES, num_warps=1,
+        cache = self._caches[layer]
+        self._inject_writes(
+            layer, grid, (slot_mapping,),
+            (self.write_cells, self._write_counts, self._max_rows, self.layers, layer, self.first_layer, cache.words,
+             *_layout(cache)[1:], *self._tables, *self._widths, self.table.tally),
+            num_warps=1, BITS=cache.bits, LANES=LANES,
         )  # fmt: skip
 
     def reads(self, layer: int, block_table: torch.Tensor) -> None:
@@ -273,12 +242,17 @@ class Injector:
         With `layer` = number of layers, only undo: to be called after the attention of the last layer.
         `block_table`: int32 `[requests, blocks]`.
         """
+        kind = (layer, stride := block_table.stride(0))
+        grid = (self.tuning.inject_programs, 2, 1)
+        if self._inject_reads.again(kind, grid, (block_table, stride)):
+            return
         cache, behind = self._at(layer)
-        inject_reads_kernel[(self.tuning.inject_programs, 2)](
-            self.read_cells, self._read_counts, self._read_tokens, self.layers, layer, self.first_layer,
-            self.event_keys, block_table, block_table.stride(0), cache.words, *self._keeping, behind,
-            *_layout(cache)[1:], *self._tables, *self._widths, self.table.tally, BITS=cache.bits, LANES=LANES,
-            KEEP=self.kept.numel() > 0, num_warps=1,
+        self._inject_reads(
+            kind, grid, (block_table, stride),
+            (self.read_cells, self._read_counts, self._read_tokens, self.layers, layer, self.first_layer,
+             self.event_keys, cache.words, *self._keeping, behind, *_layout(cache)[1:], *self._tables, *self._widths,
+             self.table.tally),
+            num_warps=1, BITS=cache.bits, LANES=LANES, KEEP=self.kept.numel() > 0,
         )  # fmt: skip
 
     def write_events(self, layer: int, slot_mapping: torch.Tensor) -> None:
@@ -325,7 +299,7 @@ class Injector:
         With the hidden states `[rows, width]` that the logits are products of, logits are read only where those are
         suspicious. (Not where logits are fp16, which overflow easily.)
         """
-        exponent = _EXPONENT[logits.dtype][1]
+        exponent = _EXPONENT[logits.dtype]
         if logits.stride(1) != 1:
             raise ValueError(f"logits with strides {logits.stride()}")
         rows, vocab = logits.shape
@@ -370,10 +344,6 @@ def _layout(cache: CacheView) -> tuple[int, ...]:
         cache.first_head,
         cache.heads,
     )
-
-
-def _as_bits(x: Any) -> Any:
-    return x.view(_EXPONENT[x.dtype][0]) if isinstance(x, torch.Tensor) and x.dtype in _EXPONENT else x
 
 
 def _parts(count: int, size: int) -> int:

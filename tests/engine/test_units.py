@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from kvspec.engine.vllm.cpu import nonfinite_rows
 from kvspec.engine.vllm.step import FOREIGN, Grants, Requests, Step
-from kvspec.engine.vllm.taint import Taint
+from kvspec.engine.vllm.taint import Taint, zero_blocks
 from kvspec.engine.vllm.tally import FLIPS, Tally
 
 BAD = [float("nan"), float("inf"), float("-inf")]
@@ -92,13 +93,14 @@ def test_tainted_blocks_are_zeroed_once_when_handed_out_again(dtype: torch.dtype
         return Grants(np.array(entry), np.array(block))
 
     layers = [cache, cache.clone()]
-    assert taint.hand_out(grants((0, 1), (1, 2)), faulty, layers) == 0
-    assert taint.hand_out(grants((1, 1), (1, 2), (FOREIGN, 3)), faulty, layers) == 1
+    zero = partial(zero_blocks, layers)
+    assert taint.hand_out(grants((0, 1), (1, 2)), faulty, zero) == 0
+    assert taint.hand_out(grants((1, 1), (1, 2), (FOREIGN, 3)), faulty, zero) == 1
     for layer in layers:
         assert layer[1].tolist() == [0, 0]
         assert all(torch.isnan(layer[i].float()).all() for i in (0, 2, 3, 4, 5))
     cache[1] = float("nan")
-    assert taint.hand_out(grants((1, 1)), faulty, layers) == 0
+    assert taint.hand_out(grants((1, 1)), faulty, zero) == 0
 
 
 def test_a_request_that_starts_over_is_counted_anew() -> None:

@@ -15,6 +15,7 @@ from kvspec_kernels.launch import LANES
 from kvspec_kernels.nonfinite import find_nonfinite_kernel
 from kvspec_kernels.step import list_cells_kernel
 from kvspec_kernels.store import store_kernel
+from kvspec_kernels.zero import zero_blocks_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.skipif(
     not isinstance(store_kernel, triton.runtime.JITFunction), reason="Triton was imported with TRITON_INTERPRET=1"
 )
 
-INT64 = {"thresholds_ptr", "tally_ptr", "slot_mapping_ptr"}
+INT64 = {"thresholds_ptr", "tally_ptr", "slot_mapping_ptr", "blocks_ptr", "starts_ptr"}
 HALF = {"key_ptr", "value_ptr", "key_cache_ptr", "value_cache_ptr"}
 # 30 layers: division by a number that is not a power of two
 LIST = [(list_cells_kernel, {"READ": read, "LAYERS": n, "BLOCK": 128}, 4) for read in (False, True) for n in (30, 32)]
@@ -50,6 +51,8 @@ NONFINITE = [
     for exponent, safe in ((0x7F80, 0x7149), (0x7C00, 0), (0x7F800000, 0x7149F2CA))
 ]
 
+ZERO = (zero_blocks_kernel, {"BLOCK": 1024}, 4)
+
 
 def signature(name: str, constants: dict[str, int]) -> str:
     """The type of an argument as the launcher passes it."""
@@ -67,7 +70,7 @@ def signature(name: str, constants: dict[str, int]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "constants", "warps"), [*LIST, *INJECT, *STORE, *EVENTS, *NONFINITE],
+    ("kernel", "constants", "warps"), [*LIST, *INJECT, *STORE, *EVENTS, *NONFINITE, ZERO],
     ids=lambda x: getattr(x, "__name__", None) or ("-".join(map(str, x.values())) if isinstance(x, dict) else ""),
 )  # fmt: skip
 def test_compiles_for_sm90(kernel, constants, warps, tmp_path, monkeypatch):

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 from kvspec_kernels import CacheView, FaultTable, Injector, launch
+from kvspec_kernels.inject import inject_reads_kernel, inject_writes_kernel
 from kvspec_kernels.nonfinite import find_nonfinite_kernel
 from kvspec_kernels.step import list_cells_kernel
 from kvspec_kernels.store import store_kernel
 
 REPEATED = {"list_cells_kernel": list_cells_kernel, "find_nonfinite_kernel": find_nonfinite_kernel,
-            "store_kernel": store_kernel}  # fmt: skip
+            "store_kernel": store_kernel, "inject_writes_kernel": inject_writes_kernel,
+            "inject_reads_kernel": inject_reads_kernel}  # fmt: skip
 
 
 def plain(arguments: tuple[Any, ...]) -> list[Any]:
@@ -61,6 +63,10 @@ def step(injector: Injector, cache: torch.Tensor, offset: int = 0) -> None:
     injector.find_nonfinite(logits, slots, lengths[offset:], hidden)
     row = torch.zeros(8, 2, 64, dtype=torch.bfloat16)
     injector.store(0, row, row, *cache.unbind(1), torch.zeros(8, dtype=torch.int64))
+    injector.writes(0, torch.zeros(8, dtype=torch.int64))
+    blocks = torch.zeros(4, 6, dtype=torch.int32)
+    for layer in range(3):
+        injector.reads(layer, blocks)
 
 
 def test_a_compiled_kernel_gets_the_arguments_of_the_launch_that_compiled_it(kernels):
@@ -68,10 +74,10 @@ def test_a_compiled_kernel_gets_the_arguments_of_the_launch_that_compiled_it(ker
     caches = [torch.zeros(4, 2, 16, 2, 64, dtype=torch.bfloat16) for _ in range(2)]
     injector.bind([CacheView.of(*cache.unbind(1)) for cache in caches])
     step(injector, caches[0])
-    assert [len(k.compiled) for k in kernels.values()] == [2, 1, 1]
+    assert [len(k.compiled) for k in kernels.values()] == [2, 1, 1, 1, 3]
     assert all(not k.called for k in kernels.values())
     step(injector, caches[0])
-    assert [len(k.compiled) for k in kernels.values()] == [2, 1, 1]
+    assert [len(k.compiled) for k in kernels.values()] == [2, 1, 1, 1, 3]
     for kernel in kernels.values():
         for (grid, first), (again, second) in zip(kernel.compiled, kernel.called, strict=True):
             assert grid == again
@@ -80,5 +86,16 @@ def test_a_compiled_kernel_gets_the_arguments_of_the_launch_that_compiled_it(ker
             assert [first[i] for i in numbers] == [second[i] for i in numbers]
     # an address that is no multiple of 16 is not what was compiled for
     step(injector, caches[0], offset=1)
-    assert [len(k.compiled) for k in kernels.values()] == [4, 2, 1]
-    assert [len(k.called) for k in kernels.values()] == [2, 1, 2]
+    assert [len(k.compiled) for k in kernels.values()] == [4, 2, 1, 1, 3]
+    assert [len(k.called) for k in kernels.values()] == [2, 1, 2, 2, 6]
+
+
+def test_launches_of_other_caches_are_not_repeated(kernels):
+    injector = Injector(FaultTable(slots=4, layers=1, heads=2, device="cpu"), max_rows=8, max_requests=4, read_tokens=8)
+    for _ in range(2):
+        cache = torch.zeros(4, 2, 16, 2, 64, dtype=torch.bfloat16)
+        injector.bind([CacheView.of(*cache.unbind(1))])
+        injector.reads(0, torch.zeros(4, 6, dtype=torch.int32))
+    injector.keep_stuck_reads()
+    injector.reads(0, torch.zeros(4, 6, dtype=torch.int32))
+    assert [len(kernels["inject_reads_kernel"].compiled), len(kernels["inject_reads_kernel"].called)] == [3, 0]

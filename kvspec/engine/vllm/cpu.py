@@ -20,7 +20,7 @@ from kvspec.engine.vllm.layout import Layout, probe, words_of
 from kvspec.engine.vllm.runner import RunnerV1
 from kvspec.engine.vllm.step import Requests, Step
 from kvspec.engine.vllm.storage import Rows, Written, wrap_attention
-from kvspec.engine.vllm.taint import Taint
+from kvspec.engine.vllm.taint import Taint, zero_blocks
 from kvspec.engine.vllm.tally import Tally
 
 
@@ -134,7 +134,7 @@ class CpuInjector:
         grants = self._requests.observe(scheduled)
         if self._table is None or self._data is None:
             return
-        self.scrubbed_blocks += self._taint.hand_out(grants, self._faulty, self.cache.tensors)
+        self.scrubbed_blocks += self._taint.hand_out(grants, self._faulty, partial(zero_blocks, self.cache.tensors))
         step = self._requests.step(scheduled, order)
         self.tally.begin(step)
         self._step = step

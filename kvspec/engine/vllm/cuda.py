@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from kvspec_kernels import NEVER
 from kvspec_kernels.cache import CacheView
+from kvspec_kernels.zero import ZeroBlocks
 from numpy.typing import NDArray
 
 from kvspec.engine.table import TableData
@@ -69,7 +70,6 @@ class CudaInjector:
         self._requests = Requests()
         self._taint = Taint()
         self._views: list[Views] = []
-        self._caches: list[torch.Tensor] = []
         self._pointers: list[int] = []
         self._data: TableData | EventData | None = None
         self._entry_of_slot = np.full(runner.max_requests, FOREIGN, dtype=np.int64)
@@ -102,8 +102,9 @@ class CudaInjector:
         for struck in self._struck:
             tokens = self._read_tokens() if self._wraps_reads else 0
             struck.bind(views[struck.target], tokens, stuck_reads=self._stuck_reads)
-        self._caches = [a.kv_cache for a in self.layers]
-        self._pointers = [cache.data_ptr() for cache in self._caches]
+        caches = [a.kv_cache for a in self.layers]
+        self._zero = ZeroBlocks(caches)
+        self._pointers = [cache.data_ptr() for cache in caches]
         self._bound = True
 
     def _read_tokens(self) -> int:
@@ -258,7 +259,7 @@ class CudaInjector:
         if self._data is None:
             return
         if len(grants.block):
-            self._taint.hand_out(grants, self._faulty, self._caches)
+            self._taint.hand_out(grants, self._faulty, self._zero)
         if not new:
             return
         slots = [slot for slot, _ in new]
