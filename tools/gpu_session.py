@@ -19,6 +19,7 @@ import platform
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -62,6 +63,9 @@ TESTS = [
     "-m", "pytest", "-c", os.devnull, f"--rootdir={ROOT}", "--import-mode=importlib", "-p", "no:cacheprovider", "-q",
     "tests/kernels/test_gpu.py", "tests/kernels/device",
 ]  # fmt: skip
+BYTECODE = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(Path(tempfile.gettempdir()) / "kvspec-bytecode")}
+"""Compiled modules are kept, as an installation that may be written to keeps them: otherwise every process of either
+side of a comparison compiles torch, transformers and vLLM anew, 7 of its 20 s of imports."""
 LAUNCH = ["benches/kernels/bench_launch.py", "--rows", "256"]
 
 
@@ -71,7 +75,7 @@ def process(
     """Run a command; how it went, and the end of its output where it went wrong."""
     began = time.monotonic()
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), *sys.path])
-    environment = {**os.environ, "KVSPEC_TRACEBACK": "1", "PYTHONPATH": path, **(extra or {})}
+    environment = {**os.environ, "KVSPEC_TRACEBACK": "1", "PYTHONPATH": path, **BYTECODE, **(extra or {})}
     log = out / f"{name}.log"
     with log.open("wb") as stream:
         child = subprocess.Popen(
@@ -170,6 +174,8 @@ def checks(out: Path, model: Path, seconds: float) -> dict[str, Any]:
 
 def floor(out: Path, model: Path, seconds: float, settings: list[dict[str, Any]]) -> dict[str, Any]:
     """Stock vLLM alone, in every setting side by side, spread over the GPUs: nothing here is timed."""
+    from tools.gpu.quiet import visible_gpus
+
     gpus = visible_gpus() or [""]
     with ThreadPoolExecutor(len(settings)) as pool:
         names = ["-".join(map(str, setting.values())) for setting in settings]
@@ -181,15 +187,6 @@ def floor(out: Path, model: Path, seconds: float, settings: list[dict[str, Any]]
             for i, (name, setting) in enumerate(zip(names, settings, strict=True))
         ]  # fmt: skip
         return {name: job.result() for name, job in zip(names, jobs, strict=True)}
-
-
-def visible_gpus() -> list[str]:
-    """Names for CUDA_VISIBLE_DEVICES of the GPUs that this process may use."""
-    import torch
-
-    if (given := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name for name in given.split(",") if name]
-    return [str(i) for i in range(torch.cuda.device_count())]
 
 
 def pair(out: Path, model: Path, seconds: float) -> dict[str, Any]:

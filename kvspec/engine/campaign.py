@@ -260,6 +260,8 @@ class _Campaign:
         table = build_table(plan, todo, self._lengths, self._geometry)
         work = _Work(todo, table, PlannedFlips(table, self._geometry))
         session.rpc("kvspec_load", table)
+        if isinstance(session, Fleet):
+            session.name = lambda entry: f"trial `{todo[entry].id}`"
         self._observer.start(schedule.total, len(plan) - len(todo))
         room = QUEUE_FACTOR * plan.spec.engine.max_num_seqs * session.engines
         patience = _patience(plan)

@@ -31,6 +31,12 @@ TICK = 0.2
 """Seconds after which a step returns without an ended request, so that whoever waits sees life."""
 CLOSING = 30.0
 """Seconds that an engine may take to close before its process is ended."""
+HANG = 600.0
+"""Seconds without a sign of life after which an engine that has requests is taken to hang. A step may compile kernels,
+and one of a large model on a CPU takes minutes."""
+BEATS = 20
+"""Signs of life in that time, from between the steps of an engine."""
+KEPT = "finished trials are kept, and the same command goes on; KVSPEC_TRACEBACK=1 shows what it wrote"
 GPUS = "CUDA_VISIBLE_DEVICES"
 
 Start = Callable[[], Session]
@@ -45,18 +51,31 @@ class _Engine:
     pipe: Connection
     running: set[int] = field(default_factory=set)
     """Entries submitted and not ended."""
+    heard: float = 0.0
+    """When it last gave a sign of life, or got something to do."""
+    given: int | None = None
+    """Entry that was submitted last."""
+    ended: int | None = None
+    """Entry that ended last."""
 
 
 class Fleet:
-    """Engines that were started alike. Raises what a `Session` raises, and `EngineError` (KVS406) if one dies."""
+    """Engines that were started alike. Raises what a `Session` raises, and `EngineError` (KVS406) if one dies or does
+    nothing any more."""
 
-    def __init__(self, start: Start, engines: int, *, gpus_each: int = 1, patience: float = PATIENCE) -> None:
+    def __init__(
+        self, start: Start, engines: int, *, gpus_each: int = 1, patience: float = PATIENCE, hang: float = HANG
+    ) -> None:
         """Start `engines` processes that call `start`, all at once. On a machine with GPUs each sees `gpus_each`.
-        `patience`: seconds that ended requests may wait for others before they are told.
+        `patience`: seconds that ended requests may wait for others before they are told. `hang`: seconds without a
+        sign of life from an engine that has requests before it is ended.
 
         Raises `EngineError`: KVS401 if there are not so many GPUs, and whatever the first engine that fails raises.
         """
         self._engines: list[_Engine] = []
+        self._hang = hang
+        self.name: Callable[[int], str] = "request {}".format
+        """How errors call an entry."""
         self._ended: list[Finished] = []
         self._counts: dict[int, dict[str, int]] = {}
         self._owner: dict[int, _Engine] = {}
@@ -65,7 +84,7 @@ class Fleet:
             for number, gpus in enumerate(_shares(engines, gpus_each)):
                 ours, theirs = context.Pipe()
                 # not a daemon: with tensor parallelism it starts workers of its own. It ends when our end is closed.
-                process = context.Process(target=_serve, args=(theirs, start, patience), daemon=False)
+                process = context.Process(target=_serve, args=(theirs, start, patience, hang / BEATS), daemon=False)
                 with _visible(gpus):
                     process.start()
                 theirs.close()
@@ -100,7 +119,10 @@ class Fleet:
         """Queue one request in the engine that has the fewest; one that ran before, in the engine that knows it."""
         engine = self._owner.get(entry) or min(self._engines, key=lambda e: len(e.running))
         self._owner[entry] = engine
+        if not engine.running:
+            engine.heard = time.monotonic()
         engine.running.add(entry)
+        engine.given = entry
         self._send(engine, "submit", entry, prompt, generation, seed)
 
     def step(self) -> list[Finished]:
@@ -109,6 +131,7 @@ class Fleet:
             by_pipe = {engine.pipe: engine for engine in self._engines}
             for pipe in wait(list(by_pipe), timeout=TICK):
                 self._receive(by_pipe[pipe])  # type: ignore[index]
+            self._watch()
         ended, self._ended = self._ended, []
         return ended
 
@@ -142,6 +165,22 @@ class Fleet:
             while True:
                 self._receive(engine)
 
+    def _watch(self) -> None:
+        """End an engine that lives and does nothing. What it has sent was heard before, however long that lay here."""
+        for engine in self._engines:
+            silent = time.monotonic() - engine.heard
+            if engine.running and silent > self._hang:
+                engine.process.kill()
+                last = "none has ended" if engine.ended is None else f"the last that ended is {self.name(engine.ended)}"
+                assert engine.given is not None
+                raise EngineError.one(
+                    "KVS406",
+                    f"engine {engine.number + 1} of {len(self._engines)} hangs: no step has ended for {silent:.0f} s. "
+                    f"It has {len(engine.running)} requests; the last that it was given is {self.name(engine.given)}, "
+                    f"{last}",
+                    hint=KEPT,
+                )
+
     def _answer(self, engine: _Engine) -> Any:
         while True:
             kind, *content = self._receive(engine)
@@ -157,14 +196,16 @@ class Fleet:
             raise EngineError.one(
                 "KVS406",
                 f"engine {engine.number + 1} of {len(self._engines)} is gone (exit code {engine.process.exitcode})",
-                hint="finished trials are kept, and the same command goes on; KVSPEC_TRACEBACK=1 shows what it wrote",
+                hint=KEPT,
             ) from error
+        engine.heard = time.monotonic()
         if message[0] == "failed":
             kind, diagnostics = message[1:]
             raise kind(diagnostics)
         if message[0] == "ended":
             for finished, counts in message[1]:
                 engine.running.discard(finished.entry)
+                engine.ended = finished.entry
                 self._ended.append(finished)
                 self._counts[finished.entry] = counts
         return message
@@ -227,7 +268,7 @@ def _rpc(session: Session, method: str, *args: Any) -> Any:
     return session.rpc(method, *args)
 
 
-def _serve(pipe: Connection, start: Start, patience: float) -> None:
+def _serve(pipe: Connection, start: Start, patience: float, beat: float) -> None:
     """The process of an engine, until the other end of the pipe is closed."""
     # Ctrl-C reaches every process of the terminal; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -237,7 +278,7 @@ def _serve(pipe: Connection, start: Start, patience: float) -> None:
     with suppress(ConnectionError):  # nobody is there to be told
         try:
             with start() as session:
-                _drive(pipe, inbox, session, patience)
+                _drive(pipe, inbox, session, patience, beat)
         except ConnectionError:
             raise
         except KvspecError as error:
@@ -258,9 +299,9 @@ def _listen(pipe: Connection, inbox: queue.SimpleQueue[Any]) -> None:
     inbox.put(None)
 
 
-def _drive(pipe: Connection, inbox: queue.SimpleQueue[Any], session: Session, patience: float) -> None:
+def _drive(pipe: Connection, inbox: queue.SimpleQueue[Any], session: Session, patience: float, beat: float) -> None:
     ended: list[Finished] = []
-    oldest = 0.0
+    oldest = told = 0.0
     while True:
         while not session.pending or not inbox.empty():  # with nothing to run, wait for the parent
             if (message := inbox.get()) is None:
@@ -271,7 +312,11 @@ def _drive(pipe: Connection, inbox: queue.SimpleQueue[Any], session: Session, pa
             else:
                 function, args = content
                 pipe.send(("answer", function(session, *args)))
-        if found := session.step():
+        found = session.step()
+        if time.monotonic() - told >= beat:
+            told = time.monotonic()
+            pipe.send(("alive",))
+        if found:
             oldest = oldest if ended else time.monotonic()
             ended += found
         if ended and (len(ended) >= MANY or not session.pending or time.monotonic() - oldest >= patience):

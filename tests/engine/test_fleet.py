@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -38,9 +39,10 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.setattr(campaign, "_checked", checked)
     monkeypatch.setattr(campaign, "PATIENCE", 0.0)
 
-    def go(name: str, engines: int, listener: Any = None) -> dict[str, Any]:
+    def go(name: str, engines: int, listener: Any = None, trouble: str = "", hang: float = 60.0) -> dict[str, Any]:
         plan = plan_of(looks=False, slots=4)
-        with Fleet(partial(Engine, seconds=0.02, slots=2), engines, patience=0.0) as many:
+        start = partial(Engine, trouble, seconds=0.02, slots=2)
+        with Fleet(start, engines, patience=0.0, hang=hang) as many:
             campaign.run_campaign(plan, tmp_path / name, listener or Listener(), many)
         return {row["trial_id"]: row for row in RunStore.open(tmp_path / name).table().to_pylist()}
 
@@ -84,6 +86,31 @@ def test_a_dead_engine_is_told_and_the_run_goes_on_with_fewer(run: Any, tmp_path
     assert all(alone[trial] == row for trial, row in kept.items())
     assert run("killed", 2) == alone
     assert RunStore.open(tmp_path / "killed").status == "complete"
+
+
+def test_an_engine_that_hangs_is_named_with_its_last_requests_and_the_run_goes_on(run: Any, tmp_path: Path) -> None:
+    alone = run("alone", 1)
+    words = r"engine [12] of 2 hangs: no step has ended for 1 s\. It has \d+ requests; the last that it was given is "
+    with pytest.raises(EngineError, match=words + r"trial `[^`]+`, the last that ended is trial `[^`]+`") as caught:
+        run("hangs", 2, trouble="hangs at 7", hang=1.0)
+    assert caught.value.diagnostics[0].code == "KVS406"
+    assert multiprocessing.active_children() == []
+    store = RunStore.open(tmp_path / "hangs")
+    assert store.status == "failed"
+    assert 0 < store.count() < len(alone)
+    assert run("hangs", 2) == alone
+
+
+def test_an_engine_that_is_slow_does_not_hang() -> None:
+    """No request ends for three times the deadline, but steps do; and the parent may look away for as long."""
+    with Fleet(partial(Engine, seconds=0.05, slots=0), 1, hang=0.5) as many:
+        many.submit(0, PROMPT, GENERATION, 0)
+        until = time.monotonic() + 1.5
+        while time.monotonic() < until:
+            assert many.step() == []
+        time.sleep(1.0)
+        assert many.step() == []
+        assert many.pending == 1
 
 
 def test_ctrl_c_reaches_the_campaign_alone_and_the_run_goes_on_with_more(run: Any, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What an armed injector costs on a Llama-3.1-8B shape with dummy weights, against stock vLLM in the same engine.
 
-Faults are armed but do not hit, because corrupted data can run faster. The modes take turns, in an order that rotates;
+Faults are armed but do not hit, because corrupted data can run faster; the blocks of their trials count as faulty, so
+that they are zeroed when the next round takes them. The modes take turns, in an order that rotates;
 the minimum of the rounds counts. For decode cases the time of a step with the full batch is given as well.
 """
 
@@ -42,7 +43,7 @@ def llama_shape(folder: Path) -> Path:
 
 
 def table(site: str, requests: int, prompt: int) -> Any:
-    """Faults at a rate that never hits here, but is drawn for every token."""
+    """Faults at a rate that never hits here, but is drawn for every token, of trials whose blocks are scrubbed."""
     import numpy as np
 
     from kvspec.engine.table import TableData
@@ -55,7 +56,7 @@ def table(site: str, requests: int, prompt: int) -> Any:
         storage_format="bf16", faults=(fault,), sites=(site,), ops=("flip",), selectors=(Selector(),),
         fault=np.zeros(requests, np.uint32), write_key=keys[0], read_master=keys[1],
         request=np.arange(requests, dtype=np.uint32), prompt_len=np.full(requests, prompt, np.uint32),
-        armed=np.ones(requests, bool), faulty=np.zeros(requests, bool),
+        armed=np.ones(requests, bool), faulty=np.ones(requests, bool),
     )  # fmt: skip
 
 
@@ -93,7 +94,7 @@ def measure(
     def submit(mode: str, prompts: list[list[int]], new: int, number: int) -> None:
         for i, ids in enumerate(prompts):
             params = SamplingParams(
-                temperature=0, max_tokens=new, ignore_eos=True, detokenize=False,
+                temperature=0, max_tokens=new, ignore_eos=True, detokenize=False, skip_clone=True,
                 extra_args=None if mode == "stock" else {"kvspec": i},
             )  # fmt: skip
             engine.add_request(f"{mode}-{number}-{i}", {"prompt_token_ids": ids}, params)

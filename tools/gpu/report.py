@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+SIDES = {
+    "stock": "the requests on stock vLLM",
+    "stock_ids": "on stock vLLM without texts",
+    "armed": "as many trials whose faults never hit",
+    "campaign": "the campaign",
+}
+
 
 def markdown(results: dict[str, Any]) -> str:
     """What was measured, one section per part; parts that failed say so."""
@@ -86,15 +93,14 @@ def _campaign(part: dict[str, Any]) -> list[str]:
     lines = []
     if "speed" in part:
         speed = part["speed"]
-        lines += [
-            f"- the requests of the campaign on stock vLLM: {speed['stock']:.3f} s",
-            *([f"- without detokenizing: {speed['stock_ids']:.3f} s"] if "stock_ids" in speed else []),
-            *(
-                f"- {words}: {speed[side]:.3f} s, {speed[f'{side}_ratio']:.4f}, median within rounds "
-                f"{speed[f'{side}_paired']:.4f}"
-                for side, words in (("armed", "as many trials whose faults never hit"), ("campaign", "the campaign"))
-            ),
-        ]
+        lines.append(f"- {speed['rounds']} rounds; seconds are minima, ratios those of minima and of medians in rounds")
+        for side, words in SIDES.items():
+            ratios = [
+                f"{speed[f'{side}_to_{base}']:.4f} and {speed[f'{side}_to_{base}_paired']:.4f} of {SIDES[base]}"
+                for base in ("stock", "stock_ids")
+                if side in ("armed", "campaign")
+            ]
+            lines.append(f"- {words}: {speed[side]:.3f} s" + "".join(f", {ratio}" for ratio in ratios))
     for name in ("writes", "reads", "isolation"):
         if name in part:
             p = part[name]
@@ -108,16 +114,21 @@ def _campaign(part: dict[str, Any]) -> list[str]:
 
 
 def _guide(part: dict[str, Any]) -> list[str]:
-    if "ratio_7" not in part:
-        return []
-    each = "; ".join(", ".join(f"{run['seconds']:.1f}" for run in part[side]) for side in ("ours", "theirs"))
-    return [
-        f"- golden and 6 experiments: {part['kvspec_seconds']:.1f} s",
-        f"- an engine per experiment: {part['mean_load_seconds']:.1f} s each, mean of {part['measured_loads']} loads",
-        f"- ratio for 7 experiments {part['ratio_7']:.2f}",
-        f"- ratio for 320 cells, the other method extrapolated: {part.get('ratio_320', float('nan')):.0f}",
-        f"- every run, the first two of each warming up: {each}",
-    ]
+    lines = []
+    if "mean_load_seconds" in part:
+        mean, loads = part["mean_load_seconds"], part["measured_loads"]
+        lines.append(f"- an engine per experiment: {mean:.1f} s each, mean of {loads} loads")
+    large = f"{part.get('cells')} cells, its side extrapolated"
+    for name, what in (("7", "golden and 6 experiments"), ("320", large)):
+        if f"ratio_{name}" in part:
+            lines.append(
+                f"- {what}: {part[f'kvspec_seconds_{name}']:.1f} s, ratio {part[f'ratio_{name}']:.2f} "
+                f"(of minima {part[f'ratio_{name}_of_minima']:.2f})"
+            )
+    for side in ("ours", "theirs", "ours_320"):
+        runs = [f"{run['seconds']:.1f}{'' if run['warm'] else ' (warming up)'}" for run in part.get(side, ())]
+        lines.append(f"- every run of {side}, in seconds: {', '.join(runs)}")
+    return lines
 
 
 def _variants(part: dict[str, Any]) -> list[str]:

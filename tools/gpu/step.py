@@ -1,4 +1,4 @@
-"""The decode step of 256 requests alone, in more rounds: the case whose cost is nearest to its limit."""
+"""The decode cases alone, in more rounds: those whose cost is nearest to its limit."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ ROUNDS = 12
 
 def measure(results: dict[str, Any], out: Path, deadline: float) -> None:
     """Fill `results` as `cost` does."""
-    cost.measure(results, out, deadline, ("decode 256",), ROUNDS)
+    cost.measure(results, out, deadline, [name for name in cost.CASES if name.startswith("decode")], ROUNDS)
