@@ -124,3 +124,17 @@ def test_ranks_may_be_more_than_heads():
     shape = Shape(64, 4, Geometry(2, 2, 16))
     settings = _settings(ModelSpec("m"), "m", EngineSpec(tensor_parallel=4), "bf16", shape, "cuda")
     assert settings["tensor_parallel_size"] == 4
+
+
+@pytest.mark.parametrize(
+    ("storage_format", "dim", "multiple"),
+    [("int8_per_token_head", 6, 4), ("int4_per_token_head", 12, 8), ("int4_per_token_head", 5, 8)],
+)
+def test_rows_whose_scale_is_no_aligned_word_are_refused_by_name(storage_format, dim, multiple):
+    whole = (dim if storage_format.startswith("int8") else dim // 2) + 4
+    cache = torch.zeros(BLOCKS, 2, TOKENS, HEADS, whole, dtype=torch.uint8)
+    layer = SimpleNamespace(num_kv_heads=HEADS, head_size=dim)
+    with pytest.raises(EngineError, match=f"rows of {dim} elements in {storage_format}") as caught:
+        find_views(Backend(storage_format), layer, cache, storage_format)
+    found = caught.value.diagnostics[0]
+    assert (found.code, found.expected) == ("KVS402", f"a head size that is a multiple of {multiple}")

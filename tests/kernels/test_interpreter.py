@@ -18,7 +18,7 @@ import pytest
 
 FOLDER = Path(__file__).parent / "device"
 SHARDS = (
-    ("test_golden.py", "test_philox.py", "test_events.py", "test_read.py", "test_far.py"),
+    ("test_golden.py", "test_philox.py", "test_events.py", "test_read.py", "test_far.py", "test_memory.py"),
     ("test_write.py", "test_store.py", "test_nonfinite.py", "test_scales.py", "test_requests.py", "test_zero.py"),
 )
 SECONDS = 500

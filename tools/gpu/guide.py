@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -106,7 +107,7 @@ def measure(results: dict[str, Any], out: Path, deadline: float, model: Path) ->
         seconds, output = timed(command, places[1] if places else None)
         runs["theirs"].append({"seconds": seconds, "warm": warm, **last_json(output)})
 
-    steps = {
+    steps: dict[str, Callable[[], None]] = {
         "ours": partial(kvspec, "ours", path),
         "theirs": run_theirs,
         "ours_320": partial(kvspec, "ours_320", large),

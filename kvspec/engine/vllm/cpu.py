@@ -17,6 +17,7 @@ from kvspec.engine.table import TableData
 from kvspec.engine.vllm.canary import Watch
 from kvspec.engine.vllm.layers import AttentionLayer, Unwrapped, geometry, wrap_read
 from kvspec.engine.vllm.layout import Layout, probe, words_of
+from kvspec.engine.vllm.memory import Needs
 from kvspec.engine.vllm.runner import RunnerV1
 from kvspec.engine.vllm.step import Requests, Step
 from kvspec.engine.vllm.storage import Rows, Written, wrap_attention
@@ -68,6 +69,11 @@ class CpuInjector:
         for attention in layers:
             wrap_attention(attention, storage_format, self._after_write)
             wrap_read(attention, self._before_read, self._after_read)
+
+    @property
+    def needs(self) -> Needs:
+        """Memory of the device that `bind` will take: none."""
+        return Needs(layers=len(self.layers), batch_tokens=0, targets=1, reads=False, stuck_reads=False)
 
     def bind(self) -> None:
         """Find the layout of the cache, which has just been allocated."""

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from kvspec.engine.table import TableData
 from kvspec.engine.vllm.canary import CanaryWatch, Watch
 from kvspec.engine.vllm.layers import AttentionLayer, Shard, Unwrapped, geometry
+from kvspec.engine.vllm.memory import Needs, naming
 from kvspec.engine.vllm.readback import ReadBack
 from kvspec.engine.vllm.runner import Batch, DeviceRunner
 from kvspec.engine.vllm.step import FOREIGN, Requests, Step
@@ -32,9 +33,6 @@ from kvspec.errors import EngineError
 
 if TYPE_CHECKING:
     from kvspec.engine.events import EventData
-
-READ_LIST_BYTES = 2**30
-"""Most memory for the lists of read cells. What does not fit is counted, and its trials are marked as not landed."""
 
 
 class CudaInjector:
@@ -94,32 +92,51 @@ class CudaInjector:
                 path="$.engine.block_size",
                 expected="a block size that the attention backend takes as it is",
             )
-        first = self._shard.first_head
-        views = {
-            "values": [CacheView.of(v.key, v.value, bits=v.bits, first_head=first) for v in self._views],
-            "scales": [CacheView.of(*v.scales, first_head=first) for v in self._views if v.scales is not None],
-        }
-        for struck in self._struck:
-            tokens = self._read_tokens() if self._wraps_reads else 0
-            struck.bind(views[struck.target], tokens, stuck_reads=self._stuck_reads)
         caches = [a.kv_cache for a in self.layers]
-        self._zero = ZeroBlocks(caches)
+        try:
+            views = self._cache_views()
+            self._zero = ZeroBlocks(caches)
+        except ValueError as error:
+            raise EngineError.one(
+                "KVS402",
+                f"the cache cannot be addressed: {error}",
+                expected="blocks of whole 32-bit words, alike in all layers",
+            ) from error
+        with naming("the lists of faults of reads and what stuck-ats overwrite"):
+            for struck in self._struck:
+                struck.bind(views[struck.target], self._read_tokens(), stuck_reads=self._stuck_reads)
         self._pointers = [cache.data_ptr() for cache in caches]
         self._bound = True
 
+    def _cache_views(self) -> dict[str, list[CacheView]]:
+        first = self._shard.first_head
+        return {
+            "values": [CacheView.of(v.key, v.value, bits=v.bits, first_head=first) for v in self._views],
+            "scales": [CacheView.of(*v.scales, first_head=first) for v in self._views if v.scales is not None],
+        }
+
+    @property
+    def needs(self) -> Needs:
+        """Memory that `bind` will take."""
+        return Needs(
+            layers=len(self.layers),
+            batch_tokens=self.runner.max_requests * self.runner.max_model_len,
+            targets=len(self._struck),
+            reads=self._wraps_reads,
+            stuck_reads=self._stuck_reads,
+        )
+
     def _read_tokens(self) -> int:
-        """Cells per layer of a list of reads: all tokens that a batch can hold, if they fit."""
-        cache = self._views[0].key.shape[0] * self._views[0].block_tokens
-        batch = self.runner.max_requests * self.runner.max_model_len
-        return min(int(cache), batch, READ_LIST_BYTES // (12 * len(self.layers)))
+        return self.needs.read_tokens(int(self._views[0].key.shape[0]) * self._views[0].block_tokens)
 
     def load(self, data: TableData | EventData) -> None:
         """Take a table of trials or of listed faults; its entries are what requests carry from now on. Listed faults
         need an engine that captures no graphs: a launch more per layer, which campaigns do not pay for."""
         self._end_step()
         assert len(self._struck) > 1 or not data.scales, "the engine was started without faults of scales"
-        for struck in self._struck:
-            struck.load(data)
+        with naming("the listed faults"):
+            for struck in self._struck:
+                struck.load(data)
         assert self._wraps_reads or not any(struck.reads for struck in self._struck), "started without reads"
         if isinstance(data, TableData):
             stuck = any(site != "KV_WRITE" and op != "flip" for site, op in zip(data.sites, data.ops, strict=True))

@@ -91,6 +91,12 @@ def find_views(impl: Any, layer: Any, kv_cache: torch.Tensor, storage_format: st
 def _readings(kv_cache: torch.Tensor, heads: int, dim: int, storage_format: str) -> Iterator[Views]:
     shape = tuple(kv_cache.shape)
     row = dim if storage_format != PACKED else dim // 2
+    if _native.format_scaled(storage_format) and (dim % 2 or row % SCALE_BYTES):
+        raise EngineError.one(
+            "KVS402",
+            f"rows of {dim} elements in {storage_format}: the scale behind {row} bytes of codes is no aligned word",
+            expected=f"a head size that is a multiple of {SCALE_BYTES * (2 if storage_format == PACKED else 1)}",
+        )
     whole = row + (SCALE_BYTES if _native.format_scaled(storage_format) else 0)
 
     def views(rows: torch.Tensor, behind: torch.Tensor) -> Views:

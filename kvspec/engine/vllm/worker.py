@@ -58,6 +58,12 @@ class KvspecWorker(Base):  # type: ignore[misc]
             self.injector = CudaInjector(runner, layers, shard=shard, **options)
         return result
 
+    def determine_available_memory(self) -> int:
+        """Bytes for the cache: what vLLM has found, less what the injector will take. A size that was given stays."""
+        available = int(super().determine_available_memory())
+        given = self.vllm_config.cache_config.kv_cache_memory_bytes
+        return available if given is not None else self.injector.needs.left(available)
+
     def initialize_from_config(self, *args: Any, **kwargs: Any) -> Any:
         """Allocate the cache, then let the injector find its way in it, before anything is captured."""
         result = super().initialize_from_config(*args, **kwargs)
