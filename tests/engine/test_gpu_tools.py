@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +16,10 @@ from kvspec.engine.session import ON_NO_BACKEND, QUANTIZED, STORAGE_DTYPES, Shap
 from kvspec.errors import EngineError
 from kvspec.spec.model import STORAGE_FORMATS, EngineSpec, ModelSpec
 from tools import gpu_session
+from tools.gpu import guide
+from tools.gpu.campaign import interleaved, ratios
 from tools.gpu.floor import _difference
+from tools.gpu.report import markdown
 from tools.gpu.variants import compared
 
 
@@ -81,3 +87,84 @@ def test_variants_are_compared_in_the_trials_that_they_share(tmp_path: Any, monk
     assert same == {"flips_as_first": [2, 2], "outputs_as_first": [2, 2]}
     assert other == {"flips_as_first": [1, 2], "outputs_as_first": [1, 2]}
     assert failed == {"process": {"exit": 1}}
+
+
+class Clock:
+    """Time that passes when a side runs."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_sides_take_turns_and_are_saved_after_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, order, saved = Clock(), [], []
+    monkeypatch.setattr("tools.gpu.campaign.time", clock)
+
+    def side(name: str, seconds: float) -> float:
+        order.append(name)
+        clock.now += seconds
+        return seconds
+
+    sides = {
+        "stock": lambda: side("stock", 4.0),
+        "stock_ids": lambda: side("ids", 2.0),
+        "campaign": lambda: side("c", 3),
+    }
+    interleaved(sides, lambda: nullcontext({}), 5, 27.0, lambda times, _: saved.append(ratios(times)))
+    assert order == ["stock", "ids", "c", "ids", "c", "stock", "c", "stock", "ids"]  # a fourth round would end at 36
+    assert [found["rounds"] for found in saved] == [1, 2, 3]
+    assert (saved[-1]["campaign_to_stock"], saved[-1]["campaign_to_stock_ids_paired"]) == (0.75, 1.5)
+    assert ratios({"stock": [4, 5], "stock_ids": [2, 2], "campaign": [5, 5]})["campaign_to_stock_paired"] == 1.125
+    speed = {
+        **saved[-1],
+        "armed": 3.0,
+        **{f"armed_to_{b}{p}": 1.0 for b in ("stock", "stock_ids") for p in ("", "_paired")},
+    }
+    text = markdown({"machine": {"gpus": []}, "command": "x", "speed": {"speed": speed, "process": {"exit": 0}}})
+    assert "the campaign: 3.000 s, 0.7500 and 0.7500 of the requests on stock vLLM, 1.5000 and 1.5000 of on" in text
+
+
+@pytest.mark.parametrize("gpus", [["0"], ["0", "1"]])
+def test_the_guides_benchmark_counts_what_is_warm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: Any) -> None:
+    clock, ran = Clock(), []
+    monkeypatch.setattr(guide, "time", clock)
+    monkeypatch.setattr(guide, "visible_gpus", lambda: gpus)
+    monkeypatch.setattr(guide.os, "sched_getaffinity", lambda _: set(range(4)))
+
+    def timed(command: list[str], place: Any) -> tuple[float, str]:
+        where = Path(command[-1]) if "--out" in command else None
+        name = "theirs" if where is None else where.name.partition("-")[0]
+        looked = command[1] == "-c" and where is not None
+        ran.append((name, looked, place))
+        cold = sum(other[0] == name for other in ran) <= guide.WARM_UPS
+        seconds = {"ours": 30.0, "theirs": 40.0, "ours_320": 50.0}[name] + 100 * cold
+        clock.now += seconds if len(gpus) == 1 else seconds / 2
+        if where is None:
+            return seconds, 'noise\n{"load": 1}\n'
+        where.mkdir()
+        manifest = {"recorded": 100, "sessions": [{"timings_s": {"trials": 1.0}}]}
+        (where / "run.json").write_text(json.dumps(manifest))
+        if looked:
+            where.with_suffix(".samples.json").write_text('{"samples": 7}')
+        return seconds, ""
+
+    monkeypatch.setattr(guide, "timed", timed)
+    results = gpu_session.Saved(tmp_path / "guide.json")
+    guide.measure(results, tmp_path, 1200.0, tmp_path)
+    saved = json.loads((tmp_path / "guide.json").read_text())
+    assert saved["ratio_7"] == pytest.approx(7 * 40 / 30)
+    assert saved["ratio_320_of_minima"] == pytest.approx(320 * 40 / 50)
+    assert saved["samples_ours_320"] == {"samples": 7}
+    warming = ran[: 3 * guide.WARM_UPS]
+    assert sorted({name for name, _, _ in warming}) == ["ours", "ours_320", "theirs"]
+    assert all(looked == (name != "theirs") for name, looked, _ in warming)
+    assert not any(looked for _, looked, _ in ran[len(warming) :])
+    assert saved["measured_loads"] >= 2
+    if len(gpus) == 2:
+        assert {place[0] for name, _, place in ran if name != "theirs"} == {"0"}
+        assert {place[0] for name, _, place in ran if name == "theirs"} == {"1"}
+    text = markdown({"machine": {"gpus": gpus}, "command": "x", "guide": {**saved, "process": {"exit": 0}}})
+    assert "320 cells, its side extrapolated: 50.0 s, ratio 256.00" in text
+    assert "every run of ours, in seconds: 130.0 (warming up), 130.0 (warming up), 30.0" in text

@@ -7,6 +7,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,33 @@ def stock_requests(session: Any, requests: list[list[int]], *, detokenize: bool 
         session.step()
 
 
-def compared(times: dict[str, list[float]]) -> dict[str, float]:
+def interleaved(
+    sides: dict[str, Callable[[], float]],
+    look: Callable[[], AbstractContextManager[dict[str, Any]]],
+    rounds: int,
+    deadline: float,
+    save: Callable[[dict[str, list[float]], dict[str, list[dict[str, Any]]]], None],
+    *,
+    least: float = 0.0,
+) -> None:
+    """Every side once in each round, another one first each time, inside `look`; saved after each round. A round is
+    begun if the slowest one before it, or `least` seconds, fit before the deadline (`time.monotonic`)."""
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    steps: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    slowest = least
+    for number in range(rounds):
+        if number and time.monotonic() + slowest > deadline:
+            return
+        began = time.monotonic()
+        for side in (*sides, *sides)[number % len(sides) :][: len(sides)]:
+            with look() as found:
+                times[side].append(sides[side]())
+            steps[side].append(found)
+        slowest = max(slowest, time.monotonic() - began)
+        save(times, steps)
+
+
+def ratios(times: dict[str, list[float]]) -> dict[str, float]:
     """Seconds of each side, the least of its rounds, and `a_to_b`: its ratio to each stock side; `_paired`: the median
     of the ratios within rounds."""
     best = {side: min(values) for side, values in times.items()}
@@ -223,20 +250,12 @@ def measure(
     wait()
     for warm in ("stock", "campaign"):
         sides[warm]()
-    slowest = 0.0
-    times: dict[str, list[float]] = {side: [] for side in sides}
-    steps: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
-    for number in range(rounds):
-        if number and time.monotonic() + (25 if more else slowest) > deadline:
-            break
-        began = time.monotonic()
-        for side in (*sides, *sides)[number % len(sides) :][: len(sides)]:  # nobody is always the first
-            with watched(session) as found:
-                times[side].append(sides[side]())
-            steps[side].append(found)
-        slowest = max(slowest, time.monotonic() - began)
-        results["speed"] = {**compared(times), "all": times, "steps": steps}
-    print("campaign", compared(times), flush=True)
+
+    def save(times: dict[str, list[float]], steps: dict[str, list[dict[str, Any]]]) -> None:
+        results["speed"] = {**ratios(times), "all": times, "steps": steps}
+
+    interleaved(sides, lambda: watched(session), rounds, deadline, save, least=25 if more else 0)
+    print("campaign", {k: v for k, v in results["speed"].items() if isinstance(v, float)}, flush=True)
     if not more:
         return
     for side, once in sides.items():

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.gpu.campaign import READS, WRITES, plan_of, run, same
+from tools.gpu.quiet import visible_gpus
 
 MOST = 4
 """Engines at most."""
@@ -14,10 +15,8 @@ SPEC = {**WRITES, "faults": [*WRITES["faults"], *READS["faults"]]}
 
 def measure(results: dict[str, Any], out: Path, _: float, model: Path) -> None:
     """Fill `results`: figures of both, and how many trials have the same tokens and the same landed flips."""
-    import torch
-
     first: dict[str, dict[str, Any]] = {}
-    for engines in sorted({1, min(MOST, torch.cuda.device_count())}):
+    for engines in sorted({1, min(MOST, len(visible_gpus()))}):
         name = f"engines{engines}"
         plan = plan_of(out, name, model, {**SPEC, "engine": {**SPEC["engine"], "data_parallel": engines}})
         results[name], rows = run(out, name, plan)

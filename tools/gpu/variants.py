@@ -56,6 +56,11 @@ def even_llama(folder: Path, tokenizer: Path) -> Path:
     return folder
 
 
+def stage(seconds: float) -> None:
+    """A stage begins, and must be followed by the next one in time; the last may take until the part ends."""
+    faulthandler.dump_traceback_later(seconds, exit=True)
+
+
 def measure(results: dict[str, Any], out: Path, _: float, model: Path, variant: str) -> None:
     """`variant`: JSON with `runner` (V1 or V2), `backend`, `format` and `gpus`, all optional."""
     if "gpus" in json.loads(variant):
@@ -83,7 +88,7 @@ def measure(results: dict[str, Any], out: Path, _: float, model: Path, variant: 
     inputs = Inputs.of(plan)
     shape = Shape(max(map(len, inputs.prompts)) + 24, 10000, None)
     results["wanted"] = wanted
-    faulthandler.dump_traceback_later(HANG, exit=True)
+    stage(HANG)
     kinds = {"reads": True, "stuck_reads": True, "scales": scaled}
     with Session(plan.spec.model, inputs.source, plan.spec.engine, wanted["format"], shape, **kinds) as engine:
         figures, rows = run(out, name, plan, engine)
@@ -91,24 +96,28 @@ def measure(results: dict[str, Any], out: Path, _: float, model: Path, variant: 
         flips = {trial: row["flips_landed"] for trial, row in rows.items()}
         results["figures"] = figures
         results["flips"], results["token_ids"] = flips, texts
+        stage(HANG)
         shuffled = plan_of(out, f"{name}-shuffled", model, again)
         results["shuffled_identical"] = same(rows, run(out, f"{name}-shuffled", shuffled, engine)[1])
         if "gpus" in json.loads(variant):
+            stage(HANG)
             poisoned = plan_of(out, f"{name}-nan", model, {**NAN, "model": spec["model"], "engine": spec["engine"]})
             results["isolation"] = run(out, f"{name}-nan", poisoned, engine)[0]
-        faulthandler.dump_traceback_later(CLOSING, exit=True)
+        stage(CLOSING)
         began = time.monotonic()
     results["close_seconds"] = time.monotonic() - began
-    faulthandler.dump_traceback_later(HANG, exit=True)
     if scaled:
+        stage(HANG)
         results["codes"] = codes(plan)
     for what, cells in (
         ("replay", ["W[1e-06]", "W[0.001]", "Stuck"]),
         ("replay_reads", ["R[1e-05]", "Both", "StuckRead"]),
     ):
+        stage(HANG)
         results[what] = replayed(out / name, out / f"{name}-{what}", cells, spec["engine"])
     if scaled:
         cells = ["Ws[1e-05]", "Ws[0.001]", "Rs", "Bs", "Ss[KV_WRITE]"]
+        stage(HANG)
         results["replay_scales"] = replayed(out / name, out / f"{name}-scales", cells, spec["engine"])
 
 
