@@ -168,3 +168,17 @@ def test_the_guides_benchmark_counts_what_is_warm(tmp_path: Path, monkeypatch: p
     text = markdown({"machine": {"gpus": gpus}, "command": "x", "guide": {**saved, "process": {"exit": 0}}})
     assert "320 cells, its side extrapolated: 50.0 s, ratio 256.00" in text
     assert "every run of ours, in seconds: 130.0 (warming up), 130.0 (warming up), 30.0" in text
+
+
+def test_the_cost_of_a_step_is_told_with_what_lies_around_it() -> None:
+    modes = {"writes": 1.004, "reads": 1.01}
+    case = {
+        "rounds": 12, "seconds": {"stock": 0.5}, **dict.fromkeys(("ratio", "median_ratio", "step_ratio"), modes),
+        "median_step_ratio": {"writes": float("nan"), "reads": 1.0},
+        "phases_ms": {"stock": {"submit": 1.5, "first step": 20.0}},
+    }  # fmt: skip
+    part = {"cases": {"decode 16": case}, "process": {"exit": 0}}
+    lines = markdown({"machine": {"gpus": []}, "command": "x", "step": part}).splitlines()
+    row = next(line for line in lines if line.startswith("| decode 16"))
+    assert row == f"| decode 16 | 12 | 0.5000 | {' | '.join(['1.0040', '1.0100'] * 3)} |  | 1.0000 |"
+    assert "- decode 16, stock: submit 1.50 ms, first step 20.00 ms" in lines

@@ -7,6 +7,7 @@ the minimum of the rounds counts. For decode cases the time of a step with the f
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -99,22 +100,24 @@ def measure(
             )  # fmt: skip
             engine.add_request(f"{mode}-{number}-{i}", {"prompt_token_ids": ids}, params)
 
-    def once(mode: str, case: tuple[int, int, int, Any], number: int) -> tuple[float, float, float]:
-        """Seconds: whole, mean and median step with the full batch."""
+    def once(mode: str, case: tuple[int, int, int, Any], number: int) -> tuple[float, float, float, dict[str, float]]:
+        """Seconds: whole, mean and median step with the full batch, and what lies before and after these steps."""
         batch, prompt, new, _ = case
         prompts = prepare(mode, case)
         began = time.perf_counter()
         submit(mode, prompts, new, number)
-        ends = []
+        ends = [time.perf_counter()]
         while engine.has_unfinished_requests():
             engine.step()
             ends.append(time.perf_counter())
         # all requests decode from the end of the last prefill to the end of the first request
-        first, last = -(-batch * prompt // BATCHED_TOKENS) + 3, new - 3
+        first, last = -(-batch * prompt // BATCHED_TOKENS) + 4, new - 2
+        whole, phases = ends[-1] - began, {"submit": ends[0] - began, "first step": ends[1] - ends[0]}
         if last - first <= 8 or len(ends) <= last:
-            return ends[-1] - began, float("nan"), float("nan")
+            return whole, float("nan"), float("nan"), phases
         between = np.diff(ends[first : last + 1])
-        return ends[-1] - began, float(between.mean()), float(np.median(between))
+        phases |= {"to the full batch": ends[first] - ends[1], "after it": ends[-1] - ends[last]}
+        return whole, float(between.mean()), float(np.median(between)), phases
 
     def kernels(mode: str) -> dict[str, Any]:
         """Where a decode step of 256 requests spends its time: microseconds per step by kernel."""
@@ -144,13 +147,15 @@ def measure(
             continue
         modes = case[3]
         totals, steps, medians = ({mode: list[float]() for mode in modes} for _ in range(3))
+        phases: dict[str, list[dict[str, float]]] = {mode: [] for mode in modes}
         for number in range(rounds + 1):
             if number > 2 and time.monotonic() > deadline:
                 break
             for turn in range(len(modes)):
                 mode = modes[(number + turn) % len(modes)]
-                taken = once(mode, case, number)
+                *taken, found = once(mode, case, number)
                 if number:  # the first round warms up
+                    phases[mode].append(found)
                     for values, value in zip((totals, steps, medians), taken, strict=True):
                         values[mode].append(value)
         best, step_best, median_best = (
@@ -164,6 +169,13 @@ def measure(
             "step_ratio": {mode: step_best[mode] / step_best["stock"] for mode in modes[1:]},
             "median_step_ms": {mode: 1000 * value for mode, value in median_best.items()},
             "median_step_ratio": {mode: median_best[mode] / median_best["stock"] for mode in modes[1:]},
+            "median_ratio": {
+                mode: statistics.median(totals[mode]) / statistics.median(totals["stock"]) for mode in modes[1:]
+            },
+            "phases_ms": {
+                mode: {name: 1000 * statistics.median(x[name] for x in each) for name in each[0]}
+                for mode, each in phases.items()
+            },
             "all": totals,
             "all_steps": steps,
             "all_median_steps": medians,

@@ -75,17 +75,19 @@ def _failure(part: dict[str, Any]) -> list[str]:
 def _cost(part: dict[str, Any]) -> list[str]:
     if "cases" not in part:
         return []
-    lines = [
-        "| case | rounds | stock s | writes / stock | reads | step: writes | reads | median step: writes | reads |",
-    ]
-    lines.append("|---|---|---|---|---|---|---|---|---|")
+    names = ("case", "rounds", "stock s", "writes / stock", "reads", "medians: writes", "reads")
+    names += ("step: writes", "reads", "median step: writes", "reads")
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for name, case in part["cases"].items():
         figures = [
             f"{case[kind][mode]:.4f}" if case[kind].get(mode, float("nan")) == case[kind].get(mode) else ""
-            for kind in ("ratio", "step_ratio", "median_step_ratio")
+            for kind in ("ratio", "median_ratio", "step_ratio", "median_step_ratio")
             for mode in ("writes", "reads")
         ]
         lines.append(f"| {name} | {case['rounds']} | {case['seconds']['stock']:.4f} | {' | '.join(figures)} |")
+    for name, case in part["cases"].items():
+        for mode, phases in case["phases_ms"].items():
+            lines.append(f"- {name}, {mode}: " + ", ".join(f"{phase} {ms:.2f} ms" for phase, ms in phases.items()))
     return lines
 
 
