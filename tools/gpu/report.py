@@ -75,8 +75,8 @@ def _failure(part: dict[str, Any]) -> list[str]:
 def _cost(part: dict[str, Any]) -> list[str]:
     if "cases" not in part:
         return []
-    names = ("case", "rounds", "stock s", "writes / stock", "reads", "medians: writes", "reads")
-    names += ("step: writes", "reads", "median step: writes", "reads")
+    names = ["case", "rounds", "stock s", "writes / stock", "reads", "medians: writes", "reads"]
+    names += ["step: writes", "reads", "median step: writes", "reads"]
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for name, case in part["cases"].items():
         figures = [
