@@ -73,7 +73,7 @@ class CpuInjector:
     @property
     def needs(self) -> Needs:
         """Memory of the device that `bind` will take: none."""
-        return Needs(layers=len(self.layers), batch_tokens=0, targets=1, reads=False, stuck_reads=False)
+        return Needs(layers=len(self.layers), rows=0, batch_tokens=0, targets=1, reads=False, stuck_reads=False)
 
     def bind(self) -> None:
         """Find the layout of the cache, which has just been allocated."""

@@ -120,6 +120,7 @@ class CudaInjector:
         """Memory that `bind` will take."""
         return Needs(
             layers=len(self.layers),
+            rows=self.runner.max_tokens,
             batch_tokens=self.runner.max_requests * self.runner.max_model_len,
             targets=len(self._struck),
             reads=self._wraps_reads,

@@ -22,6 +22,8 @@ class Needs:
     """What an injector will allocate once the cache exists."""
 
     layers: int
+    rows: int
+    """Rows of the largest batch: cells per layer of a list of writes."""
     batch_tokens: int
     """Tokens that a full batch of longest requests holds."""
     targets: int
@@ -39,7 +41,8 @@ class Needs:
     def left(self, available: int) -> int:
         """Bytes that the cache can have of those available for both."""
         # the tokens of the cache are not known yet: those of a batch are never fewer than a list needs
-        left = available - self.targets * CELL_BYTES * self.layers * self.read_tokens(self.batch_tokens)
+        cells = self.rows + self.read_tokens(self.batch_tokens)
+        left = available - self.targets * CELL_BYTES * self.layers * cells
         if self.stuck_reads:
             # scales lie between the codes, so each target keeps as much as a layer spans
             left = left * self.layers // (self.layers + 2 * self.targets)

@@ -34,9 +34,14 @@ def test_it_takes_no_more_than_was_held_back(storage, kinds, most, monkeypatch):
     # what was available if that cache is what was left
     available = next(n for n in range(cache, 10 * cache, 4) if injector.needs.left(n) >= cache)
     injector.bind()
-    held = [x for s in injector._struck for x in (s.kernels.read_cells, s.kernels.kept)]
-    taken = sum(x.numel() * x.element_size() for x in held)
-    assert (taken > 0) == bool(kinds)
+    names = ("write_cells", "read_cells", "kept")
+    sizes = {
+        name: sum(getattr(s.kernels, name).numel() for s in injector._struck)
+        * injector._values.kernels.kept.element_size()
+        for name in names
+    }
+    taken = sum(sizes.values())
+    assert [sizes[name] > 0 for name in names] == [True, "reads" in kinds, "stuck_reads" in kinds]
     assert taken <= available - cache < taken + cache
 
 
