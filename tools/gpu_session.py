@@ -55,7 +55,7 @@ FLOOR: list[dict[str, Any]] = [
 ]
 """Formats as vLLM names them. Neither backend takes e5m2: what they say is the evidence for `session.ON_NO_BACKEND`."""
 PARTS = {
-    "cost": 500, "step": 240, "speed": 240, "checks": 200, "campaign": 400, "launch": 120, "guide": 400, "pair": 200,
+    "cost": 500, "step": 240, "speed": 240, "checks": 300, "campaign": 400, "launch": 120, "guide": 430, "pair": 330,
     "floor": 200, "fleet": 240,
 }  # fmt: skip
 """Most seconds of each part, the wait for others (tools/gpu/quiet.py) included."""
