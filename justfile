@@ -7,7 +7,7 @@ default:
 ci:
     bash .ci/run
 
-# Tests that need no engine, in seconds.
+# Tests that need no engine.
 quick:
     uv run --extra cpu pytest -m "not vllm and not gpu"
 

@@ -176,7 +176,9 @@ def test_shuffled_trials_come_after_all_golden_ones(run: Any, tmp_path: Path) ->
     assert {"c0", "c1", "c2"} <= {name.split("/")[0] for name in order[3:30]}  # cells in turn
 
 
-def test_looks_spare_trials_and_the_campaign_is_complete(run: Any, tmp_path: Path) -> None:
+def test_looks_spare_trials_and_the_campaign_is_complete(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = plan_of(looks=True)
     listener = Listener()
     outcome = run(plan, tmp_path / "run", listener)
@@ -191,9 +193,10 @@ def test_looks_spare_trials_and_the_campaign_is_complete(run: Any, tmp_path: Pat
     assert scores.cells[0].exact_match.rate == 1.0
     assert scores.cells[2].exact_match.rate == 0.0
     assert 0.3 < (scores.cells[1].exact_match.rate or 0.0) < 0.7
+    monkeypatch.setattr(campaign.Inputs, "of", None)
     again = run(plan, tmp_path / "run")
-    assert again.recorded == outcome.recorded
-    assert len(run.sessions) == 1  # nothing is left, so no engine starts
+    assert again.recorded == again.total == outcome.recorded
+    assert len(run.sessions) == 1  # nothing is left, so no model is asked for and no engine starts
     assert RunStore.open(tmp_path / "run").status == "complete"
 
 

@@ -91,6 +91,8 @@ def run_campaign(plan: Plan, out: Path, observer: Observer, session: Session | F
     happens, Ctrl-C included; a campaign that cannot start leaves no folder behind.
     """
     RunStore.check(out, plan)
+    if (ended := _ended(plan, out)) is not None:
+        return ended
     observer.phase("preparing the model")
     inputs = Inputs.of(plan)
     for warning in inputs.warnings:
@@ -99,9 +101,6 @@ def run_campaign(plan: Plan, out: Path, observer: Observer, session: Session | F
         todo = _todo(plan, store.done())
         judge = Judge()
         schedule = _schedule(plan, todo, judge, store)
-        if len(store.done()) == schedule.total:
-            store.finish("complete")
-            return Outcome(store.path, schedule.total, schedule.total, 0.0)
         started = time.monotonic()
         if session is None:
             observer.phase("starting vLLM")
@@ -116,6 +115,18 @@ def run_campaign(plan: Plan, out: Path, observer: Observer, session: Session | F
                 timings = {"start_up": begun - started, "trials": now - begun}
                 store.finish("complete" if complete else "interrupted", timings=timings)
         return Outcome(store.path, len(store.done()), schedule.total, now - begun)
+
+
+def _ended(plan: Plan, out: Path) -> Outcome | None:
+    """How a campaign ended that has nothing left to run; to say so takes neither its model nor vLLM."""
+    if not (out / "run.json").exists():
+        return None
+    with RunStore.create(out, plan, version=kvspec.__version__) as store:
+        total = _schedule(plan, _todo(plan, store.done()), Judge(), store).total
+        if len(store.done()) < total:
+            return None
+        store.finish("complete")
+        return Outcome(store.path, total, total, 0.0)
 
 
 def _start(plan: Plan, inputs: Inputs) -> Session | Fleet:

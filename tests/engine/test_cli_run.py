@@ -93,7 +93,7 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
     out = tmp_path / "run"
     args = [
         "run", "specs/quickstart.yaml", "--out", str(out),
-        "--set", "trials=4", "--set", "generation.max_tokens=12", "--set", "engine.max_num_seqs=4",
+        "--set", "trials=1", "--set", "generation.max_tokens=12", "--set", "engine.max_num_seqs=2",
         "--set", "controls.null_trials=1", "--set", "controls.golden_repeats=1",
     ]  # fmt: skip
     # A shell starts its background jobs with SIGINT ignored, and a child would inherit that from these tests.
