@@ -17,6 +17,7 @@ from kvspec.engine.planned import PlannedFlips
 from kvspec.engine.session import Finished
 from kvspec.engine.session import _likeliest as likeliest_tokens
 from kvspec.engine.table import TableData, build_table
+from kvspec.errors import PrerequisiteError
 from kvspec.models import Geometry, ModelInfo
 from kvspec.plan import Plan, compile_plan
 from kvspec.plan.estimate import estimate
@@ -198,6 +199,23 @@ def test_looks_spare_trials_and_the_campaign_is_complete(
     assert again.recorded == again.total == outcome.recorded
     assert len(run.sessions) == 1  # nothing is left, so no model is asked for and no engine starts
     assert RunStore.open(tmp_path / "run").status == "complete"
+
+
+def test_a_resume_that_is_refused_leaves_the_run_as_it_stood(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, manifest = plan_of(looks=False), tmp_path / "run" / "run.json"
+    with pytest.raises(KeyboardInterrupt):
+        run(plan, tmp_path / "run", Listener(40))
+    before = manifest.read_bytes()
+
+    def refuse(_: Plan) -> campaign.Inputs:
+        raise PrerequisiteError.one("KVS902", "the model is gone")
+
+    monkeypatch.setattr(campaign.Inputs, "of", staticmethod(refuse))
+    with pytest.raises(PrerequisiteError, match="the model is gone"):
+        run(plan, tmp_path / "run")
+    assert manifest.read_bytes() == before
 
 
 @pytest.mark.parametrize("stop_after", [2, 40, 90, 110])

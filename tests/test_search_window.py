@@ -221,10 +221,18 @@ def test_a_silent_window_ends_where_retrieval_is_detected_though_it_is_right() -
 
 def test_failures_that_are_all_detected_leave_no_silent_window() -> None:
     recall = [(100, 0, 0, 0), (40, 60, 0, 0), (0, 100, 0, 0)]
+    reason = [(100, 0, 0, 0), (60, 0, 4, 36), (0, 0, 0, 100)]
+    found = Window.of(measured(recall, reason, silent=True))
+    assert (found.decision, found.peak) == ("none", 1)  # at most 40 % fail up to where retrieval may be kept
+    assert found.words.startswith("half of sum wrong and undetected at no rate measured (4% at most); ")
+
+
+def test_silent_failures_may_be_half_between_two_rates() -> None:
+    recall = [(100, 0, 0, 0), (40, 60, 0, 0), (0, 100, 0, 0)]
     reason = [(100, 0, 0, 0), (1, 0, 4, 95), (0, 0, 0, 100)]
     found = Window.of(measured(recall, reason, silent=True))
-    assert (found.decision, found.peak) == ("none", 1)
-    assert found.words.startswith("never half of sum wrong and undetected (4% at most); ")
+    assert (found.decision, found.peak) == ("undecided", 1)
+    assert found.next_rates() == [pytest.approx(3.162e-8)]
     assert found.next_rates() == [pytest.approx(3.162e-8)]  # beside the peak, where retrieval may be kept
     assert Window.of(measured(recall, reason)).decision == "window"
 

@@ -1,6 +1,6 @@
 """The answer to a spec's question in a sentence, with the figure that decides it.
 
-A spec says before any run which test decides (`x-answer: {test: ...}`) and what each of its outcomes means in words
+A spec says which test decides (`x-answer: {test: ...}`) and what each of its outcomes means in words
 (`higher`, `lower`, `neither`; or `shown`, `neither`). The test chooses among them, and nobody else.
 """
 
@@ -207,15 +207,24 @@ def _formats(unit: str, runs: Sequence[Measured], beyond: Data) -> Answer:
 
 def _search(found: Data) -> Answer:
     """By both definitions of the state, and the closest cells of the search."""
-    texts = [f"{name}: {SEARCHED[one['verdict']]}" for name, one in zip(DEFINITIONS, found["closest"], strict=True)]
+    texts = [
+        f"{name}: {SEARCHED[one['verdict']]}" + _spared(one)
+        for name, one in zip(DEFINITIONS, found["closest"], strict=True)
+    ]
     figures = [f"{name}: {one['state']}" for name, one in zip(DEFINITIONS, found["closest"], strict=True)]
     return Answer(f"{'; '.join(texts)}.", "; ".join(figures))
+
+
+def _spared(closest: Data) -> str:
+    """A state that is found by when its faults strike says so."""
+    told = closest["verdict"] == "Found" and closest["spared"]
+    return f" (faults that spare the first {closest['spared']} tokens of the answer)" if told else ""
 
 
 DEFINITIONS = ("By the answers", "silent")
 SEARCHED = {
     "Found": "yes, by both intervals, and again with another seed",
-    "Undecided": "by its shares, but not by their intervals",
+    "Undecided": "seen, but not shown by intervals in two searches with different seeds",
     "None": "none is shown",
 }
 

@@ -26,6 +26,8 @@ from pathlib import Path
 from types import FrameType
 
 ROOT = Path(__file__).resolve().parent.parent
+PATH = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), *sys.path])
+"""Where jobs find kvspec and its kernels, which are a distribution of their own."""
 PIECE = 15 * 2**20
 FORMATS = ("int4_per_token_head", "bf16", "fp8_e4m3", "int8_per_token_head")
 CONTROLS = "--set controls.null_trials=20 --set controls.golden_repeats=20"
@@ -113,7 +115,7 @@ class Session:
                 child = subprocess.Popen(
                     [*pinned, *words, "--out", str(self.out / name)],
                     cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
-                    env={**os.environ, "KVSPEC_TRACEBACK": "1", "CUDA_VISIBLE_DEVICES": gpu},
+                    env={**os.environ, "KVSPEC_TRACEBACK": "1", "CUDA_VISIBLE_DEVICES": gpu, "PYTHONPATH": PATH},
                 )  # fmt: skip
                 self.running[name] = child
                 code = _end(child, self.deadline)

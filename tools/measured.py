@@ -177,7 +177,8 @@ def searched(folder: Path) -> Data:
     for silent in BOTH:
         point = found.closest(silent)
         word = found.verdict(silent).partition(":")[0]
-        closest.append({"silent": silent, "verdict": word, "state": f"{point.closest(silent)} under {point.label}"})
+        state = f"{point.closest(silent)} under {point.label}"
+        closest.append({"silent": silent, "verdict": word, "state": state, "spared": point.spared})
     landed = list(_landed(RunStore.open(folder / "state"))) if found.confirmed else []
     return {"sentences": found.sentences(), "rows": rows, "closest": closest, "landed": landed}
 

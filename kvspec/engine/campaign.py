@@ -121,12 +121,14 @@ def _ended(plan: Plan, out: Path) -> Outcome | None:
     """How a campaign ended that has nothing left to run; to say so takes neither its model nor vLLM."""
     if not (out / "run.json").exists():
         return None
-    with RunStore.create(out, plan, version=kvspec.__version__) as store:
-        total = _schedule(plan, _todo(plan, store.done()), Judge(), store).total
-        if len(store.done()) < total:
-            return None
-        store.finish("complete")
-        return Outcome(store.path, total, total, 0.0)
+    run = RunStore.open(out)
+    total = _schedule(plan, _todo(plan, run.done()), Judge(), run).total
+    if len(run.done()) < total:
+        return None
+    if run.status != "complete":  # it was killed between its last trial and its end
+        with RunStore.create(out, plan, version=kvspec.__version__) as store:
+            store.finish("complete")
+    return Outcome(out, total, total, 0.0)
 
 
 def _start(plan: Plan, inputs: Inputs) -> Session | Fleet:

@@ -69,6 +69,8 @@ class Found:
             if point.spared:
                 spared = f"the first {point.spared} tokens of every answer, and what is asked for in them"
                 said += f" These faults spare {spared}."
+        elif state.shown and again is None:
+            said = f"Undecided: a {state.name} is shown by both intervals in the search alone: {said}."
         elif state.distance <= 0 and (again is None or again[1].distance <= 0):
             said = f"Undecided: a {state.name} by its shares, but not by their intervals: {said}."
         else:

@@ -45,6 +45,8 @@ class Window:
     """Silent: index of the rate with most silent failures of reasoning."""
     most: Proportion | None
     """Silent: the share of silent failures there."""
+    bound: float | None
+    """Silent: what that share can be at most at any rate at which retrieval may be kept, between those measured too."""
 
     @classmethod
     def of(cls, measured: Measured) -> Window:
@@ -52,11 +54,12 @@ class Window:
         first = measured[0][1]
         reasoned = [(rate, state.reasoned.k, state.reasoned.n) for rate, state in measured]
         kept = crossing([(rate, state.recalled.k, state.recalled.n) for rate, state in measured], ZOMBIE_RETRIEVAL)
-        peak = most = detected = None
+        peak = most = detected = bound = None
         if first.silent:
             peak = min(range(len(reasoned)), key=lambda at: reasoned[at][1] / reasoned[at][2])
             _, k, n = reasoned[peak]
             most = Proportion.of(n - k, n)
+            bound = _bound(measured, kept)
         halved = crossing(reasoned[: None if peak is None else peak + 1], ZOMBIE_REASONING, holds_at=False)
         if peak is not None and not halved.never:
             failed = [(rate, n - k, n) for rate, k, n in reasoned[peak:]]
@@ -72,6 +75,7 @@ class Window:
             detected=detected,
             peak=peak,
             most=most,
+            bound=bound,
         )
 
     @property
@@ -100,8 +104,9 @@ class Window:
         start, end = self.halved, self.end
         if start.high is not None and end.low is not None and start.high <= end.low:
             return "window"
-        if self.halved.never and self.most is not None and (self.most.high or 1.0) < 1 - ZOMBIE_REASONING:
-            return "none"
+        if self.bound is not None and self.halved.never:
+            # the fall is sought up to the peak of those measured; the true one may lie between two of them
+            return "none" if self.bound < 1 - ZOMBIE_REASONING else "undecided"
         if start.low is not None and end.high is not None and end.high <= start.low:
             return "none"
         return "undecided"
@@ -123,13 +128,19 @@ class Window:
             return self._around_the_peak(self.peak)
         if self.halved.never and self.kept.never:
             return [self.rates[-1] * BEYOND]
-        return [rate for one in (self.halved, self.end) for rate in next_rates(one, self.rates)]
+        rising, falling = (self.rates, self.rates) if self.peak is None else (
+            self.rates[: self.peak + 1], self.rates[self.peak :],
+        )  # fmt: skip
+        end = self.end
+        return next_rates(self.halved, rising) + next_rates(
+            end, self.rates if end.value == self.kept.value else falling
+        )
 
     @property
     def start(self) -> str:
         """Where reasoning fails in half of the trials."""
         if self.most is not None and self.halved.never:
-            return f"never: {self.most.rate:.0%} at most"
+            return f"not seen: {self.most.rate:.0%} at most"
         return shown(self.halved, self.rates)
 
     @property
@@ -146,7 +157,7 @@ class Window:
     def words(self) -> str:
         """Both crossings and what lies between them, in a sentence without its full stop."""
         if self.most is not None and self.halved.never:
-            start = f"never half of {self.reasoning} wrong and undetected ({self.most.rate:.0%} at most)"
+            start = f"half of {self.reasoning} wrong and undetected at no rate measured ({self.most.rate:.0%} at most)"
         elif self.silent:
             start = f"half of {self.reasoning} wrong and undetected at {self.start}"
             start += f" and up to {self.last}" if self.detected is not None else ""
@@ -177,6 +188,7 @@ class Window:
             "reasoning_halved_at": asdict(self.halved),
             "retrieval_kept_up_to": asdict(self.kept),
             "most_silent_failures": None if self.most is None else asdict(self.most),
+            "silent_failures_bound": self.bound,
             "failures_silent_up_to": None if self.detected is None else asdict(self.detected),
             "decision": self.decision,
             "ratio": None if ratio is None else asdict(ratio),
@@ -187,10 +199,12 @@ class Window:
         """More silent failures may lie beside the rate that has most, unless retrieval is lost there."""
         if self.kept.before is None:
             return [self.rates[0] / BEYOND]
+        if peak == len(self.rates) - 1 and self.kept.never:
+            return [self.rates[-1] * BEYOND]
         gaps = [(self.rates[at + 1] / self.rates[at], at) for at in (peak - 1, peak) if 0 <= at < len(self.rates) - 1]
         gaps = [gap for gap in gaps if gap[0] > CLOSE and self.rates[gap[1]] < self._at(self.kept)]
         if not gaps:
-            return [self.rates[-1] * BEYOND] if peak == len(self.rates) - 1 and self.kept.never else []
+            return []
         _, at = max(gaps)
         return [rounded(sqrt(self.rates[at] * self.rates[at + 1]))]
 
@@ -198,6 +212,24 @@ class Window:
         if one.value is not None:
             return one.value
         return self.rates[-1] * BEYOND if one.never else self.rates[0] / BEYOND
+
+
+def _bound(measured: Measured, kept: Crossing) -> float:
+    """The most silent failures that there can be where retrieval may be kept: the upper end of the share at a rate that
+    was measured. Between two, no more fail than at the higher one, and no more go undetected than at the lower one."""
+    last = inf if kept.high is None else kept.high
+    failed = [_high(state.ends[1].wrong + state.ends[1].wrong_due, state.ends[1].n) for _, state in measured]
+    undetected = [_high(state.ends[1].right + state.ends[1].wrong, state.ends[1].n) for _, state in measured]
+    most = [_high(state.ends[1].wrong, state.ends[1].n) for rate, state in measured if rate <= last]
+    below = [failed[0]]
+    between = [min(failed[at + 1], undetected[at]) for at, (rate, _) in enumerate(measured[:-1]) if rate < last]
+    above = [undetected[-1]] if measured[-1][0] < last else []
+    return max(most + below + between + above)
+
+
+def _high(k: int, n: int) -> float:
+    high = Proportion.of(k, n).high
+    return 1.0 if high is None else high
 
 
 def next_rates(one: Crossing, rates: Sequence[float]) -> list[float]:
