@@ -128,13 +128,9 @@ class Window:
             return self._around_the_peak(self.peak)
         if self.halved.never and self.kept.never:
             return [self.rates[-1] * BEYOND]
-        rising, falling = (self.rates, self.rates) if self.peak is None else (
-            self.rates[: self.peak + 1], self.rates[self.peak :],
-        )  # fmt: skip
-        end = self.end
-        return next_rates(self.halved, rising) + next_rates(
-            end, self.rates if end.value == self.kept.value else falling
-        )
+        rising = self.rates if self.peak is None else self.rates[: self.peak + 1]
+        falling = self.rates if self.end.value == self.kept.value else self.rates[self.peak or 0 :]
+        return next_rates(self.halved, rising) + next_rates(self.end, falling)
 
     @property
     def start(self) -> str:
