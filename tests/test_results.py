@@ -20,6 +20,7 @@ from kvspec.report import to_json
 from kvspec.score import Proportion, Scores
 from kvspec.score.anatomy import Anatomy, SiteMap, Square
 from kvspec.score.scores import score_whole
+from kvspec.score.tasks import TaskPair
 from kvspec.spec import load_spec
 from kvspec.spec.model import ModelSpec
 from kvspec.stats.exact import holm, mcnemar
@@ -239,6 +240,34 @@ def test_published_figures_are_compared_by_the_rule_of_the_spec() -> None:
     assert "| 14 in K | 95.0% [88.8%, 97.8%], n = 100 | 90.0% [82.6%, 94.5%], n = 100 |" in found.table
     nothing = SimpleNamespace(anatomy=None)
     assert published(cast("Scores", nothing), figures) is None
+
+
+@pytest.mark.parametrize(
+    ("apart", "text"),
+    [
+        ("", "It cannot be told which breaks first."),
+        ("ab", "Reasoning breaks first wherever the two can be told apart."),
+        (
+            "b",
+            (
+                "Reasoning breaks first wherever the two can be told apart, "
+                "which is under B (faults of generated tokens); under A (faults of prompt tokens) they cannot."
+            ),
+        ),
+    ],
+)
+def test_what_breaks_first_is_told_by_kind_of_fault(apart: str, text: str) -> None:
+    def cell(index: int, name: str, tokens: str) -> SimpleNamespace:
+        fault = {"rate": {"value": 1e-7}, "where": {"tokens": tokens}}
+        return SimpleNamespace(plan=SimpleNamespace(index=index, name=f"{name}[1e-07]", fault=fault))
+
+    pairs = [
+        TaskPair(at, 100, "both", "sum", True, 100, 1, 30, 0, None, 1e-6, 1e-5 if name in apart else 1.0)
+        for at, name in enumerate("ab")
+    ]
+    scores = SimpleNamespace(tasks=SimpleNamespace(pairs=pairs), cells=[cell(0, "A", "prompt"), cell(1, "B", "decode")])
+    run = cast("Measured", SimpleNamespace(scores=scores))
+    assert TESTS["what breaks first"](run, {}).text == text
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

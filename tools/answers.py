@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvspec.score import CellScore, Proportion, Scores
+from kvspec.score.trend import series_label
 from kvspec.score.verdict import LARGE_DESIGN_EFFECT
 from kvspec.stats.exact import ALPHA
 from kvspec.stats.intervals import Difference
@@ -26,6 +27,7 @@ class Answer:
     """The figure that decides, with interval and n."""
 
 
+TOKENS = {"prompt": "prompt tokens", "decode": "generated tokens"}
 NOTHING = Answer("Not measured: the run has no two samples to compare.", "-")
 
 
@@ -176,16 +178,28 @@ def _first(run: Measured, _: Mapping[str, Any]) -> Answer:
     if not apart:
         text = "It cannot be told which breaks first."
     elif len(reasoning) == len(apart):
-        text = "Reasoning breaks first wherever the two can be told apart."
+        text = "Reasoning breaks first wherever the two can be told apart"
     elif not reasoning:
-        text = "Retrieval breaks first wherever the two can be told apart."
+        text = "Retrieval breaks first wherever the two can be told apart"
     else:
-        text = "Neither breaks first throughout."
+        text = "Neither breaks first throughout"
+    if apart:
+        told = {_kind(run.scores.cells[pair.cell]): False for pair in pairs}
+        told |= {_kind(run.scores.cells[pair.cell]): True for pair in apart}
+        at, never = ([kind for kind, shown in told.items() if shown == wanted] for wanted in (True, False))
+        where = f", which is under {' and '.join(at)}; under {' and '.join(never)} they cannot" if never else ""
+        text = f"{text}{where}."
     most = min(apart or pairs, key=lambda pair: pair.p)
     where = run.scores.cells[most.cell].plan.name
     counts = f"reasoning in {len(reasoning)}, retrieval in {len(apart) - len(reasoning)} of {len(pairs)} comparisons"
     ratio = f"failures of {most.reasoning} over {most.retrieval} {most.sensitivity or '-'}, n = {most.pairs:,} pairs"
     return Answer(text, f"{counts}; under {where} {ratio}")
+
+
+def _kind(cell: CellScore) -> str:
+    """The series of a cell, and which tokens its faults strike unless all."""
+    tokens = cell.plan.fault["where"]["tokens"]
+    return series_label([cell]) + ("" if tokens == "all" else f" (faults of {TOKENS.get(tokens, tokens)})")
 
 
 def _formats(unit: str, runs: Sequence[Measured], beyond: Data) -> Answer:
