@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,10 +26,10 @@ from kvspec.spec import load_spec
 from kvspec.spec.model import ModelSpec
 from kvspec.stats.exact import holm, mcnemar
 from tests.run_folders import make_plan, sdc, write_run
-from tools import measured
+from tools import formats, measured
 from tools.answers import TESTS, Measured, answer
 from tools.figures import scores as read_back
-from tools.findings import contrasts, equal_flips, formats, published
+from tools.findings import contrasts, equal_flips, published
 from tools.gpu_results import CACHE_GIB, HOURS, JOBS
 from tools.results import Page, index, render
 from tools.spec_index import SPECS, declared
@@ -84,6 +85,11 @@ def test_formats_are_compared(tmp_path: Path) -> None:
     assert "at 1e-05 per bit bf16 0 < bf16 910" in page
 
 
+def _told(runs: list[Scores], compared: dict[str, object]) -> dict[str, str]:
+    names = [scores.run.storage_format for scores in runs]
+    return {one.title: " ".join(one.sentences) for one in formats.compared(names, runs, ["here"] * len(runs), compared)}
+
+
 def test_losses_per_gib_weigh_what_a_gib_holds(tmp_path: Path) -> None:
     """As many broken requests in a format that holds about twice as many are about twice the losses."""
     plan = make_plan(per_prompt=100)
@@ -93,9 +99,53 @@ def test_losses_per_gib_weigh_what_a_gib_holds(tmp_path: Path) -> None:
         for name, one in (("wide", plan), ("narrow", narrow))
     ]
     runs = [score_whole(path) for path in half]
-    found = {one.title: one.sentences[0] for one in formats([run.scores for run in runs], measured.formats(runs))}
+    found = _told([run.scores for run in runs], measured.formats(runs))
     assert "0 of 3 pairs of formats differ" in found["Formats per bit"]
     assert "at 1e-05 per bit bf16 455 < int8_per_token_head 857" in found["Formats per GiB"]
+
+
+def test_formats_have_an_answer_per_question_and_say_what_bears_on_it(tmp_path: Path) -> None:
+    """The narrow format is hurt less at 1e-5 per bit, but a GiB of it holds about twice the requests."""
+    plan = make_plan(per_prompt=100)
+    narrow = compile_plan(replace(plan.spec, model=ModelSpec("gpt2", kv_cache_dtype="int4_per_token_head")))
+
+    def hurt(some: int, controls: int) -> Callable[[Trial, Record], Record]:
+        def change(trial: Trial, record: Record) -> Record:
+            faulted = trial.kind == "fault" and trial.cell == 1 and trial.trial < some
+            return sdc(record) if faulted or (trial.kind == "null" and trial.request < controls) else record
+
+        return change
+
+    runs = [
+        score_whole(write_run(tmp_path / name, one, hurt(*how)))
+        for name, one, how in (("wide", plan, (90, 0)), ("narrow", narrow, (70, 1)))
+    ]
+    beyond = {"formats": measured.formats(runs)}
+    found = answer({"test": "formats"}, [Measured(run.scores, {}) for run in runs], beyond)
+    assert found.text.startswith("Faults, against bf16 at equal doses: per bit masked in int4; per element not told ")
+    assert found.text.endswith("; per GiB amplified in int4.")
+    assert "at 1e-05 per bit int4 30.0% > bf16 10.0% right" in found.figure
+    scores = [run.scores for run in runs]
+    here = " ".join(_told(scores, beyond["formats"])["What is compared"].split())
+    floors = [f"{one.run.storage_format} {one.floor.combined.k} of {one.floor.combined.n}" for one in scores]
+    assert scores[1].floor.combined.k < scores[1].floor.combined.n
+    assert ", ".join(floors) + " (stock vLLM does not repeat" in here
+    assert "place" not in here
+    (*_, apart) = formats.compared(
+        ["bf16", "int4"], scores, ["a GPU in bfloat16", "a CPU in float32"], beyond["formats"]
+    )
+    assert "bf16 on a GPU in bfloat16; int4 on a CPU in float32" in apart.sentences[-1]
+
+
+def test_runs_of_other_prompts_are_not_compared(tmp_path: Path) -> None:
+    plan = make_plan(per_prompt=20)
+    prompts = replace(plan.spec.prompts, texts=tuple(f"{text}?" for text in plan.spec.prompts.texts))
+    other = compile_plan(replace(plan.spec, prompts=prompts))
+    made = results("--out", tmp_path, write_run(tmp_path / "a", plan), write_run(tmp_path / "b", other))
+    assert made.returncode == 0, made.stderr
+    page = (tmp_path / "synthetic.md").read_text(encoding="utf-8")
+    assert "They asked different prompts and are not compared with each other." in page
+    assert "Equal faults per" not in page
 
 
 def test_contrasts_are_tested_within_prompts(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from kvspec.score.trend import series_label
 from kvspec.score.verdict import LARGE_DESIGN_EFFECT
 from kvspec.stats.exact import ALPHA
 from kvspec.stats.intervals import Difference
-from tools.findings import UNITS, Data, adjusted, ends, p_value, share, size
+from tools import formats
+from tools.findings import Data, adjusted, ends, p_value, share, size
 
 
 @dataclass(frozen=True)
@@ -48,23 +49,25 @@ class Measured:
         return {cell.plan.name: cell for cell in self.scores.cells}[name]
 
 
-def answer(declared: Mapping[str, Any], runs: Sequence[Measured], beyond: Data) -> Answer:
+def answer(declared: Mapping[str, Any], runs: Sequence[Measured], beyond: Data, labels: Sequence[str] = ()) -> Answer:
     """By the test that the spec declares; without one, how many cells lie below the floor. `beyond` is of all runs.
+
+    Labels tell the runs apart, by default the formats of their caches.
 
     Raises `KeyError` or `ValueError` for a test, cell, contrast or series that does not exist.
     """
     test = declared.get("test", "floor of all")
     if test == "formats":
-        return _formats(declared["unit"], runs, beyond)
+        return _formats(labels or [run.scores.run.storage_format for run in runs], runs, beyond)
     if test == "search":
         return _search(beyond["search"])
     found = [TESTS[test](run, declared) for run in runs]
     texts = list(dict.fromkeys(declared.get(one.text, one.text) for one in found))
     if len(found) == 1:
         return Answer(texts[0], found[0].figure)
-    formats = [run.scores.run.storage_format for run in runs]
-    figures = [f"{name}: {one.figure}" for name, one in zip(formats, found, strict=True)]
-    words = [f"{name}: {declared.get(one.text, one.text)}" for name, one in zip(formats, found, strict=True)]
+    names = [run.scores.run.storage_format for run in runs]
+    figures = [f"{name}: {one.figure}" for name, one in zip(names, found, strict=True)]
+    words = [f"{name}: {declared.get(one.text, one.text)}" for name, one in zip(names, found, strict=True)]
     return Answer(texts[0] if len(texts) == 1 else " ".join(words), "; ".join(figures))
 
 
@@ -202,21 +205,16 @@ def _kind(cell: CellScore) -> str:
     return series_label([cell]) + ("" if tokens == "all" else f" (faults of {TOKENS.get(tokens, tokens)})")
 
 
-def _formats(unit: str, runs: Sequence[Measured], beyond: Data) -> Answer:
-    """At the dose that tells most formats apart."""
-    cells = runs[0].scores.cells
-    tests = beyond["formats"]["tests"]
-    apart = [0] * len(cells)
-    for one, p in zip(tests, adjusted(tests), strict=True):
-        apart[one["cell"]] += p < ALPHA
-    mine = [row for row, cell in enumerate(cells) if cell.plan.fault["rate"]["unit"] == unit]
-    row = max(mine, key=lambda at: (apart[at], at))
-    shares = {run.scores.run.storage_format: run.scores.cells[row].exact_match for run in runs}
-    ranked = sorted(shares, key=lambda name: -(shares[name].rate or 0.0))
-    total = len(runs) * (len(runs) - 1) // 2
-    dose = f"{cells[row].plan.fault['rate']['value']:g} per {UNITS[unit]}"
-    text = f"At {dose}, from most to fewest right: {', '.join(ranked)} ({apart[row]} of {total} pairs differ)."
-    return Answer(text, "; ".join(f"{name} {share(shares[name])}" for name in ranked))
+def _formats(labels: Sequence[str], runs: Sequence[Measured], beyond: Data) -> Answer:
+    """One answer per question; the names of formats without what all of a kind share."""
+    names = [label.replace("_per_token_head", "") for label in labels]
+    scores = [run.scores for run in runs]
+    found = formats.parts(names, scores, beyond["formats"])
+    sizes = sorted({cell.exact_match.n for one in scores for cell in one.cells})
+    n = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
+    text = "; ".join(part.answer(names) for part in found)
+    figures = "; ".join(part.figure(names) for part in found)
+    return Answer(f"Faults, against {names[0]} at equal doses: {text}.", f"{figures}; n = {n} a cell")
 
 
 def _search(found: Data) -> Answer:

@@ -6,22 +6,15 @@ Every function takes what `tools/measured.py` left in the JSON of a page, or the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
-from math import log, sqrt
-from statistics import NormalDist
+from itertools import combinations
 from typing import Any
 
-from kvspec.score import CellScore, Proportion, Scores
+from kvspec.score import Proportion, Scores
 from kvspec.stats.exact import ALPHA, holm
-from tools.measured import REQUEST_TOKENS
 
 TESTS = {"exact": "exact test within prompts", "McNemar": "McNemar", "trend": "Mantel's trend"}
-UNITS = {"per_bit": "bit", "per_element": "element", "per_row": "row", "per_token": "token"}
-SHOWN = 6
-"""Doses of one unit whose formats are all ranked in the sentence; of more, those at which some differ."""
-
 Data = Mapping[str, Any]
 
 
@@ -97,112 +90,6 @@ def equal_flips(measured: Sequence[Data]) -> Findings | None:
         table.append(f"| {text} | {' and '.join(map(share, shares))} | {size(one) or '-'} | {p_value(p)} |")
     lead = "At equal flips (trials of one prompt in which equally many landed, exact test within these strata, Holm)"
     return Findings("Equal flips", (f"{lead}: {'; '.join(said)}.",), tuple(table))
-
-
-def formats(runs: Sequence[Scores], measured: Data) -> Iterator[Findings]:
-    """The same cells in caches of different formats: an answer per unit of the dose, and per GiB of cache.
-
-    Accuracy is that of token ids equal to the golden ones of the same format; Holm over all pairs and doses.
-    """
-    names = [scores.run.storage_format for scores in runs]
-    rows = list(zip(*(scores.cells for scores in runs), strict=True))
-    tests = measured["tests"]
-    keys = [(one["cell"], *one["formats"]) for one in tests]
-    p_of = dict(zip(keys, adjusted(tests), strict=True))
-    for unit, word in UNITS.items():
-        mine = [row for row, cells in enumerate(rows) if cells[0].plan.fault["rate"]["unit"] == unit]
-        if not mine:
-            continue
-        table = [f"| cell | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-        said = []
-        for row in mine:
-            shares = [cell.exact_match for cell in rows[row]]
-            table.append(f"| {rows[row][0].plan.name} | {' | '.join(map(share, shares))} |")
-            differs = any(p < ALPHA for (at, *_), p in p_of.items() if at == row)
-            if differs or len(mine) <= SHOWN:
-                figures = [f"{found.rate or 0:.1%}" for found in shares]
-                ranked = sorted(range(len(names)), key=lambda i: -(shares[i].rate or 0.0))
-                said.append(f"at {_dose(row, mine, rows)} {_ranking(row, ranked, names, figures, '>', p_of)}")
-        apart = sum(p < ALPHA for (at, *_), p in p_of.items() if at in mine)
-        total = len(mine) * len(names) * (len(names) - 1) // 2
-        lead = f"Equal faults per {word}: {apart} of {total} pairs of formats differ (exact test within prompts, Holm)"
-        note = "; > differs from the next, ~ does not" if len(names) > 1 else ""
-        text = f"{lead}{note if said else ''}{': ' if said else ''}{'; '.join(said)}."
-        yield Findings(f"Formats per {word}", (text,), tuple(table))
-    losses = _per_gib(names, rows, measured["requests_per_gib"])
-    if losses is not None:
-        yield losses
-
-
-def _dose(row: int, mine: Sequence[int], rows: Sequence[Sequence[CellScore]]) -> str:
-    """The rate of a cell where it tells the cells apart, else its name."""
-    rates = [rows[one][0].plan.fault["rate"]["value"] for one in mine]
-    value = rows[row][0].plan.fault["rate"]["value"]
-    return f"{value:g}" if rates.count(value) == 1 else rows[row][0].plan.name
-
-
-def _ranking(
-    row: int,
-    ranked: Sequence[int],
-    names: Sequence[str],
-    figures: Sequence[str],
-    sign: str,
-    p_of: Mapping[tuple[int, ...], float],
-) -> str:
-    text = f"{names[ranked[0]]} {figures[ranked[0]]}"
-    for a, b in pairwise(ranked):
-        text += f" {sign if p_of[row, min(a, b), max(a, b)] < ALPHA else '~'} {names[b]} {figures[b]}"
-    return text
-
-
-def _per_gib(
-    names: Sequence[str], rows: Sequence[Sequence[CellScore]], held: Sequence[float] | None
-) -> Findings | None:
-    """Broken requests per GiB: at one rate per bit a GiB has the same faults in all formats, but not as many requests.
-
-    Two formats lose alike if the ratio of their shares of broken requests is the inverse of that of the requests that
-    they hold: Katz's normal test of the log ratio (half a trial added to both counts), Holm over all pairs and rates.
-    """
-    mine = [cells for cells in rows if cells[0].plan.fault["rate"]["unit"] == "per_bit"]
-    if held is None or not mine:
-        return None
-    table = [f"| cell | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    table.append(f"| requests that a GiB holds | {' | '.join(f'{count:,.0f}' for count in held)} |")
-    tests: dict[tuple[int, ...], float] = {}
-    lost: list[list[float]] = []
-    for row, cells in enumerate(mine):
-        line, means = [], []
-        for cell, count in zip(cells, held, strict=True):
-            found = cell.exact_match
-            if found.rate is None or found.low is None or found.high is None:
-                return None
-            mean, low, high = ((1 - x) * count for x in (found.rate, found.high, found.low))
-            line.append(f"{mean:,.0f} [{low:,.0f}, {high:,.0f}]")
-            means.append(mean)
-        lost.append(means)
-        table.append(f"| {cells[0].plan.name} | {' | '.join(line)} |")
-        for i, j in combinations(range(len(names)), 2):
-            tests[row, i, j] = _same_losses(cells[i].exact_match, held[i], cells[j].exact_match, held[j])
-    p_of = dict(zip(tests, holm(list(tests.values())), strict=True))
-    said = []
-    for row, cells in enumerate(mine):
-        ranked = sorted(range(len(names)), key=lambda i: lost[row][i])
-        figures = [f"{count:,.0f}" for count in lost[row]]
-        value = cells[0].plan.fault["rate"]["value"]
-        said.append(f"at {value:g} per bit {_ranking(row, ranked, names, figures, '<', p_of)}")
-    apart = sum(p < ALPHA for p in p_of.values())
-    lead = (
-        f"Equal faults per GiB, broken requests of {REQUEST_TOKENS} tokens per GiB of cache, scales included: "
-        f"{apart} of {len(p_of)} pairs of formats differ (log ratio, Holm)"
-    )
-    return Findings("Formats per GiB", (f"{lead}: {'; '.join(said)}.",), tuple(table))
-
-
-def _same_losses(a: Proportion, held_a: float, b: Proportion, held_b: float) -> float:
-    broken = [(found.n - found.k + 0.5, found.n + 1.0) for found in (a, b)]
-    (x1, n1), (x2, n2) = broken
-    distance = log(x1 / n1 * held_a) - log(x2 / n2 * held_b)
-    return 2 * NormalDist().cdf(-abs(distance) / sqrt(1 / x1 - 1 / n1 + 1 / x2 - 1 / n2))
 
 
 def searched(measured: Data) -> Findings:

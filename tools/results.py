@@ -22,7 +22,7 @@ from kvspec.errors import KvspecError  # noqa: E402
 from kvspec.records import RunStore  # noqa: E402
 from kvspec.report import render_text, to_json  # noqa: E402
 from kvspec.score.scores import score_whole  # noqa: E402
-from tools import findings, measured  # noqa: E402
+from tools import findings, formats, measured  # noqa: E402
 from tools.answers import Answer, Measured, answer  # noqa: E402
 from tools.figures import scores as read_back  # noqa: E402
 from tools.findings import Findings, share  # noqa: E402
@@ -61,6 +61,16 @@ class Run:
     def device(self) -> str:
         """Where it ran."""
         return str(self.environment.get("device", {}).get("name", "an unknown device"))
+
+    @property
+    def kind(self) -> str:
+        """What kind of device that is, in capitals."""
+        return str(self.environment.get("device", {}).get("kind", "another device")).upper()
+
+    @property
+    def place(self) -> str:
+        """Where it ran, and in which arithmetic."""
+        return f"{self.device} in {self.environment.get('engine', {}).get('dtype', 'an unknown dtype')}"
 
     def facts(self) -> str:
         """Where and how it was made."""
@@ -115,7 +125,17 @@ class Page:
 
     def answer(self) -> Answer:
         """The answer to the question of the spec."""
-        return answer(self.declared.get("answer") or {}, [run.measured for run in self.runs], self.beyond)
+        runs = [run.measured for run in self.runs]
+        return answer(self.declared.get("answer") or {}, runs, self.beyond, self.labels)
+
+    @property
+    def labels(self) -> list[str]:
+        """What tells the runs apart in a row: the format of the cache, and the kind of device of all but the first."""
+        first = self.runs[0].place
+        return [
+            run.measured.scores.run.storage_format + (f" ({run.kind})" if run.place != first else "")
+            for run in self.runs
+        ]
 
     def findings(self) -> list[Findings]:
         """What decides the question beyond the report of each run."""
@@ -128,7 +148,10 @@ class Page:
             if figures := self.declared.get("published"):
                 found.append(findings.published(scores, figures))
         if compared := self.beyond.get("formats"):
-            found += findings.formats([run.measured.scores for run in self.runs], compared)
+            every, places = [run.measured.scores for run in self.runs], [run.place for run in self.runs]
+            found += formats.compared(self.labels, every, places, compared)
+        elif len(self.runs) > 1:
+            found.append(Findings("The runs", ("They asked different prompts and are not compared with each other.",)))
         return [one for one in found if one is not None]
 
 
@@ -137,11 +160,11 @@ def measure(folders: Sequence[Path], commands: Sequence[str], search: Path | Non
     scored = [score_whole(folder) for folder in folders]
     name = scored[0].scores.run.name
     said = declared(SPECS / f"{name}.yaml") if (SPECS / f"{name}.yaml").is_file() else {}
-    runs = []
+    runs, asked = [], []
     for folder, run in zip(folders, scored, strict=True):
         store = RunStore.open(folder)
         spec = store.read_json("spec.json") or {}
-        del spec["prompts"]["texts"]  # the plan digest stands for them
+        asked.append(spec["prompts"].pop("texts"))  # the plan digest stands for them
         spec["prompts"].pop("tasks", None)
         spec["source"] = Path(spec["source"]).name
         report = to_json(run.scores)
@@ -157,7 +180,7 @@ def measure(folders: Sequence[Path], commands: Sequence[str], search: Path | Non
         environment = store.read_json("environment.json") or {}
         runs.append({"environment": environment, "spec": spec, "measured": of_run, "report": report})
     beyond: dict[str, Any] = {} if search is None else {"search": measured.searched(search)}
-    if len(scored) > 1:
+    if len(scored) > 1 and all(texts == asked[0] for texts in asked):
         beyond["formats"] = measured.formats(scored)
     decision = notes(SPECS / f"{name}.yaml")["decision"] if said else ""
     return {"commands": list(commands), "decision": decision, "measured": beyond, "runs": runs}

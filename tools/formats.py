@@ -1,0 +1,223 @@
+"""The same cells in caches of different formats: three questions, per bit, per element and per GiB, and their answers.
+
+Accuracy is that of token ids equal to the golden ones of the same format. The first format is the one that the others
+mask or amplify faults against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from math import log, sqrt
+from statistics import NormalDist
+
+from kvspec.score import CellScore, Floor, Proportion, Scores
+from kvspec.stats.exact import ALPHA, holm
+from tools.findings import Data, Findings, adjusted, share
+from tools.measured import REQUEST_TOKENS
+
+UNITS = {"per_bit": "bit", "per_element": "element", "per_row": "row", "per_token": "token"}
+SHOWN = 6
+"""Doses of one unit whose formats are all ranked in the sentence; of more, those at which some differ."""
+UNSTABLE = {
+    "int4_per_token_head": "stock vLLM does not repeat its own answers in int4 either, "
+    "[part floor](../benchmarks/h100-session.md)"
+}
+
+
+@dataclass(frozen=True)
+class Dose:
+    """One dose in every format."""
+
+    name: str
+    """The rate where it tells the doses apart, else the name of the cell."""
+    losses: Sequence[float]
+    """Per format: the larger, the more is lost."""
+    figures: Sequence[str]
+    """Per format, as it is told."""
+    p: Mapping[tuple[int, int], float]
+    """Of every two formats, adjusted over all doses of the family."""
+
+    @property
+    def apart(self) -> int:
+        """Pairs of formats that differ."""
+        return sum(p < ALPHA for p in self.p.values())
+
+    def ranking(self, names: Sequence[str], sign: str) -> str:
+        """From the fewest losses to the most; the sign stands between neighbours that differ, else `~`."""
+        ranked = sorted(range(len(names)), key=lambda i: self.losses[i])
+        text = f"{names[ranked[0]]} {self.figures[ranked[0]]}"
+        for a, b in pairwise(ranked):
+            text += f" {sign if self.p[min(a, b), max(a, b)] < ALPHA else '~'} {names[b]} {self.figures[b]}"
+        return text
+
+    def against(self, one: int) -> int:
+        """1 if a format loses less than the first one, -1 if more, 0 if they are not told apart."""
+        return (
+            (self.losses[one] < self.losses[0]) - (self.losses[one] > self.losses[0]) if self.p[0, one] < ALPHA else 0
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the questions."""
+
+    unit: str
+    """What the faults are equal per."""
+    per: str
+    """What the rates are per."""
+    sign: str
+    what: str
+    """What the figures count."""
+    lead: str
+    test: str
+    doses: Sequence[Dose]
+    table: Sequence[str]
+
+    def findings(self, names: Sequence[str]) -> Findings:
+        """The sentence and its table."""
+        pairs = len(self.doses) * len(names) * (len(names) - 1) // 2
+        apart = sum(dose.apart for dose in self.doses)
+        text = f"Equal faults per {self.lead}: {apart} of {pairs} pairs of formats differ ({self.test}, Holm)"
+        few = len(self.doses) <= SHOWN
+        said = [f"at {d.name}{self.per} {d.ranking(names, self.sign)}" for d in self.doses if few or d.apart]
+        if said:
+            text += f"; {self.sign} differs from the next, ~ does not: {'; '.join(said)}"
+        return Findings(f"Formats per {self.unit}", (f"{text}.",), tuple(self.table))
+
+    def answer(self, names: Sequence[str]) -> str:
+        """In which formats faults are masked and in which amplified."""
+        ways: dict[str, list[str]] = {}
+        for one in range(1, len(names)):
+            at = {way: [d.name for d in self.doses if d.against(one) == way] for way in (1, -1)}
+            if at[1] and at[-1]:
+                way = f"amplified at {', '.join(at[-1])} and masked at {', '.join(at[1])}"
+            else:
+                way = "masked" if at[1] else "amplified" if at[-1] else "not told apart"
+            ways.setdefault(way, []).append(names[one])
+        return f"per {self.unit} {', '.join(f'{way} in {_and(some)}' for way, some in ways.items())}"
+
+    def figure(self, names: Sequence[str]) -> str:
+        """At the dose that tells most formats apart, of several the last."""
+        dose = max(reversed(self.doses), key=lambda d: d.apart)
+        return f"at {dose.name} {self.per.strip() or f'per {self.unit}'} {dose.ranking(names, self.sign)} {self.what}"
+
+
+def parts(names: Sequence[str], runs: Sequence[Scores], measured: Data) -> list[Part]:
+    """All questions that the doses of the runs answer."""
+    rows = list(zip(*(scores.cells for scores in runs), strict=True))
+    p: dict[int, dict[tuple[int, int], float]] = {}
+    for one, value in zip(measured["tests"], adjusted(measured["tests"]), strict=True):
+        i, j = one["formats"]
+        p.setdefault(one["cell"], {})[i, j] = value
+    found = []
+    for unit, word in UNITS.items():
+        mine = [row for row, cells in enumerate(rows) if cells[0].plan.fault["rate"]["unit"] == unit]
+        doses, table = [], _head(names)
+        for row in mine:
+            shares = [cell.exact_match for cell in rows[row]]
+            table.append(f"| {rows[row][0].plan.name} | {' | '.join(map(share, shares))} |")
+            rates = [one.rate or 0.0 for one in shares]
+            doses.append(Dose(_name(row, mine, rows), [-x for x in rates], [f"{x:.1%}" for x in rates], p.get(row, {})))
+        if mine:
+            found.append(Part(word, "", ">", "right", word, "exact test within prompts", doses, table))
+    lost = _per_gib(names, rows, measured["requests_per_gib"])
+    return found if lost is None else [*found, lost]
+
+
+def compared(names: Sequence[str], runs: Sequence[Scores], places: Sequence[str], measured: Data) -> Iterator[Findings]:
+    """The answer to each question, and what bears on all of them. A place is a device and its arithmetic."""
+    for part in parts(names, runs, measured):
+        yield part.findings(names)
+    yield Findings("What is compared", (_floors(runs), *_places(names, places)))
+
+
+def _floors(runs: Sequence[Scores]) -> str:
+    formats = [scores.run.storage_format for scores in runs]
+    controls = [scores.floor.combined for scores in runs]
+    told = ", ".join(f"{name} {one.k:,} of {one.n:,}" for name, one in zip(formats, controls, strict=True))
+    worst = max((_loss(scores.floor), name) for name, scores in zip(formats, runs, strict=True))
+    known = [UNSTABLE[name] for name, one in zip(formats, controls, strict=True) if name in UNSTABLE and one.k < one.n]
+    note = f" ({known[0]})" if known else ""
+    return (
+        f"Every format is held against its own golden answers. Controls that equal them without a fault: {told}{note}. "
+        f"The comparison does not subtract these floors: a loss of up to {worst[0]:.1%} ({worst[1]}, the end of the "
+        "Wilson interval) may be none of the faults', so a difference as small as that may be one of floors."
+    )
+
+
+def _loss(floor: Floor) -> float:
+    return 1.0 - (floor.combined.low or 0.0)
+
+
+def _places(names: Sequence[str], places: Sequence[str]) -> tuple[str, ...]:
+    """What it means that formats ran in different places; nothing where all ran in one."""
+    groups: dict[str, list[str]] = {}
+    for name, place in zip(names, places, strict=True):
+        groups.setdefault(place, []).append(name)
+    if len(groups) < 2:
+        return ()
+    told = "; ".join(f"{_and(some)} on {place}" for place, some in groups.items())
+    text = (
+        f"Not all ran in one place: {told}. Golden and faulted answers of a format come from the same place, and the "
+        "codes that flips strike are those of the format in either, so doses, falls and floors are its own. But "
+        "another arithmetic breaks near ties of logits in another way, and no format ran in both: a difference between "
+        "places is one of format and place together."
+    )
+    return (text,)
+
+
+def _head(names: Sequence[str]) -> list[str]:
+    return [f"| cell | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def _name(row: int, mine: Sequence[int], rows: Sequence[Sequence[CellScore]]) -> str:
+    rates = [rows[one][0].plan.fault["rate"]["value"] for one in mine]
+    value = rows[row][0].plan.fault["rate"]["value"]
+    return f"{value:g}" if rates.count(value) == 1 else rows[row][0].plan.name
+
+
+def _per_gib(names: Sequence[str], rows: Sequence[Sequence[CellScore]], held: Sequence[float] | None) -> Part | None:
+    """Broken requests per GiB: at one rate per bit a GiB has the same faults in all formats, but not as many requests.
+
+    Two formats lose alike if the ratio of their shares of broken requests is the inverse of that of the requests that
+    they hold: Katz's normal test of the log ratio (half a trial added to both counts), Holm over all pairs and rates.
+    """
+    mine = [row for row, cells in enumerate(rows) if cells[0].plan.fault["rate"]["unit"] == "per_bit"]
+    if held is None or not mine:
+        return None
+    table = [*_head(names), f"| requests that a GiB holds | {' | '.join(f'{count:,.0f}' for count in held)} |"]
+    tests: dict[tuple[int, int, int], float] = {}
+    lost: dict[int, list[float]] = {}
+    for row in mine:
+        line, lost[row] = [], []
+        for cell, count in zip(rows[row], held, strict=True):
+            found = cell.exact_match
+            if found.rate is None or found.low is None or found.high is None:
+                return None
+            mean, low, high = ((1 - x) * count for x in (found.rate, found.high, found.low))
+            line.append(f"{mean:,.0f} [{low:,.0f}, {high:,.0f}]")
+            lost[row].append(mean)
+        table.append(f"| {rows[row][0].plan.name} | {' | '.join(line)} |")
+        for i, j in combinations(range(len(names)), 2):
+            tests[row, i, j] = _same_losses(rows[row][i].exact_match, held[i], rows[row][j].exact_match, held[j])
+    p_of = dict(zip(tests, holm(list(tests.values())), strict=True))
+    doses = []
+    for row in mine:
+        p = {(i, j): p for (at, i, j), p in p_of.items() if at == row}
+        doses.append(Dose(_name(row, mine, rows), lost[row], [f"{count:,.0f}" for count in lost[row]], p))
+    broken = f"broken requests of {REQUEST_TOKENS} tokens per GiB"
+    lead = f"GiB, {broken} of cache, scales included"
+    return Part("GiB", " per bit", "<", broken, lead, "log ratio", doses, table)
+
+
+def _same_losses(a: Proportion, held_a: float, b: Proportion, held_b: float) -> float:
+    broken = [(found.n - found.k + 0.5, found.n + 1.0) for found in (a, b)]
+    (x1, n1), (x2, n2) = broken
+    distance = log(x1 / n1 * held_a) - log(x2 / n2 * held_b)
+    return 2 * NormalDist().cdf(-abs(distance) / sqrt(1 / x1 - 1 / n1 + 1 / x2 - 1 / n2))
