@@ -54,7 +54,7 @@ def check_tree(root: Node) -> PromptSpec:
 
 
 def _check_choices(root: Node, prompts: PromptSpec, findings: Findings) -> None:
-    """An answer that is chosen is one token; a task that compares likelihoods says among which."""
+    """An answer that is chosen is one token, the likeliest; a task that compares likelihoods says among which."""
     choices, most = root.get("generation", "choices"), root.get("generation", "max_tokens")
     if choices is not None and (most is None or most.plain() != 1):
         findings.add(
@@ -63,6 +63,16 @@ def _check_choices(root: Node, prompts: PromptSpec, findings: Findings) -> None:
             choices.mark,
             "$.generation.choices",
             expected="`max_tokens: 1` beside it",
+        )
+    heat = root.get("generation", "temperature")
+    if choices is not None and heat is not None and heat.plain() != 0:
+        findings.add(
+            "KVS206",
+            f"`choices` ask for the likeliest, and `temperature` is {show(heat)}",
+            choices.mark,
+            "$.generation.choices",
+            expected="`temperature: 0`",
+            hint="remove `temperature`: 0 is its default",
         )
     asked = {task.grader.choices for task in prompts.tasks if task and task.grader.kind == "lm_eval"} - {()}
     if wrong := [texts for texts in sorted(asked) if choices is None or set(texts) != set(choices.plain())]:
