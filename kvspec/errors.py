@@ -65,7 +65,7 @@ CODES: dict[str, str] = {
     "KVS514": "the trials asked for cannot be made into maps",
     "KVS515": "a fault map does not say enough to be run, or not what is here",
     # 9xx: prerequisites
-    "KVS901": "a package is missing",
+    "KVS901": "a package is missing or too old",
     "KVS902": "the model cannot be found",
 }
 """Every code and its title. A test asserts that each one is raised somewhere and documented."""

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvspec.errors import KvspecError, RecordsError
+from kvspec.errors import KvspecError, PrerequisiteError, RecordsError
 from kvspec.maps import read_map, verify_map
 from tests.maps.made import made, parquet_bytes, write_hostile
 
@@ -58,6 +60,24 @@ def test_column_and_row_are_named(folder: Path, codes: dict[str, str]) -> None:
         assert caught.value.diagnostics[0].path == f"$.columns.{name}[{len(made()) - 1}]"
     with pytest.raises(RecordsError, match="row 5 repeats the site before it"):
         read_map(folder / "duplicate.parquet")
+
+
+def test_a_pyarrow_that_is_too_old_is_no_damage_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m.parquet").write_bytes(parquet_bytes(made()))
+    monkeypatch.setattr(pa, "__version__", "25.0.1")
+    with pytest.raises(PrerequisiteError, match=r"pyarrow 26 or later, and 25\.0\.1 is installed") as caught:
+        read_map(tmp_path / "m.parquet")
+    assert caught.value.diagnostics[0].code == "KVS901"
+
+
+def test_a_wrong_argument_of_ours_is_no_damage_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise TypeError("got an unexpected keyword argument")
+
+    (tmp_path / "m.parquet").write_bytes(parquet_bytes(made()))
+    monkeypatch.setattr(pq, "ParquetFile", unknown)
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        read_map(tmp_path / "m.parquet")
 
 
 def test_memory_and_time_are_bounded(folder: Path, codes: dict[str, str]) -> None:

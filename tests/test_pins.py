@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from kvspec.maps.parquet import PYARROW
+
 PYPROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
 HOW = "run `just pins`"
 OURS = {"kvspec", "kvspec-kernels"}
@@ -45,6 +47,10 @@ def test_every_declared_dependency_is_pinned() -> None:
     ]  # fmt: skip
     names = {normal(re.match(r"[A-Za-z0-9_.-]+", line)[0]) for line in declared}  # type: ignore[index]
     assert names - OURS - BOTH_WAYS <= set(pins()), HOW
+
+
+def test_pyarrow_is_asked_for_in_the_version_that_reads_maps() -> None:
+    assert f"pyarrow>={PYARROW}" in PYPROJECT["project"]["dependencies"]
 
 
 def test_no_address_of_an_index_is_committed() -> None:

@@ -31,10 +31,10 @@ def materialize(model: ModelSpec) -> str:
 def load_tokenizer(model: ModelSpec, source: str) -> Any:
     """The Hugging Face tokenizer that vLLM will use. Raises `PrerequisiteError` (KVS902) if the model is not there."""
     prepare_environment()
+    with quiet():
+        from transformers import AutoConfig, AutoTokenizer
     try:
         with quiet():
-            from transformers import AutoConfig, AutoTokenizer
-
             AutoConfig.from_pretrained(source, revision=model.revision)
             return AutoTokenizer.from_pretrained(source, revision=model.revision)
     except Exception as error:  # transformers raises OSError, ValueError and huggingface_hub's own classes

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvspec.errors import RecordsError
+from kvspec.errors import PrerequisiteError, RecordsError
 from kvspec.maps.columns import DTYPES, empty, names
 from kvspec.maps.header import check_size, parse_json, read_header
 from kvspec.maps.layout import LayoutReader
@@ -23,8 +23,10 @@ from kvspec.plan import canonical_json
 
 KEY = b"kvspec.faultmap"
 _BATCH_ROWS = 1 << 16
-_DAMAGE = (pa.ArrowException, OSError, ValueError, TypeError, OverflowError, MemoryError, KeyError, IndexError)
-"""What pyarrow raises over damaged bytes; it has no single class for them."""
+PYARROW = 26
+"""First version that can be told how deep a schema may be."""
+_DAMAGE = (pa.ArrowException, OSError)
+"""What pyarrow raises over damaged bytes. Anything else is a mistake of ours, or another pyarrow, and no damage."""
 
 
 def write(fault_map: FaultMap, file: IO[bytes]) -> None:
@@ -47,7 +49,9 @@ class ParquetMap:
     """An open container: its header, then its columns batch by batch."""
 
     def __init__(self, file: IO[bytes], size: int, what: str) -> None:
-        """Open. Raises `RecordsError`: KVS508 no map, KVS513 over a limit, KVS507 or KVS511 a wrong header."""
+        """Open. Raises `RecordsError`: KVS508 no map, KVS513 over a limit, KVS507 or KVS511 a wrong header, and
+        `PrerequisiteError` (KVS901) for a pyarrow that is too old."""
+        _require_pyarrow()
         self._what = what
         reader = LayoutReader(file, size, what)
         layout = reader.read()
@@ -119,6 +123,15 @@ class ParquetMap:
 
     def _wrong(self, message: str, path: str | None = None, expected: str | None = None) -> RecordsError:
         return RecordsError.one("KVS508", f"`{self._what}` {message}", path=path, expected=expected)
+
+
+def _require_pyarrow() -> None:
+    if int(pa.__version__.partition(".")[0]) < PYARROW:
+        raise PrerequisiteError.one(
+            "KVS901",
+            f"fault maps are read with pyarrow {PYARROW} or later, and {pa.__version__} is installed",
+            hint=f"install it: `uv pip install 'pyarrow>={PYARROW}'`",
+        )
 
 
 def allocate(header: Header) -> Columns:
