@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -26,10 +27,11 @@ from kvspec.spec import load_spec
 from kvspec.spec.model import ModelSpec
 from kvspec.stats.exact import holm, mcnemar
 from tests.run_folders import make_plan, sdc, write_run
-from tools import formats, measured
+from tools import formats, gpu_results, gpu_session, measured
 from tools.answers import TESTS, Measured, answer
 from tools.figures import scores as read_back
 from tools.findings import contrasts, equal_flips, published
+from tools.gpu import PATH
 from tools.gpu_results import CACHE_GIB, HOURS, JOBS
 from tools.results import Page, index, render
 from tools.spec_index import SPECS, declared
@@ -358,3 +360,11 @@ def test_the_committed_index_is_what_todays_code_says() -> None:
     rows = index(RESULTS, pages)
     assert rows == (RESULTS / "README.md").read_text(encoding="utf-8"), "run: python3 tools/results.py --again"
     assert all(len(line) < 900 for line in rows.splitlines()), "a cell of the table holds a sentence and a figure"
+
+
+def test_the_processes_of_the_gpu_tools_find_kvspec_in_one_place(tmp_path: Path) -> None:
+    went = gpu_session.process("where", ["-c", "import os; print(os.environ['PYTHONPATH'])"], 60, tmp_path)
+    assert went["output"] == PATH
+    assert gpu_results.PATH is PATH
+    for folder in PATH.split(os.pathsep)[:2]:
+        assert any((Path(folder) / name).is_dir() for name in ("kvspec", "kvspec_kernels"))

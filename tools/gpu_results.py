@@ -26,8 +26,10 @@ from pathlib import Path
 from types import FrameType
 
 ROOT = Path(__file__).resolve().parent.parent
-PATH = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), *sys.path])
-"""Where jobs find kvspec and its kernels, which are a distribution of their own."""
+sys.path.insert(0, str(ROOT))
+
+from tools.gpu import PATH  # noqa: E402
+
 PIECE = 15 * 2**20
 FORMATS = ("int4_per_token_head", "bf16", "fp8_e4m3", "int8_per_token_head")
 CONTROLS = "--set controls.null_trials=20 --set controls.golden_repeats=20"

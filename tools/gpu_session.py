@@ -31,6 +31,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from tools.gpu import PATH  # noqa: E402
+
 VARIANTS: list[dict[str, Any]] = [
     {"runner": "V1", "backend": "FLASH_ATTN"},
     {"runner": "V1", "backend": "TRITON_ATTN"},
@@ -74,8 +76,7 @@ def process(
 ) -> dict[str, Any]:
     """Run a command; how it went, and the end of its output where it went wrong."""
     began = time.monotonic()
-    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), *sys.path])
-    environment = {**os.environ, "KVSPEC_TRACEBACK": "1", "PYTHONPATH": path, **BYTECODE, **(extra or {})}
+    environment = {**os.environ, "KVSPEC_TRACEBACK": "1", "PYTHONPATH": PATH, **BYTECODE, **(extra or {})}
     log = out / f"{name}.log"
     with log.open("wb") as stream:
         child = subprocess.Popen(
