@@ -146,7 +146,7 @@ def test_runs_of_other_prompts_are_not_compared(tmp_path: Path) -> None:
     made = results("--out", tmp_path, write_run(tmp_path / "a", plan), write_run(tmp_path / "b", other))
     assert made.returncode == 0, made.stderr
     page = (tmp_path / "synthetic.md").read_text(encoding="utf-8")
-    assert "They asked different prompts and are not compared with each other." in page
+    assert "They asked different prompts, 2 and 2 of them, and are not compared with each other." in page
     assert "Equal faults per" not in page
 
 
@@ -238,7 +238,7 @@ def test_every_job_of_the_gpu_script_is_a_plan(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["context_length", "zombie"])
 def test_long_prompts_are_never_cut_into_chunks(name: str) -> None:
-    """As many as may run at once fit into one step, so that golden and its controls are computed alike."""
+    """As many as may run at once fit into one step."""
     _, spec, *rest = JOBS[name].split()
     plan = compile_plan(load_spec(ROOT / spec, [word for word in rest if "=" in word])).spec
     lengths, _ = prompt_lengths(plan.model, describe(plan.model), plan.prompts.texts)
@@ -289,6 +289,9 @@ def test_published_figures_are_compared_by_the_rule_of_the_spec() -> None:
     (sentence,) = found.sentences
     assert "of 6 pairs" in sentence
     assert "4 are told apart here in the same order, 1 in the other order, 1 are not told apart here" in sentence
+    # 90 against 95 twice and 50 against 60 overlap; 5 against 50 in K is lower, 40 against 5 in K higher, as against 30
+    # in V they overlap.
+    assert "Of 6 shares 4 agree within their intervals (14 in K, 14 in V, 3 in V, 7 in V), 1 are higher " in sentence
     assert "| 14 in K | 95.0% [88.8%, 97.8%], n = 100 | 90.0% [82.6%, 94.5%], n = 100 |" in found.table
     nothing = SimpleNamespace(anatomy=None)
     assert published(cast("Scores", nothing), figures) is None

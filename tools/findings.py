@@ -136,10 +136,15 @@ def published(scores: Scores, figures: Data) -> Findings | None:
         where: max(found, key=lambda key: found[key].rate or 0.0)[1]
         for where, found in (("there", there), ("here", here))
     }
+    level = {f"{bit} in {plane}": _order(here[plane, bit], found) for (plane, bit), found in there.items()}
+    ways, alike = list(level.values()), [name for name, way in level.items() if not way]
+    which = f" ({', '.join(alike)})" if alike else ""
     sentence = (
         f"Published ranking ({figures['source']}, n = {n}): of {told} pairs of bits of one plane that its intervals "
         f"tell apart, {same} are told apart here in the same order, {other} in the other order, {open_} are not told "
-        f"apart here; the bit that shows most is {top['there']} there and {top['here']} here."
+        f"apart here; the bit that shows most is {top['there']} there and {top['here']} here. Of "
+        f"{len(level)} shares {len(alike)} agree within their intervals{which}, "
+        f"{ways.count(1)} are higher here, {ways.count(-1)} lower."
     )
     return Findings("Against published figures", (sentence,), tuple(table))
 

@@ -130,7 +130,7 @@ def compared(names: Sequence[str], runs: Sequence[Scores], places: Sequence[str]
     """The answer to each question, and what bears on all of them. A place is a device and its arithmetic."""
     for part in parts(names, runs, measured):
         yield part.findings(names)
-    yield Findings("What is compared", (_floors(runs), *_places(names, places)))
+    yield Findings("What is compared", (_floors(runs), *_places(names, runs, places)))
 
 
 def _floors(runs: Sequence[Scores]) -> str:
@@ -151,7 +151,7 @@ def _loss(floor: Floor) -> float:
     return 1.0 - (floor.combined.low or 0.0)
 
 
-def _places(names: Sequence[str], places: Sequence[str]) -> tuple[str, ...]:
+def _places(names: Sequence[str], runs: Sequence[Scores], places: Sequence[str]) -> tuple[str, ...]:
     """What it means that formats ran in different places; nothing where all ran in one."""
     groups: dict[str, list[str]] = {}
     for name, place in zip(names, places, strict=True):
@@ -159,11 +159,13 @@ def _places(names: Sequence[str], places: Sequence[str]) -> tuple[str, ...]:
     if len(groups) < 2:
         return ()
     told = "; ".join(f"{_and(some)} on {place}" for place, some in groups.items())
+    formats = {scores.run.storage_format for scores in runs}
+    both = "" if len(formats) < len(runs) else ", and no format ran in two of them"
     text = (
         f"Not all ran in one place: {told}. Golden and faulted answers of a format come from the same place, and the "
         "codes that flips strike are those of the format in either, so doses, falls and floors are its own. But "
-        "another arithmetic breaks near ties of logits in another way, and no format ran in both: a difference between "
-        "places is one of format and place together."
+        f"another arithmetic breaks near ties of logits in another way{both}: a difference between places is one of "
+        "format and place together."
     )
     return (text,)
 

@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,14 +144,18 @@ class Page:
             found.append(findings.searched(search))
         for run in self.runs:
             scores, beyond = run.measured.scores, run.measured.beyond
-            found += [findings.equal_flips(beyond["equal_flips"]), findings.contrasts(scores, beyond["contrasts"])]
+            mine = [findings.equal_flips(beyond["equal_flips"]), findings.contrasts(scores, beyond["contrasts"])]
             if figures := self.declared.get("published"):
-                found.append(findings.published(scores, figures))
+                mine.append(findings.published(scores, figures))
+            of = f": {scores.run.storage_format} on {run.device}" if len(self.runs) > 1 else ""
+            found += [replace(one, title=one.title + of) for one in mine if one is not None]
         if compared := self.beyond.get("formats"):
             every, places = [run.measured.scores for run in self.runs], [run.place for run in self.runs]
             found += formats.compared(self.labels, every, places, compared)
         elif len(self.runs) > 1:
-            found.append(Findings("The runs", ("They asked different prompts and are not compared with each other.",)))
+            asked = " and ".join(f"{run.measured.scores.run.requests:,}" for run in self.runs)
+            text = f"They asked different prompts, {asked} of them, and are not compared with each other."
+            found.append(Findings("The runs", (text,)))
         return [one for one in found if one is not None]
 
 
