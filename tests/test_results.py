@@ -26,6 +26,7 @@ from kvspec.score.tasks import TaskPair
 from kvspec.spec import load_spec
 from kvspec.spec.model import ModelSpec
 from kvspec.stats.exact import holm, mcnemar
+from kvspec.stats.intervals import Difference
 from tests.run_folders import make_plan, sdc, write_run
 from tools import formats, gpu_results, gpu_session, measured
 from tools.answers import TESTS, Measured, answer
@@ -323,6 +324,25 @@ def test_what_breaks_first_is_told_by_kind_of_fault(apart: str, text: str) -> No
     scores = SimpleNamespace(tasks=SimpleNamespace(pairs=pairs), cells=[cell(0, "A", "prompt"), cell(1, "B", "decode")])
     run = cast("Measured", SimpleNamespace(scores=scores))
     assert TESTS["what breaks first"](run, {}).text == text
+
+
+@pytest.mark.parametrize(
+    ("p", "value", "text"),
+    [
+        (0.5, 0.02, "Bits differ: bit 14 in V shows most; K and V are not told apart over all bits."),
+        (0.01, 0.02, "shows most; over all bits a flip in K shows more often (+2.0% [+1.0%, +3.0%] for K)."),
+        (0.01, -0.02, "shows most; over all bits a flip in V shows more often (-2.0% [-3.0%, -1.0%] for K)."),
+    ],
+)
+def test_the_plane_of_all_bits_is_told_apart_from_the_bit_that_shows_most(p: float, value: float, text: str) -> None:
+    tests = [
+        SimpleNamespace(name="K against V", p_holm=p, difference=Difference(value, value - 0.01, value + 0.01)),
+        SimpleNamespace(name="bits", p_holm=1e-9, difference=None),
+    ]
+    squares = tuple(Square("14", plane, Proportion.of(k, 100)) for plane, k in (("K", 80), ("V", 90)))
+    anatomy = SimpleNamespace(tests=tests, maps=[SiteMap("bit", "Bit", "K or V", squares)])
+    run = cast("Measured", SimpleNamespace(scores=SimpleNamespace(anatomy=anatomy)))
+    assert TESTS["bits"](run, {}).text.endswith(text)
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -134,7 +134,8 @@ def _bits(run: Measured, _: Mapping[str, Any]) -> Answer:
     plane = tests["K against V"]
     kv = "K and V are not told apart over all bits"
     if plane.p_holm < ALPHA and plane.difference is not None:
-        kv = f"a flip in {'K' if plane.difference.value > 0 else 'V'} shows more often"
+        kv = f"over all bits a flip in {'K' if plane.difference.value > 0 else 'V'} shows more often"
+        kv += f" ({_signed(plane.difference)} for K)"
     if tests["bits"].p_holm >= ALPHA:
         return Answer(f"No difference between bits is shown; {kv}.", _square(top.visible))
     return Answer(f"Bits differ: bit {top.row} in {top.column} shows most; {kv}.", _square(top.visible))
