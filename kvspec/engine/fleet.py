@@ -36,6 +36,9 @@ HANG = 600.0
 and one of a large model on a CPU takes minutes."""
 BEATS = 20
 """Signs of life in that time, from between the steps of an engine."""
+GLANCE = 5 * TICK
+"""Most seconds of silence that count between two looks at the engines. Where more went by, this process did not run
+(Ctrl-Z, a suspended machine, a caller that was busy), and an engine that stood still with it does not hang."""
 KEPT = "finished trials are kept, and the same command goes on; KVSPEC_TRACEBACK=1 shows what it wrote"
 GPUS = "CUDA_VISIBLE_DEVICES"
 
@@ -51,12 +54,24 @@ class _Engine:
     pipe: Connection
     running: set[int] = field(default_factory=set)
     """Entries submitted and not ended."""
-    heard: float = 0.0
-    """When it last gave a sign of life, or got something to do."""
+    silent: float = 0.0
+    """Seconds since it last gave a sign of life, or got something to do, in which the fleet watched it."""
+    looked: float = 0.0
+    """When the fleet last looked."""
     given: int | None = None
     """Entry that was submitted last."""
     ended: int | None = None
     """Entry that ended last."""
+
+    def heard(self) -> None:
+        """It gave a sign of life, or got something to do."""
+        self.silent, self.looked = 0.0, time.monotonic()
+
+    def glance(self) -> float:
+        """Count the silence since the last look; how long it is by now."""
+        now = time.monotonic()
+        self.silent, self.looked = self.silent + min(now - self.looked, GLANCE), now
+        return self.silent
 
 
 class Fleet:
@@ -120,7 +135,7 @@ class Fleet:
         engine = self._owner.get(entry) or min(self._engines, key=lambda e: len(e.running))
         self._owner[entry] = engine
         if not engine.running:
-            engine.heard = time.monotonic()
+            engine.heard()
         engine.running.add(entry)
         engine.given = entry
         self._send(engine, "submit", entry, prompt, generation, seed)
@@ -168,8 +183,7 @@ class Fleet:
     def _watch(self) -> None:
         """End an engine that lives and does nothing. What it has sent was heard before, however long that lay here."""
         for engine in self._engines:
-            silent = time.monotonic() - engine.heard
-            if engine.running and silent > self._hang:
+            if (silent := engine.glance()) > self._hang and engine.running:
                 engine.process.kill()
                 last = "none has ended" if engine.ended is None else f"the last that ended is {self.name(engine.ended)}"
                 assert engine.given is not None
@@ -198,7 +212,7 @@ class Fleet:
                 f"engine {engine.number + 1} of {len(self._engines)} is gone (exit code {engine.process.exitcode})",
                 hint=KEPT,
             ) from error
-        engine.heard = time.monotonic()
+        engine.heard()
         if message[0] == "failed":
             kind, diagnostics = message[1:]
             raise kind(diagnostics)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -111,6 +112,22 @@ def test_an_engine_that_is_slow_does_not_hang() -> None:
         time.sleep(1.0)
         assert many.step() == []
         assert many.pending == 1
+
+
+def test_time_in_which_the_run_was_stopped_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-Z stops the engines too. Only time that the fleet has seen pass counts, glance by glance."""
+    now = time.monotonic()
+    monkeypatch.setattr(fleet, "TICK", 0.0)
+    with Fleet(partial(Engine, "hangs at 7"), 1, hang=599.5) as many:
+        monkeypatch.setattr(fleet, "time", SimpleNamespace(monotonic=lambda: now))
+        many.submit(7, PROMPT, GENERATION, 0)
+        for passed in (4000.0, 90000.0, *[1.0] * 597):
+            now += passed
+            assert many.step() == []
+        now += 2.0
+        with pytest.raises(EngineError, match="no step has ended for 600 s"):
+            many.step()
+        monkeypatch.undo()
 
 
 def test_ctrl_c_reaches_the_campaign_alone_and_the_run_goes_on_with_more(run: Any, tmp_path: Path) -> None:
