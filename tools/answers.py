@@ -60,7 +60,7 @@ def answer(declared: Mapping[str, Any], runs: Sequence[Measured], beyond: Data, 
     if test == "formats":
         return _formats(labels or [run.scores.run.storage_format for run in runs], runs, beyond)
     if test == "search":
-        return _search(beyond["search"])
+        return _search(beyond["searches"][0])
     found = [TESTS[test](run, declared) for run in runs]
     texts = list(dict.fromkeys(declared.get(one.text, one.text) for one in found))
     if len(found) == 1:
@@ -219,7 +219,7 @@ def _formats(labels: Sequence[str], runs: Sequence[Measured], beyond: Data) -> A
 
 
 def _search(found: Data) -> Answer:
-    """By both definitions of the state, and the closest cells of the search."""
+    """By both definitions of the state, and the closest cells of the search that decides."""
     texts = [
         f"{name}: {SEARCHED[one['verdict']]}" + _spared(one)
         for name, one in zip(DEFINITIONS, found["closest"], strict=True)

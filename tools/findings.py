@@ -106,7 +106,7 @@ def searched(measured: Data) -> Findings:
     for one in measured["landed"]:
         means = ", ".join(f"{mean:.3g} in {task}" for task, mean in one["mean"].items())
         said.append(f"Flips that landed in a request of {one['cell']}, by task, with another seed: {means}.")
-    return Findings("Search", tuple(said), tuple(table))
+    return Findings(f"Search: {measured['where']}", tuple(said), tuple(table))
 
 
 def published(scores: Scores, figures: Data) -> Findings | None:

@@ -25,7 +25,7 @@ from kvspec.score.scores import Scored
 from kvspec.score.trend import series_label
 from kvspec.score.trials import FAULT
 from kvspec.search import read_search
-from kvspec.search.found import BOTH
+from kvspec.search.found import BOTH, GRID
 from kvspec.spec.model import ModelSpec
 from kvspec.stats.association import slope
 from kvspec.stats.bootstrap import cluster_difference
@@ -156,8 +156,11 @@ def _requests(name: str, geometry: Geometry) -> float:
 
 def searched(folder: Path) -> Data:
     """What `kvspec search` left: its sentences, per fault where reasoning falls and where retrieval is lost, both
-    closest states, and the flips that landed in each task of the closest cells."""
+    closest states, the flips that landed in each task of the closest cells, and where and when it ran."""
     found = read_search(folder)
+    grid = RunStore.open(folder / GRID)
+    device = (grid.read_json("environment.json") or {}).get("device", {}).get("name", "an unknown device")
+    where = f"{device}, {str(grid.manifest['created'])[:10]}, plan `{grid.digest[:12]}`"
     rows = []
     for series in found.series:
         for silent in BOTH:
@@ -180,7 +183,7 @@ def searched(folder: Path) -> Data:
         state = f"{point.closest(silent)} under {point.label}"
         closest.append({"silent": silent, "verdict": word, "state": state, "spared": point.spared})
     landed = list(_landed(RunStore.open(folder / "state"))) if found.confirmed else []
-    return {"sentences": found.sentences(), "rows": rows, "closest": closest, "landed": landed}
+    return {"where": where, "sentences": found.sentences(), "rows": rows, "closest": closest, "landed": landed}
 
 
 def _landed(run: RunStore) -> Iterator[Data]:

@@ -140,8 +140,7 @@ class Page:
     def findings(self) -> list[Findings]:
         """What decides the question beyond the report of each run."""
         found: list[Findings | None] = []
-        if search := self.beyond.get("search"):
-            found.append(findings.searched(search))
+        found += [findings.searched(search) for search in self.beyond.get("searches", ())]
         for run in self.runs:
             scores, beyond = run.measured.scores, run.measured.beyond
             mine = [findings.equal_flips(beyond["equal_flips"]), findings.contrasts(scores, beyond["contrasts"])]
@@ -159,7 +158,7 @@ class Page:
         return [one for one in found if one is not None]
 
 
-def measure(folders: Sequence[Path], commands: Sequence[str], search: Path | None) -> dict[str, Any]:
+def measure(folders: Sequence[Path], commands: Sequence[str], searches: Sequence[Path]) -> dict[str, Any]:
     """The JSON of a page: every figure, without a path of the machine that made it. Raises `KvspecError`."""
     scored = [score_whole(folder) for folder in folders]
     name = scored[0].scores.run.name
@@ -183,7 +182,7 @@ def measure(folders: Sequence[Path], commands: Sequence[str], search: Path | Non
         }
         environment = store.read_json("environment.json") or {}
         runs.append({"environment": environment, "spec": spec, "measured": of_run, "report": report})
-    beyond: dict[str, Any] = {} if search is None else {"search": measured.searched(search)}
+    beyond: dict[str, Any] = {"searches": [measured.searched(folder) for folder in searches]} if searches else {}
     if len(scored) > 1 and all(texts == asked[0] for texts in asked):
         beyond["formats"] = measured.formats(scored)
     decision = notes(SPECS / f"{name}.yaml")["decision"] if said else ""
@@ -278,7 +277,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="*", help="run folders of one spec")
     parser.add_argument("--command", action="append", default=[], help="what made the runs; may be repeated")
-    parser.add_argument("--search", type=Path, help="folder of a `kvspec search`, whose grid is the run")
+    parser.add_argument(
+        "--search",
+        type=Path,
+        action="append",
+        default=[],
+        help="folder of a `kvspec search`, whose grid is the run; repeated: earlier ones of the spec, told below it",
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the page, by default docs/results")
     parser.add_argument("--again", action="store_true", help="all pages anew from their JSON; no run is read")
     given = parser.parse_args()

@@ -24,7 +24,14 @@ RESULT = "search.json"
 )
 @set_option
 @click.option("--steps", type=click.IntRange(0, 30), default=5, show_default=True, help="Bisections after the grid.")
-@click.option("--maps", "most", type=click.IntRange(0), default=8, show_default=True, help="Trials to export as maps.")
+@click.option(
+    "--maps",
+    "most",
+    type=click.IntRange(0),
+    default=8,
+    show_default=True,
+    help="Trials to export as maps, an even number: retrieval and reasoning of an item each.",
+)
 @click.option("--quiet", is_flag=True, help="No progress, only the result.")
 @format_option("`json` prints every point.")
 def command(
@@ -49,15 +56,21 @@ def command(
 
     \b
     Exit codes: 0 done, whether or not the state was found, 2 bad spec or usage, 3 engine failed or something is
-    missing, 130 interrupted (the same command goes on).
+    missing, 130 interrupted (the same command goes on; FOLDER can be read, and its profile.yaml run anywhere, into
+    FOLDER/state, as the other seed).
     """
+    if most % 2:
+        raise click.UsageError(
+            f"`--maps {most}` would part a pair: trials come in pairs, retrieval and reasoning of one item; "
+            f"try {most - 1} or {most + 1}"
+        )
     found = _read(spec, overrides) if spec.is_dir() else _search(spec, overrides, out, steps, quiet)
     folder = out or found.folder
 
     from kvspec.cli.files import write_output
     from kvspec.search.export import export
 
-    maps = export(found, folder, most)
+    maps = export(found, folder, most // 2)
     text = json_text(found)
     write_output(found.folder / RESULT, lambda stream: stream.write(text))
     if output == "json":
@@ -123,5 +136,7 @@ def _print(found: Found, folder: Path, maps: list[Path]) -> None:
             click.echo(f"    {point.rate:<10.4g} {'   '.join(ends)}")
     for sentence in found.sentences():
         click.echo(f"\n{sentence}")
-    click.echo(f"\nprofile {folder / PROFILE}, its run {found.folder / STATE}, figures {folder / FIGURES}, ", nl=False)
-    click.echo(f"{len(maps)} maps, every point {found.folder / RESULT}")
+    written = [f"{len(maps)} maps", f"figures {folder / FIGURES}", f"every point {found.folder / RESULT}"]
+    written += [f"profile {folder / PROFILE}"] if (folder / PROFILE).is_file() else []
+    written += [f"its run {found.folder / STATE}"] if found.confirmed else []
+    click.echo(f"\n{', '.join(written)}")

