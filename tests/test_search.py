@@ -29,7 +29,7 @@ from kvspec.search.export import examples, export
 from kvspec.search.run import search
 from kvspec.spec import load_spec
 from kvspec.spec.model import Fault
-from tools import findings, measured
+from tools import answers, findings, measured
 
 SPEC = """
 kvspec: 1
@@ -226,6 +226,10 @@ def test_an_interrupted_search_gives_what_it_has(loud: tuple[Found, list[Plan]],
     told = json.loads((tmp_path / "copy" / "profile.json").read_text(encoding="utf-8"))
     assert [state["with_another_seed"] for state in told["states"]] == [None, None]
     assert told["interrupted"] == ["step-4 has 0 of 1,400 trials"]
+    assert answers.answer({"test": "search"}, [], {"searches": [measured.searched(folder)]}).text == (
+        "By the answers: shown by both intervals of one search, not yet with another seed "
+        "(faults that spare the first 15 tokens of the answer); silent: none is shown."
+    )
     # what was closest before the interruption can be run anywhere
     assert (tmp_path / "copy" / "profile.yaml").read_bytes() == (folder / "profile.yaml").read_bytes()
 

@@ -229,14 +229,15 @@ def _search(found: Data) -> Answer:
 
 
 def _spared(closest: Data) -> str:
-    """A state that is found by when its faults strike says so."""
-    told = closest["verdict"] == "Found" and closest["spared"]
+    """A state that is there by when its faults strike says so."""
+    told = closest["verdict"] in ("Found", "Shown once") and closest["spared"]
     return f" (faults that spare the first {closest['spared']} tokens of the answer)" if told else ""
 
 
 DEFINITIONS = ("By the answers", "silent")
 SEARCHED = {
     "Found": "yes, by both intervals, and again with another seed",
+    "Shown once": "shown by both intervals of one search, not yet with another seed",
     "Undecided": "seen, but not shown by intervals in two searches with different seeds",
     "None": "none is shown",
 }

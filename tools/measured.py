@@ -180,6 +180,8 @@ def searched(folder: Path) -> Data:
     for silent in BOTH:
         point = found.closest(silent)
         word = found.verdict(silent).partition(":")[0]
+        if point.closest(silent).shown and found.again(silent) is None:
+            word = "Shown once"
         state = f"{point.closest(silent)} under {point.label}"
         closest.append({"silent": silent, "verdict": word, "state": state, "spared": point.spared})
     landed = list(_landed(RunStore.open(folder / "state"))) if found.confirmed else []

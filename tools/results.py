@@ -218,7 +218,8 @@ def render(page: Page) -> str:
             parts.append(f"- That rule was written after the run. The one of then: {page.decision or 'none'}")
         parts += [f"- Spec: [specs/{page.file.name}](../../specs/{page.file.name})"]
     if (RESULTS / page.name).is_dir():
-        parts += [f"- Profile and fault maps of the state, for `kvspec replay`: [{page.name}]({page.name})"]
+        maps = " and fault maps, for `kvspec replay`" if any((RESULTS / page.name).rglob("*.parquet")) else ""
+        parts += [f"- The closest cells as a spec{maps}: [{page.name}]({page.name})"]
     parts += [f"- Made by `tools/results.py`; every figure: [{page.name}.json]({page.name}.json)"]
     parts += ["\n```", *page.commands, "```\n"]
     for one in page.findings():
