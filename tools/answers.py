@@ -220,10 +220,10 @@ def _formats(labels: Sequence[str], runs: Sequence[Measured], beyond: Data) -> A
 
 def _search(found: Data) -> Answer:
     """By both definitions of the state, and the closest cells of the search that decides."""
-    texts = [
-        f"{name}: {SEARCHED[one['verdict']]}" + _spared(one)
-        for name, one in zip(DEFINITIONS, found["closest"], strict=True)
-    ]
+    said = [SEARCHED[one["verdict"]] + _spared(one) for one in found["closest"]]
+    texts = [f"{name}: {text}" for name, text in zip(DEFINITIONS, said, strict=True)]
+    if len(set(said)) == 1:
+        texts = [f"{' and '.join(DEFINITIONS)}: {said[0]}"]
     figures = [f"{name}: {one['state']}" for name, one in zip(DEFINITIONS, found["closest"], strict=True)]
     return Answer(f"{'; '.join(texts)}.", "; ".join(figures))
 

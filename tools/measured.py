@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -182,7 +182,7 @@ def searched(folder: Path) -> Data:
         word = found.verdict(silent).partition(":")[0]
         if point.closest(silent).shown and found.again(silent) is None:
             word = "Shown once"
-        state = f"{point.closest(silent)} under {point.label}"
+        state = f"{replace(point.closest(silent), flips=(None, None))} under {point.label}"
         closest.append({"silent": silent, "verdict": word, "state": state, "spared": point.spared})
     landed = list(_landed(RunStore.open(folder / "state"))) if found.confirmed else []
     return {"where": where, "sentences": found.sentences(), "rows": rows, "closest": closest, "landed": landed}
