@@ -378,3 +378,5 @@ def test_prompts_of_one_kind_cannot_be_searched(tmp_path: Path) -> None:
     with pytest.raises(KvspecError) as caught:
         go(tmp_path, SPEC.replace("TASKS", "retrieve_b"))
     assert caught.value.diagnostics[0].code == "KVS506"
+    assert "is a reasoning task" in str(caught.value)
+    assert not list(tmp_path.rglob("run.json")), "said before anything is run"

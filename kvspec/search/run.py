@@ -12,6 +12,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from kvspec.engine.campaign import Observer, open_session, run_campaign
+from kvspec.errors import RecordsError
 from kvspec.plan import Plan, compile_plan
 from kvspec.records.files import write_atomic
 from kvspec.search.found import BOTH, GRID, PROFILE, STATE, STEP, Found, add, points
@@ -29,6 +30,15 @@ def search(path: Path, overrides: Sequence[str], out: Path, steps: int, observer
     reasoning task.
     """
     spec = load_spec(path, overrides)
+    kinds = {task.kind for task in spec.prompts.tasks if task}
+    for kind in ("retrieval", "reasoning"):
+        if kind not in kinds:  # said before the first run, after which `points` would say it
+            raise RecordsError.one(
+                "KVS506",
+                f"no prompt of `{path}` is a {kind} task, and a search compares retrieval with reasoning",
+                path="$.prompts",
+                expected="prompts of both kinds, as `generator: math_needle` makes them",
+            )
     series = series_of(spec.faults)
     found = Found(tuple(series), (), out)
     grid = compile_plan(spec)
