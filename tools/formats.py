@@ -213,9 +213,8 @@ def _per_gib(names: Sequence[str], rows: Sequence[Sequence[CellScore]], held: Se
     for row in mine:
         p = {(i, j): p for (at, i, j), p in p_of.items() if at == row}
         doses.append(Dose(_name(row, mine, rows), lost[row], [f"{count:,.0f}" for count in lost[row]], p))
-    broken = f"broken requests of {REQUEST_TOKENS} tokens per GiB"
-    lead = f"GiB, {broken} of cache, scales included"
-    return Part("GiB", " per bit", "<", broken, lead, "log ratio", doses, table)
+    lead = f"GiB, broken requests of {REQUEST_TOKENS} tokens per GiB of cache, scales included"
+    return Part("GiB", " per bit", "<", "broken requests per GiB", lead, "log ratio", doses, table)
 
 
 def _same_losses(a: Proportion, held_a: float, b: Proportion, held_b: float) -> float:
