@@ -99,6 +99,7 @@ class _Fault:
             )
             if value not in words
         ]
+        wrong += _switch("fault_injection_enabled", self.enabled)
         numbers: tuple[tuple[str, Any, int, int], ...] = (  # Any: callers are not type-checked
             ("rate", self.rate, 0, 1),
             ("seed", self.seed, 0, 2**64 - 1),
@@ -133,6 +134,14 @@ class _Fault:
                 msb_policy=self.msb_policy if self.model == "msb_biased" else None,
             ),
         )
+
+
+def _switch(name: str, value: Any) -> list[Diagnostic]:
+    """What is wrong with a parameter that is on or off. `'false'` and `0` are no bools, for a text is always true."""
+    if isinstance(value, bool):
+        return []
+    hint = "write it without quotes" if isinstance(value, str) else None
+    return [Diagnostic("KVS201", f"`{value!r}` is neither True nor False", None, name, "True or False", hint=hint)]
 
 
 class LLM:
@@ -192,6 +201,8 @@ class LLM:
             fault_injection_msb_policy,
         )
         self._fault.check()
+        if wrong := _switch("enforce_eager", enforce_eager):
+            raise SpecError(wrong)
         self._seed = seed
         self._model = ModelSpec(model, revision, dtype, CACHE_DTYPES[kv_cache_dtype], max_model_len)
         self._engine = EngineSpec(max_num_seqs, block_size, max_num_batched_tokens)
