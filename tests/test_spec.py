@@ -245,7 +245,7 @@ def test_everything() -> None:
     assert spec.seed == 2**64 - 1
     assert spec.metrics == ("exact_match", "outcome")
     assert spec.trials.per_prompt == math.ceil(385 / 12)
-    assert spec.engine == model.EngineSpec(64, 32, 512, 0.5, 1, 2, 4)
+    assert spec.engine == model.EngineSpec(64, 32, 512, 0.5, 1, 2, 4, "TRITON_ATTN")
 
     sweep = [fault for fault in spec.faults if fault.name == "sweep"]
     narrow = model.Selector(layers=((0, 4),))

@@ -57,8 +57,8 @@ FLOOR: list[dict[str, Any]] = [
 ]
 """Formats as vLLM names them. Neither backend takes e5m2: what they say is the evidence for `session.ON_NO_BACKEND`."""
 PARTS = {
-    "cost": 500, "step": 240, "speed": 240, "checks": 300, "campaign": 400, "launch": 120, "guide": 430, "pair": 330,
-    "floor": 200, "fleet": 240,
+    "cost": 500, "step": 240, "long": 240, "speed": 240, "checks": 300, "campaign": 400, "launch": 120, "guide": 430,
+    "pair": 330, "floor": 200, "fleet": 240,
 }  # fmt: skip
 """Most seconds of each part, the wait for others (tools/gpu/quiet.py) included."""
 TESTS = [
@@ -135,7 +135,7 @@ def inside(module: str, file: Path, seconds: float, out: Path, model: Path, argu
     deadline = time.monotonic() + seconds - 20
     try:
         measure = importlib.import_module(f"tools.gpu.{module}").measure
-        measure(results, out, deadline, *([] if module in ("cost", "step") else [model, *arguments]))
+        measure(results, out, deadline, *([] if module in ("cost", "step", "long") else [model, *arguments]))
     except BaseException:
         results["failed"] = traceback.format_exc()
         raise
@@ -237,8 +237,15 @@ def machine() -> dict[str, Any]:
     return found
 
 
+def whole(results: Any) -> bool:
+    """Whether every process ended with 0 and nothing was left out."""
+    if not isinstance(results, dict):
+        return True
+    return "skipped" not in results and results.get("exit", 0) == 0 and all(map(whole, results.values()))
+
+
 def main() -> int:
-    """Run the parts that were asked for."""
+    """Run the parts that were asked for. Exit 0 if all of them ended well."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
@@ -267,7 +274,7 @@ def main() -> int:
         results |= lanes(args.lane, args.out, args.model, args.seconds)
         results |= {"command": command, "machine": machine()}
         save()
-        return 0
+        return int(not whole(results))
     results |= {"command": command, "machine": machine()}
     for name in args.only:
         left = args.seconds - (time.monotonic() - began)
@@ -285,7 +292,7 @@ def main() -> int:
         else:
             results[name] = part(name, args.out, args.model, limit)
         save()
-    return 0
+    return int(not whole(results))
 
 
 if __name__ == "__main__":

@@ -352,6 +352,13 @@ def _settings(
                 path="$.engine.tensor_parallel",
                 expected="1",
             )
+        if engine.attention_backend is not None:
+            raise EngineError.one(
+                "KVS401",
+                "there is one attention backend on a CPU",
+                path="$.engine.attention_backend",
+                expected="no such line",
+            )
         block = engine.block_size or BLOCK_TOKENS
         return {
             **settings,
@@ -363,6 +370,8 @@ def _settings(
 
         Shard.of(shape.geometry.kv_heads, 0, engine.tensor_parallel)  # refuses before vLLM's assertions do
     settings["tensor_parallel_size"] = engine.tensor_parallel
+    if engine.attention_backend is not None:
+        settings["attention_config"] = {"backend": engine.attention_backend}
     if storage_format in QUANTIZED:
         settings["kv_cache_dtype"] = storage_format
     if engine.kv_cache_gib is not None:

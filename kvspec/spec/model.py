@@ -216,6 +216,8 @@ class EngineSpec:
     """GPUs among which the heads of every layer are dealt out."""
     data_parallel: int = 1
     """Engines among which the trials are dealt out, each with `tensor_parallel` GPUs."""
+    attention_backend: str | None = None
+    """vLLM's attention backend on a GPU, one of those that are injected; `None` leaves the choice to vLLM."""
 
 
 @dataclass(frozen=True, slots=True)

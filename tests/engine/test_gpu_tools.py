@@ -14,6 +14,8 @@ import pytest
 from kvspec import _native
 from kvspec.engine.session import ON_NO_BACKEND, QUANTIZED, STORAGE_DTYPES, Shape, _settings
 from kvspec.errors import EngineError
+from kvspec.plan import compile_plan
+from kvspec.spec import load_spec
 from kvspec.spec.model import STORAGE_FORMATS, EngineSpec, ModelSpec
 from tools import gpu_session
 from tools.gpu import guide
@@ -113,7 +115,7 @@ def test_sides_take_turns_and_are_saved_after_each_round(monkeypatch: pytest.Mon
         "campaign": lambda: side("c", 3),
     }
     interleaved(sides, lambda: nullcontext({}), 5, 27.0, lambda times, _: saved.append(ratios(times)))
-    assert order == ["stock", "ids", "c", "ids", "c", "stock", "c", "stock", "ids"]  # a fourth round would end at 36
+    assert order == ["stock", "ids", "c", "stock", "c", "ids", "c", "stock", "ids"]  # a fourth round would end at 36
     assert [found["rounds"] for found in saved] == [1, 2, 3]
     assert (saved[-1]["campaign_to_stock"], saved[-1]["campaign_to_stock_ids_paired"]) == (0.75, 1.5)
     assert ratios({"stock": [4, 5], "stock_ids": [2, 2], "campaign": [5, 5]})["campaign_to_stock_paired"] == 1.125
@@ -123,6 +125,7 @@ def test_sides_take_turns_and_are_saved_after_each_round(monkeypatch: pytest.Mon
         **{f"armed_to_{b}{p}": 1.0 for b in ("stock", "stock_ids") for p in ("", "_paired")},
     }
     text = markdown({"machine": {"gpus": []}, "command": "x", "speed": {"speed": speed, "process": {"exit": 0}}})
+    assert "3 rounds, **fewer than 5**;" in text
     assert "the campaign: 3.000 s, 0.7500 and 0.7500 of the requests on stock vLLM, 1.5000 and 1.5000 of on" in text
 
 
@@ -135,12 +138,15 @@ def test_the_guides_benchmark_counts_what_is_warm(tmp_path: Path, monkeypatch: p
 
     def timed(command: list[str], place: Any) -> tuple[float, str]:
         where = Path(command[-1]) if "--out" in command else None
-        name = "theirs" if where is None else where.name.partition("-")[0]
+        script = command[2] == guide.SCRIPT
+        name = where.name.partition("-")[0] if where else "script" if script else "theirs"
         looked = command[1] == "-c" and where is not None
         ran.append((name, looked, place))
         cold = sum(other[0] == name for other in ran) <= guide.WARM_UPS
-        seconds = {"ours": 30.0, "theirs": 40.0, "ours_320": 50.0}[name] + 100 * cold
+        seconds = {"ours": 30.0, "theirs": 40.0, "ours_320": 50.0, "script": 90.0}[name] + 100 * cold
         clock.now += seconds if len(gpus) == 1 else seconds / 2
+        if script:
+            return seconds, json.dumps({"import": 6.0, "engines": [12.0] * int(command[-1])}) + "\n"
         if where is None:
             return seconds, 'noise\n{"load": 1}\n'
         where.mkdir()
@@ -152,21 +158,27 @@ def test_the_guides_benchmark_counts_what_is_warm(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(guide, "timed", timed)
     results = gpu_session.Saved(tmp_path / "guide.json")
-    guide.measure(results, tmp_path, 1200.0, tmp_path)
+    guide.measure(results, tmp_path, 2400.0, tmp_path)
     saved = json.loads((tmp_path / "guide.json").read_text())
     assert saved["ratio_7"] == pytest.approx(7 * 40 / 30)
     assert saved["ratio_320_of_minima"] == pytest.approx(320 * 40 / 50)
+    plans = [compile_plan(load_spec(tmp_path / name)) for name in ("guide.yaml", "guide320.yaml")]
+    assert [len(plan.cells) for plan in plans] == [6, 320]
+    assert saved["ratio_7_of_script"] == pytest.approx(90 / 30)
+    assert saved["ratio_320_of_script"] == pytest.approx((90 + 313 * 12) / 50)
+    assert [len(run["engines"]) for run in saved["script"]][:3] == [1, 1, 7]
     assert saved["samples_ours_320"] == {"samples": 7}
-    warming = ran[: 3 * guide.WARM_UPS]
-    assert sorted({name for name, _, _ in warming}) == ["ours", "ours_320", "theirs"]
-    assert all(looked == (name != "theirs") for name, looked, _ in warming)
+    warming = ran[: 4 * guide.WARM_UPS]
+    assert sorted({name for name, _, _ in warming}) == ["ours", "ours_320", "script", "theirs"]
+    assert all(looked == name.startswith("ours") for name, looked, _ in warming)
     assert not any(looked for _, looked, _ in ran[len(warming) :])
     assert saved["measured_loads"] >= 2
     if len(gpus) == 2:
-        assert {place[0] for name, _, place in ran if name != "theirs"} == {"0"}
-        assert {place[0] for name, _, place in ran if name == "theirs"} == {"1"}
+        assert {place[0] for name, _, place in ran if name.startswith("ours")} == {"0"}
+        assert {place[0] for name, _, place in ran if not name.startswith("ours")} == {"1"}
     text = markdown({"machine": {"gpus": gpus}, "command": "x", "guide": {**saved, "process": {"exit": 0}}})
     assert "320 cells, its side extrapolated: 50.0 s, ratio 256.00" in text
+    assert "golden and 6 experiments, against eager engines in one process: ratio 3.00" in text
     assert "every run of ours, in seconds: 130.0 (warming up), 130.0 (warming up), 30.0" in text
 
 
@@ -182,3 +194,18 @@ def test_the_cost_of_a_step_is_told_with_what_lies_around_it() -> None:
     row = next(line for line in lines if line.startswith("| decode 16"))
     assert row == f"| decode 16 | 12 | 0.5000 | {' | '.join(['1.0040', '1.0100'] * 3)} |  | 1.0000 |"
     assert "- decode 16, stock: submit 1.50 ms, first step 20.00 ms" in lines
+
+
+def test_a_session_ends_with_0_only_if_every_part_did() -> None:
+    went = {"process": {"exit": 0}, "cases": {"a": [1]}}
+    assert gpu_session.whole({"command": "x", "machine": {}, "step": went})
+    assert not gpu_session.whole({"checks": {"tests": {"exit": 1}, "fp16": went}})
+    assert not gpu_session.whole({"pair": {"2": {"process": {"exit": "stopped after 9 s"}}}})
+    assert not gpu_session.whole({"guide": {"skipped": "3 s were left"}})
+
+
+def test_every_part_has_its_section() -> None:
+    for name in gpu_session.PARTS:
+        results = {name: {"process": {"exit": "stopped after 9 s", "output": "it hung"}}}
+        if name not in ("checks", "pair", "floor", "launch"):  # these have a process for each of several
+            assert "it hung" in markdown({"machine": {"gpus": []}, "command": "x", **results}), name

@@ -141,7 +141,7 @@ def same(a: dict[str, dict[str, Any]], b: dict[str, dict[str, Any]]) -> list[int
 
 def stock_requests(session: Any, requests: list[list[int]], *, detokenize: bool = True) -> float:
     """Seconds for the requests on stock vLLM, as a user of it would ask: as many in the engine as the campaign keeps.
-    Without `detokenize` it gives token ids only, which is less than a campaign records."""
+    Without `detokenize` it gives token ids only, which is less than a campaign records, and copies no parameters."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -157,7 +157,7 @@ def stock_requests(session: Any, requests: list[list[int]], *, detokenize: bool 
         for entry, ids in itertools.islice(queue, max(0, room - session.pending)):
             params = SamplingParams(
                 temperature=0, max_tokens=generation["max_tokens"], ignore_eos=True, detokenize=detokenize,
-                output_kind=RequestOutputKind.FINAL_ONLY,
+                skip_clone=not detokenize, output_kind=RequestOutputKind.FINAL_ONLY,
             )  # fmt: skip
             engine.add_request(str(entry), {"prompt_token_ids": ids}, params)
         if not session.pending:
@@ -175,7 +175,8 @@ def interleaved(
     *,
     least: float = 0.0,
 ) -> None:
-    """Every side once in each round, another one first each time, inside `look`; saved after each round. A round is
+    """Every side once in each round, another one first and the other way round each time, inside `look`; saved after
+    each round. A round is
     begun if the slowest one before it, or `least` seconds, fit before the deadline (`time.monotonic`)."""
     times: dict[str, list[float]] = {side: [] for side in sides}
     steps: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
@@ -184,7 +185,8 @@ def interleaved(
         if number and time.monotonic() + slowest > deadline:
             return
         began = time.monotonic()
-        for side in (*sides, *sides)[number % len(sides) :][: len(sides)]:
+        order = (*sides, *sides)[number % len(sides) :][: len(sides)]
+        for side in order if number % 2 == 0 else order[::-1]:
             with look() as found:
                 times[side].append(sides[side]())
             steps[side].append(found)

@@ -1,4 +1,6 @@
-"""The reference guide's benchmark, end to end: golden and six experiments, one campaign against an engine for each."""
+"""The reference guide's benchmark, end to end: golden and six experiments, one campaign against an engine for each:
+in a process of its own, with CUDA graphs as ours, and as the guide's script has it, one after the other in one process
+and eagerly. Faults cost the other method nothing here: its engines are stock."""
 
 from __future__ import annotations
 
@@ -22,7 +24,15 @@ CACHE_GIB = int(os.environ.get("KVSPEC_GUIDE_GIB", "8"))
 """Of both methods: who else uses the GPU's memory must not matter, and neither measures what is free."""
 CELLS = int(os.environ.get("KVSPEC_GUIDE_CELLS", "320"))
 """Of the large run; fewer for a rehearsal on a CPU."""
-EXPERIMENTS = [1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3]
+EXPERIMENTS: list[dict[str, Any]] = [
+    {"name": "BitRot", "model": "random", "site": "KV_WRITE", "rate": {"per_element": [1e-7, 1e-5, 1e-3, 1e-1]}},
+    {"name": "Burst", "model": "burst", "burst_len": 8, "site": "KV_WRITE", "rate": {"per_element": 1e-5}},
+    {
+        "name": "MSB", "model": "msb_biased", "msb_policy": "FP16_EXPONENT", "site": "KV_WRITE",
+        "rate": {"per_element": 1e-5},
+    },
+]  # fmt: skip
+"""Those of the guide."""
 BASE: dict[str, Any] = {
     "kvspec": 1,
     "prompts": {"inline": PROMPTS, "repeat": 2},
@@ -45,7 +55,28 @@ outputs = llm.generate(json.loads(sys.argv[2]), SamplingParams(temperature=0, ma
 done = time.monotonic()
 print(json.dumps({"import": imported - began, "load": loaded - imported, "generate": done - loaded}), flush=True)
 """
-"""The reference guide's method, with the settings of the campaign."""
+"""An engine and a process for each experiment: length and cache of the campaign, the rest vLLM's own."""
+SCRIPT = """
+import time; began = time.monotonic()
+import gc, sys, json
+import torch
+from vllm import LLM, SamplingParams
+imported = time.monotonic()
+engines = []
+for _ in range(int(sys.argv[4])):
+    gc.collect()
+    torch.cuda.empty_cache()
+    started = time.monotonic()
+    llm = LLM(
+        model=sys.argv[1], enforce_eager=True, max_model_len=128, gpu_memory_utilization=0.1,
+        kv_cache_memory_bytes=int(sys.argv[3]) << 30,
+    )
+    llm.generate(json.loads(sys.argv[2]), SamplingParams(temperature=0, max_tokens=50, ignore_eos=True))
+    del llm
+    engines.append(time.monotonic() - started)
+print(json.dumps({"import": imported - began, "engines": engines}), flush=True)
+"""
+"""The loop of the guide's script: one process, an eager engine for each experiment."""
 OURS = """
 import json, os, sys
 from pathlib import Path
@@ -75,14 +106,12 @@ def measure(results: dict[str, Any], out: Path, deadline: float, model: Path) ->
     """One process each, with warm compile caches: everything runs twice before, side by side. With two GPUs the methods
     then run side by side, each with a GPU and half of the cores, else in turns, until the deadline. Missing loads of
     the other method are taken as the mean of those that were measured."""
-    rates = {"per_bit": EXPERIMENTS}
-    fault = {"name": "BitRot", "model": "random", "site": "KV_WRITE", "rate": rates}
-    spec = {**BASE, "name": "guide", "model": {"id": str(model)}, "faults": [fault]}
+    spec = {**BASE, "name": "guide", "model": {"id": str(model)}}
     path, large = out / "guide.yaml", out / "guide320.yaml"
-    path.write_text(json.dumps(spec), encoding="utf-8")
+    path.write_text(json.dumps({**spec, "faults": EXPERIMENTS}), encoding="utf-8")
     many = [10 ** (-8 + 5 * i / (CELLS - 1)) for i in range(CELLS)]
-    large.write_text(json.dumps({**spec, "faults": [{**fault, "rate": {"per_bit": many}}]}), encoding="utf-8")
-    runs: dict[str, list[dict[str, Any]]] = {"ours": [], "theirs": [], "ours_320": []}
+    large.write_text(json.dumps({**spec, "faults": [{**EXPERIMENTS[0], "rate": {"per_bit": many}}]}), encoding="utf-8")
+    runs: dict[str, list[dict[str, Any]]] = {"ours": [], "theirs": [], "ours_320": [], "script": []}
     results.update(runs)
     places = two_places()
     results["side_by_side"], results["cells"] = places is not None, CELLS
@@ -102,22 +131,25 @@ def measure(results: dict[str, Any], out: Path, deadline: float, model: Path) ->
         found = {**manifest["sessions"][-1]["timings_s"], "trials_run": manifest["recorded"]}
         runs[name].append({"seconds": seconds, "warm": warm, **found})
 
-    def run_theirs() -> None:
-        command = [sys.executable, "-c", ONE_ENGINE_EACH, str(model), json.dumps(PROMPTS * 2), str(CACHE_GIB)]
+    def stock(name: str, program: str, *more: str) -> None:
+        command = [sys.executable, "-c", program, str(model), json.dumps(PROMPTS * 2), str(CACHE_GIB), *more]
         seconds, output = timed(command, places[1] if places else None)
-        runs["theirs"].append({"seconds": seconds, "warm": warm, **last_json(output)})
+        runs[name].append({"seconds": seconds, "warm": warm, **last_json(output)})
 
     steps: dict[str, Callable[[], None]] = {
         "ours": partial(kvspec, "ours", path),
-        "theirs": run_theirs,
+        "theirs": partial(stock, "theirs", ONE_ENGINE_EACH),
         "ours_320": partial(kvspec, "ours_320", large),
+        "script": lambda: stock("script", SCRIPT, "7" if warm else "1"),
     }
 
     def save() -> None:
-        results.update(figures(*([run["seconds"] for run in runs[name] if run["warm"]] for name in runs)))
+        seconds = {name: [run["seconds"] for run in each if run["warm"]] for name, each in runs.items()}
+        results.update(figures(seconds["ours"], seconds["theirs"], seconds["ours_320"]))
+        results.update(of_script(seconds, [run for run in runs["script"] if run["warm"]]))
         results["measured_loads"] = sum(run["warm"] for run in runs["theirs"])  # saves
 
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(len(steps)) as pool:
 
         def together(*names: str) -> None:
             for job in [pool.submit(steps[name]) for name in names]:
@@ -127,8 +159,8 @@ def measure(results: dict[str, Any], out: Path, deadline: float, model: Path) ->
         for _ in range(WARM_UPS):
             together(*steps)
         warm = True
-        both = ("ours", "theirs")
-        for turn in [both, ("ours_320", "theirs"), both, ("ours_320", "theirs"), both, both]:
+        both, large_pair = ("ours", "theirs"), ("ours_320", "theirs")
+        for turn in [both, large_pair, ("ours", "script"), both, large_pair, both, ("ours_320", "script"), both]:
             for names in [turn] if places else [(name,) for name in turn]:
                 if time.monotonic() + max(runs[name][-1]["seconds"] for name in names) > deadline:
                     return
@@ -173,4 +205,17 @@ def figures(ours: list[float], theirs: list[float], large: list[float]) -> dict[
             found[f"kvspec_seconds_{name}"] = mean(runs)
             found[f"ratio_{name}"] = loads * mean(theirs) / mean(runs)
             found[f"ratio_{name}_of_minima"] = loads * min(theirs) / min(runs)
+    return found
+
+
+def of_script(seconds: dict[str, list[float]], runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The same against the loop of the guide's script: golden and six experiments as measured, 320 from its engines."""
+    found: dict[str, Any] = {}
+    if runs and seconds["ours"]:
+        found["script_seconds_7"] = mean(seconds["script"])
+        found["ratio_7_of_script"] = mean(seconds["script"]) / mean(seconds["ours"])
+    if runs and seconds["ours_320"]:
+        engine = mean(second for run in runs for second in run["engines"])
+        whole = mean(seconds["script"]) + (CELLS - 7) * engine
+        found["ratio_320_of_script"] = whole / mean(seconds["ours_320"])
     return found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+ENOUGH = 5
+"""Rounds of the campaign that a ratio needs."""
 SIDES = {
     "stock": "the requests on stock vLLM",
     "stock_ids": "on stock vLLM without texts",
@@ -25,6 +27,7 @@ def markdown(results: dict[str, Any]) -> str:
     for name, write in (
         ("cost", _cost),
         ("step", _cost),
+        ("long", _cost),
         ("campaign", _campaign),
         ("speed", _campaign),
         ("guide", _guide),
@@ -95,7 +98,10 @@ def _campaign(part: dict[str, Any]) -> list[str]:
     lines = []
     if "speed" in part:
         speed = part["speed"]
-        lines.append(f"- {speed['rounds']} rounds; seconds are minima, ratios those of minima and of medians in rounds")
+        few = "" if speed["rounds"] >= ENOUGH else f", **fewer than {ENOUGH}**"
+        lines.append(
+            f"- {speed['rounds']:.0f} rounds{few}; seconds are minima, ratios those of minima and of medians in rounds"
+        )
         for side, words in SIDES.items():
             ratios = [
                 f"{speed[f'{side}_to_{base}']:.4f} and {speed[f'{side}_to_{base}_paired']:.4f} of {SIDES[base]}"
@@ -127,7 +133,10 @@ def _guide(part: dict[str, Any]) -> list[str]:
                 f"- {what}: {part[f'kvspec_seconds_{name}']:.1f} s, ratio {part[f'ratio_{name}']:.2f} "
                 f"(of minima {part[f'ratio_{name}_of_minima']:.2f})"
             )
-    for side in ("ours", "theirs", "ours_320"):
+    for name, what in (("7", "golden and 6 experiments"), ("320", large)):
+        if f"ratio_{name}_of_script" in part:
+            lines.append(f"- {what}, against eager engines in one process: ratio {part[f'ratio_{name}_of_script']:.2f}")
+    for side in ("ours", "theirs", "ours_320", "script"):
         runs = [f"{run['seconds']:.1f}{'' if run['warm'] else ' (warming up)'}" for run in part.get(side, ())]
         lines.append(f"- every run of {side}, in seconds: {', '.join(runs)}")
     return lines

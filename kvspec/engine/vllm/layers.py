@@ -74,6 +74,7 @@ def _check(name: str, layer: Any) -> None:
             "KVS402",
             f"attention backend `{backend}` of layer `{name}` is not supported",
             expected=" or ".join(SUPPORTED),
+            hint="on a GPU, `engine: {attention_backend: TRITON_ATTN}` has vLLM take another one",
         )
     for condition, what in (
         (getattr(layer.attn_backend, "forward_includes_kv_cache_update", False), "writes its cache inside forward"),

@@ -18,6 +18,7 @@ from kvspec.engine.vllm.runner import Batch
 FAULTY, OTHER, GOLDEN = "0", "1", "3"
 """Requests, named by their entries of the table."""
 PROMPT, TOKENS = 5, 8
+ALONE = Shard(HEADS, 0)
 
 
 @pytest.fixture(autouse=True)
@@ -35,11 +36,11 @@ class Rows(Runner):
 class Engine:
     """An injector, and steps of it in which requests write tokens from 0 on into blocks of their own."""
 
-    def __init__(self):
+    def __init__(self, shard=ALONE):
         self.runner = Rows()
         self.attentions = [Attention("bf16", False) for _ in range(LAYERS)]
         layers = [AttentionLayer(i, a) for i, a in enumerate(self.attentions)]
-        self.injector = CudaInjector(self.runner, layers, "bf16", shard=Shard(HEADS, 0))
+        self.injector = CudaInjector(self.runner, layers, "bf16", shard=shard)
         self.injector.bind()
         self.data = replace(table("bf16", "KV_WRITE", "flip"), prompt_len=np.full(4, PROMPT, np.uint32))
         self.injector.load(self.data)
@@ -133,3 +134,14 @@ def test_a_request_that_starts_over_counts_anew(back, meanwhile):
     assert counts["landed"][0] > 10
     assert counts["preemptions"] == [1, 0]
     assert counts["nonfinite_at"] == [-1, -1]
+
+
+def test_one_of_two_ranks_with_the_same_heads_tells_of_them():
+    """Its faults are in its cache all the same."""
+    told, silent = Engine(), Engine(Shard(HEADS, 0, counts=False))
+    for engine in (told, silent):
+        engine.enter([(FAULTY, 0)], new={FAULTY: [1, 9]})
+        engine.forward({FAULTY: [1, 9]})
+    assert torch.equal(told.attentions[0].kv_cache, silent.attentions[0].kv_cache)
+    assert told.injector.counts([0])["landed"][0] > 10
+    assert silent.injector.counts([0])["landed"] == [0]

@@ -28,9 +28,14 @@ from kvspec.engine.vllm.cuda import CudaInjector
 from kvspec.engine.vllm.layers import AttentionLayer, Shard
 from kvspec.engine.vllm.readback import ReadBack
 from kvspec.engine.vllm.runner import Batch
+from kvspec.models import Geometry
+
+ALONE = Shard(HEADS, 0)
+WHOLE = Geometry(LAYERS, 2 * HEADS, DIM)
+"""The model of which a made-up layer is one of two ranks."""
 
 
-def drawn(data, op):
+def drawn(data, op, shape=SHAPE):
     """What a table strikes, enumerated: (entry, layer, read event or `None`, tokens) -> sites with op and target."""
     from kvspec.engine.table import native_selector
 
@@ -40,7 +45,7 @@ def drawn(data, op):
             return
         keys = data.write_key if event is None else data.read_master
         key = tuple(keys[entry].tolist())
-        found = parameters.sampler(SHAPE, _native.format_bits(data.storage_format)).enumerate(
+        found = parameters.sampler(shape, _native.format_bits(data.storage_format)).enumerate(
             key=key if event is None else _native.read_key(key, entry, event), request=entry, layers=(layer, layer + 1),
             tokens=tokens, prompt_len=PROMPT, selector=native_selector(data.selectors[entry]),
         )  # fmt: skip
@@ -81,13 +86,25 @@ def strike(rows, entry, sites, row_bytes):
         row[at] = {"flip": row[at] ^ mask, "set0": row[at] & ~mask, "set1": row[at] | mask}[op]
 
 
-def drive(data, storage, packed, changes, watch=None, **kinds):
+def of_rank(changes, shard):
+    """Those of `changes` in the heads of a rank, whose first one is number 0 of its cache."""
+
+    def mine(*where):
+        for kv, head, *rest in changes(*where):
+            if shard.first_head <= head < shard.first_head + HEADS:
+                yield kv, head - shard.first_head, *rest
+
+    return mine
+
+
+def drive(data, storage, packed, changes, watch=None, shard=ALONE, **kinds):
     """Write a prompt and a few tokens, and hold every byte against `changes`, before and after each attention; what was
     counted."""
+    changes = of_rank(changes, shard)
     runner = Runner()
     attentions, clean = ([Attention(storage, packed) for _ in range(LAYERS)] for _ in range(2))
     injector = CudaInjector(
-        runner, [AttentionLayer(i, a) for i, a in enumerate(attentions)], storage, shard=Shard(HEADS, 0), **kinds
+        runner, [AttentionLayer(i, a) for i, a in enumerate(attentions)], storage, shard=shard, **kinds
     )
     injector.bind()
     injector.load(data)
@@ -146,11 +163,24 @@ def test_drawn_faults_strike_codes_and_scales_byte_for_byte(storage, site, op, p
     assert counts["landed"][3] == counts["exposed"][3] == 0
 
 
-@pytest.mark.parametrize("storage", ["bf16", "int8_per_token_head", "int4_per_token_head"])
-def test_listed_faults_strike_codes_and_scales_byte_for_byte(storage):
+def test_two_ranks_hold_the_faults_of_one_model_each_in_its_heads():
+    data = table("bf16", "BOTH", "flip")
+    ranks = [Shard(2 * HEADS, 0), Shard(2 * HEADS, HEADS)]
+    struck = drawn(data, "flip", WHOLE)
+    found = [drive(data, "bf16", False, struck, shard=rank, reads=True)[0]["landed"] for rank in ranks]
+    planned = PlannedFlips(data, WHOLE)
+    assert [sum(landed) for landed in zip(*found, strict=True)] == [planned.count(i, PROMPT + NEW) for i in range(4)]
+    assert min(found[0][0], found[1][0], found[0][1], found[1][1]) > 0
+
+
+@pytest.mark.parametrize(
+    ("storage", "first"), [("bf16", 0), ("bf16", HEADS), ("int8_per_token_head", 0), ("int4_per_token_head", 0)]
+)
+def test_listed_faults_strike_codes_and_scales_byte_for_byte(storage, first):
+    """Of rank 0 of one, and of the second rank of two."""
     rng, parts, scaled = np.random.default_rng(5), [], storage != "bf16"
     for _ in range(3):
-        values = (1, 1, LAYERS, 2, HEADS, PROMPT + NEW, DIM, _native.format_bits(storage), 1)
+        values = (1, 1, LAYERS, 2, first + HEADS, PROMPT + NEW, DIM, _native.format_bits(storage), 1)
         scales = (*values[:6], 1, 32, 1) if scaled else values
         tops = zip(values, scales, strict=True)
         sites = np.stack([np.append(rng.integers(0, v, 30), rng.integers(0, s, 30)) for v, s in tops], 1)
@@ -169,10 +199,12 @@ def test_listed_faults_strike_codes_and_scales_byte_for_byte(storage):
         faulty=np.array([True, True, True, False]),
     )
     watch = ReadBack(storage, data.starts, data.columns, data.prompt_len, record=True)
-    counts, seen = drive(data, storage, False, listed_in(data), watch, reads=True, scales=scaled)
+    shard = Shard(first + HEADS, first)
+    counts, seen = drive(data, storage, False, listed_in(data), watch, shard, reads=True, scales=scaled)
     shown = [
         sum(
-            int(token < PROMPT + NEW if step == 0 else step <= PROMPT + NEW) for step, token in part[:, [1, 5]].tolist()
+            int(head >= first and (token < PROMPT + NEW if step == 0 else step <= PROMPT + NEW))
+            for step, head, token in part[:, [1, 4, 5]].tolist()
         )
         for part in parts
     ]
