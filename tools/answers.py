@@ -60,7 +60,7 @@ def answer(declared: Mapping[str, Any], runs: Sequence[Measured], beyond: Data, 
     if test == "formats":
         return _formats(labels or [run.scores.run.storage_format for run in runs], runs, beyond)
     if test == "search":
-        return _search(beyond["searches"][0])
+        return _search(beyond["searches"])
     found = [TESTS[test](run, declared) for run in runs]
     texts = list(dict.fromkeys(declared.get(one.text, one.text) for one in found))
     if len(found) == 1:
@@ -218,20 +218,32 @@ def _formats(labels: Sequence[str], runs: Sequence[Measured], beyond: Data) -> A
     return Answer(f"Faults, against {names[0]} at equal doses: {text}.", f"{figures}; n = {n} a cell")
 
 
-def _search(found: Data) -> Answer:
-    """By both definitions of the state, and the closest cells of the search that decides."""
-    said = [SEARCHED[one["verdict"]] + _spared(one) for one in found["closest"]]
+def _search(searches: Sequence[Data]) -> Answer:
+    """By both definitions of the state, each by the search that shows most; of several that show as much, the first.
+
+    A search shows by its own cells and its own other seed, so an earlier one is not undone by a later one without."""
+    best = [
+        min(enumerate(closest), key=lambda one: (list(SEARCHED).index(one[1]["verdict"]), one[0]))
+        for closest in zip(*(one["closest"] for one in searches), strict=True)
+    ]
+    several = len({at for at, _ in best}) > 1 or any(at for at, _ in best)
+    days = [f" (search of {searches[at]['where'].split(', ')[-2]})" if several else "" for at, _ in best]
+    said = [SEARCHED[one["verdict"]] + day for (_, one), day in zip(best, days, strict=True)]
+    spared = [_spared(one) for _, one in best]
+    if len(set(spared)) > 1:
+        said = [text + (f" ({how})" if how else "") for text, how in zip(said, spared, strict=True)]
+    end = f" ({spared[0]})" if len(set(spared)) == 1 and spared[0] else ""
     texts = [f"{name}: {text}" for name, text in zip(DEFINITIONS, said, strict=True)]
     if len(set(said)) == 1:
         texts = [f"{' and '.join(DEFINITIONS)}: {said[0]}"]
-    figures = [f"{name}: {one['state']}" for name, one in zip(DEFINITIONS, found["closest"], strict=True)]
-    return Answer(f"{'; '.join(texts)}.", "; ".join(figures))
+    figures = [f"{name}: {one['state']}" for name, (_, one) in zip(DEFINITIONS, best, strict=True)]
+    return Answer(f"{'; '.join(texts)}{end}.", "; ".join(figures))
 
 
 def _spared(closest: Data) -> str:
     """A state that is there by when its faults strike says so."""
     told = closest["verdict"] in ("Found", "Shown once") and closest["spared"]
-    return f" (faults that spare the first {closest['spared']} tokens of the answer)" if told else ""
+    return f"faults that spare the first {closest['spared']} tokens of the answer" if told else ""
 
 
 DEFINITIONS = ("By the answers", "silent")

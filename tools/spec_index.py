@@ -5,8 +5,12 @@ Every spec states its question, hypothesis and decision rule in the keys `x-ques
 
 from __future__ import annotations
 
+import io
+import subprocess
 import sys
+import tarfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from kvspec.plan import compile_plan
@@ -33,6 +37,23 @@ def notes(path: Path) -> dict[str, str]:
         node = root.get(f"x-{name}")
         found[name] = "" if node is None else " ".join(str(node.plain()).split())
     return found
+
+
+def decision_at(name: str, when: str) -> str:
+    """The decision rule of a spec of the library at a time (ISO 8601), by the history of this repository.
+
+    Empty where the history has no such spec that early: a rule that cannot be shown to be older than a run is not.
+    """
+    wanted = ["git", "log", "-1", "--format=%H", f"--before={when}", "--", SPECS.name]
+    commit = subprocess.run(wanted, cwd=SPECS.parent, capture_output=True, text=True, check=False).stdout.strip()
+    if not commit:
+        return ""
+    archive = ["git", "archive", commit, SPECS.name]
+    files = subprocess.run(archive, cwd=SPECS.parent, capture_output=True, check=True).stdout
+    with TemporaryDirectory() as folder, tarfile.open(fileobj=io.BytesIO(files)) as tar:
+        tar.extractall(folder, filter="data")
+        file = Path(folder) / SPECS.name / f"{name}.yaml"
+        return notes(file)["decision"] if file.is_file() else ""
 
 
 def declared(path: Path) -> dict[str, Any]:

@@ -1,0 +1,80 @@
+"""Pages of several runs and searches: what each was made under, and which of them answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tools import spec_index
+from tools.answers import answer
+from tools.results import RESULTS, Page, index, render
+from tools.spec_index import decision_at
+
+
+def _closest(silent: bool, verdict: str, state: str) -> dict[str, object]:
+    return {"silent": silent, "verdict": verdict, "state": state, "spared": 15}
+
+
+def test_a_state_that_an_earlier_search_found_is_not_undone_by_one_without_another_seed() -> None:
+    searches = [
+        {
+            "where": "a GPU, 2026-11-29, plan `b`",
+            "closest": [_closest(False, "Shown once", "x"), _closest(True, "Shown once", "y")],
+        },
+        {
+            "where": "a GPU, 2026-11-28, plan `a`",
+            "closest": [_closest(False, "Found", "z"), _closest(True, "None", "w")],
+        },
+    ]
+    both = answer({"test": "search"}, [], {"searches": searches})
+    assert both.text.startswith(
+        "By the answers: yes, by both intervals, and again with another seed (search of 2026-11-28"
+    )
+    assert (
+        "; silent: shown by both intervals of one search, not yet with another seed (search of 2026-11-29" in both.text
+    )
+    assert both.figure == "By the answers: z; silent: y"
+    alone = answer({"test": "search"}, [], {"searches": searches[:1]})
+    assert alone.text.startswith("By the answers and silent: shown by both intervals of one search")
+    assert "2026" not in alone.text
+
+
+def test_a_rule_that_is_younger_than_a_run_is_told_for_that_run() -> None:
+    """The first run of scale_faults was made under Fisher's test, the second one under today's rule."""
+    page = Page.read(json.loads((RESULTS / "scale_faults.json").read_text(encoding="utf-8")))
+    ((what, rule),) = page.earlier.items()
+    assert "int8_per_token_head, native on NVIDIA H100" in what
+    assert "Fisher's exact test" in rule
+    assert f"- That rule was written after {what}. The one of then: {rule}" in render(page)
+    today = replace(page, runs=page.runs[1:])
+    assert not today.earlier
+    assert " † |" in index(RESULTS, [page])
+    assert " † |" not in index(RESULTS, [today])
+    searched = Page.read(json.loads((RESULTS / "zombie_search.json").read_text(encoding="utf-8")))
+    assert [what for what in searched.earlier if "2026-11-28" in what]
+
+
+def test_the_rule_of_then_is_that_of_the_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    specs = tmp_path / "specs"
+    specs.mkdir()
+    monkeypatch.setattr(spec_index, "SPECS", specs)
+
+    def commit(when: str, rule: str) -> None:
+        (specs / "one.yaml").write_text(f"kvspec: 1\nname: one\nx-decision: {rule}\n", encoding="utf-8")
+        who = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+        env = {**os.environ, "GIT_COMMITTER_DATE": when, "GIT_AUTHOR_DATE": when}
+        subprocess.run(["git", "add", "."], cwd=tmp_path, check=True)
+        subprocess.run(["git", *who, "commit", "-qm", rule], cwd=tmp_path, env=env, check=True)
+
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    commit("2026-01-01T10:00:00+00:00", "first")
+    commit("2026-01-01T12:00:00+00:00", "second")
+    assert decision_at("one", "2026-01-01T11:00:00+00:00") == "first"
+    assert decision_at("one", "2026-01-01T13:00:00+00:00") == "second"
+    assert decision_at("one", "2026-01-01T09:00:00+00:00") == ""
+    assert decision_at("two", "2026-01-01T13:00:00+00:00") == ""
