@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {"errors", "spec", "models", "bundled", "plan", "records", "_native"},
     "replay": {"errors", "spec", "models", "records", "maps", "engine"},
     "vllm": {"errors", "spec", "models", "plan", "engine"},
-    "search": {"errors", "stats", "spec", "plan", "records", "maps", "score", "engine"},
+    "search": {"errors", "stats", "spec", "models", "plan", "records", "maps", "score", "engine"},
     "verify": {"errors", "spec", "models", "plan", "records", "maps", "engine", "_native"},
     "cli": {
         "errors",

@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from kvspec.cli import main
 from kvspec.errors import KvspecError
 from kvspec.maps.runs import Run
+from kvspec.models import Geometry
 from kvspec.plan import Plan, compile_plan
 from kvspec.records import Record, RecordWriter, RunStore
 from kvspec.search import Found, read_search
@@ -100,7 +101,7 @@ def go(folder: Path, text: str = TASKS, steps: int = 4, *overrides: str) -> tupl
     ran: list[Plan] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(searching, "run_campaign", lambda plan, out, *_: (ran.append(plan), answer(plan, out)))
-        patch.setattr(searching, "open_session", lambda *_: nullcontext())
+        patch.setattr(searching, "open_session", lambda *_: nullcontext(SimpleNamespace(geometry=Geometry(12, 12, 64))))
         (folder / "spec.yaml").write_text(text, encoding="utf-8")
         return search(folder / "spec.yaml", overrides, folder / "out", steps, OBSERVER), ran
 

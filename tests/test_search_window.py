@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from kvspec.models import Geometry
 from kvspec.score.tasks import Ends
 from kvspec.score.zombie import ZombieState
+from kvspec.search.model import Point, Series
 from kvspec.search.window import BEYOND, Window
+from kvspec.spec.model import Fault, Rate
 from kvspec.stats.crossing import crossing, isotonic
 
 RATES = [1e-8, 1e-7, 1e-6, 1e-5, 1e-4]
@@ -244,3 +248,27 @@ def test_a_window_as_json_says_all_of_it() -> None:
     assert data["retrieval_kept_up_to"]["high"] == 1e-5
     assert data["failures_silent_up_to"] is None
     assert data["ratio"]["low"] == pytest.approx(10)
+
+
+# what is tried next
+
+
+@pytest.mark.parametrize(
+    ("fault", "rate", "tried"),
+    [
+        (page := Fault("F", 0, "KV_WRITE", "page_local", Rate("per_bit", 0), page_density=1e-3), 5e-4, []),
+        (page, 5e-5, [5e-4]),
+        (replace(page, rate=Rate("per_page", 0)), 5e-4, [5e-3]),
+        (random := Fault("F", 0, "KV_WRITE", "random", Rate("per_bit", 0)), 5e-4, [5e-3]),
+        (random, 0.5, []),
+        (replace(random, rate=Rate("per_token", 0)), 0.5, [5.0]),
+        (replace(random, rate=Rate("per_token", 0)), 5.0, []),  # 2 * 12 rows a token
+        (replace(random, rate=Rate("fit", 0, 1.0)), 1e9, [1e10]),
+    ],
+)
+def test_rates_are_tried_that_a_plan_takes(fault: Fault, rate: float, tried: list[float]) -> None:
+    kept = (Ends(100, 0, 0, 0), Ends(100, 0, 0, 0))  # nothing is lost: the next rate is above
+    series = Series(fault)
+    states = tuple(ZombieState(0, 100, "recall", "sum", kept, silent=silent) for silent in (False, True))
+    series.add(Point("F", replace(fault, rate=replace(fault.rate, value=rate)), states))
+    assert [found.rate.value for found in series.next_faults("bf16", Geometry(12, 12, 64))] == tried

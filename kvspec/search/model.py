@@ -7,7 +7,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from kvspec.errors import PlanError
+from kvspec.models import Geometry
 from kvspec.plan.compile import describe_ranges, describe_selector
+from kvspec.plan.dose import sampler_parameters
 from kvspec.score.zombie import ZombieState
 from kvspec.search.window import CLOSE, Window, rounded
 from kvspec.spec.model import Fault, Range
@@ -105,15 +108,18 @@ class Series:
         """The cell that is nearest to the state."""
         return min(self.points, key=lambda point: point.order(silent))
 
-    def next_faults(self) -> list[Fault]:
-        """The fault at the rates that would place the widest window better, by each of the two definitions."""
+    def next_faults(self, storage_format: str, geometry: Geometry) -> list[Fault]:
+        """The fault at the rates that would place the widest window better, by each of the two definitions; of these
+        the ones that it may have in a cache of that format and geometry."""
         taken, found = [point.rate for point in self.points], []
         for silent in (False, True):
             for rate in map(rounded, self.windows(silent)[0].next_rates()):
+                fault = replace(self.fault, rate=replace(self.fault.rate, value=rate))
                 # rates of the other definition are as good where they are about as high
-                if possible(self.fault, rate) and all(max(rate / one, one / rate) > CLOSE for one in taken):
+                parted = all(max(rate / one, one / rate) > CLOSE for one in taken)
+                if parted and possible(fault, storage_format, geometry):
                     taken.append(rate)
-                    found.append(replace(self.fault, rate=replace(self.fault.rate, value=rate)))
+                    found.append(fault)
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -133,9 +139,14 @@ def state_json(state: ZombieState) -> dict[str, Any]:
     return data | {"shown": state.shown, "distance": state.distance}
 
 
-def possible(fault: Fault, rate: float) -> bool:
-    """Whether a fault may have that rate: a probability ends at 1."""
-    return rate <= 1 or fault.rate.unit == "fit"
+def possible(fault: Fault, storage_format: str, geometry: Geometry) -> bool:
+    """Whether a plan takes the fault with its rate: what that may be depends on its unit, and with page_local on the
+    density of a page."""
+    try:
+        sampler_parameters(fault, storage_format, geometry)
+    except PlanError:
+        return False
+    return True
 
 
 def series_of(faults: Iterable[Fault]) -> list[Series]:

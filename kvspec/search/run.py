@@ -52,7 +52,8 @@ def search(path: Path, overrides: Sequence[str], out: Path, steps: int, observer
 
         profile = measure(grid, out / GRID)
         for number in range(1, steps + 1):
-            faults = tuple(fault for one in series for fault in one.next_faults())
+            format_ = spec.model.storage_format
+            faults = tuple(fault for one in series for fault in one.next_faults(format_, session.geometry))
             if not faults:
                 break
             plan = compile_plan(replace(spec, name=f"{spec.name}_{number}", faults=faults))
