@@ -51,6 +51,19 @@ def test_check_prints_the_size_of_valid_specs() -> None:
     assert result.stderr == ""
 
 
+def test_plan_counts_its_cell_and_the_graded_prompts(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"text": "1 + 1 =", "numeric": 2}\n{"text": "The sun"}\n')
+    spec = tmp_path / "s.yaml"
+    fault = "{name: F, model: random, site: KV_WRITE, rate: {per_bit: 1e-3}}"
+    spec.write_text(
+        f"kvspec: 1\nname: t\nmodel: {{id: gpt2}}\nprompts: {{file: p.jsonl}}\nfaults: [{fault}]\ntrials: 1\n"
+    )
+    lines = kvspec("plan", spec).stdout.splitlines()
+    assert lines[0].startswith("t: 1 cell, ")
+    assert "graded    1 of 2 prompts" in lines
+    assert "graded" not in kvspec("plan", QUICKSTART).stdout
+
+
 def test_check_reports_all_errors_of_all_specs(bad: Path) -> None:
     missing = bad.with_name("missing.yaml")
     result = kvspec("check", bad, QUICKSTART, missing)

@@ -139,6 +139,11 @@ def test_graders(tmp_path: Path, grader: dict[str, object], right: list[str], wr
         ({"numeric": 1, "kind": "memory"}, "KVS203"),
         ({"numeric": 1, "context": -1}, "KVS201"),
         ({"numeric": 1, "task": ["a"]}, "KVS201"),
+        ({"numerc": 4}, "KVS202"),
+        ({"Numeric": 4}, "KVS202"),
+        ({"exact": "a", "tolerence": 4}, "KVS202"),
+        ({"choice": "A", "choises": ["A", "B"]}, "KVS202"),
+        ({"grader": "numeric"}, "KVS202"),
     ],
 )
 def test_wrong_graders_name_their_line(tmp_path: Path, line: dict[str, object], code: str) -> None:
@@ -148,6 +153,36 @@ def test_wrong_graders_name_their_line(tmp_path: Path, line: dict[str, object], 
     assert caught.value.diagnostics[0].code == code
     assert caught.value.diagnostics[0].mark is not None
     assert caught.value.diagnostics[0].mark.line == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ('{"text": "q", "numerc": 4}', "did you mean `numeric`?"),
+        ('{"text": "q", "regexp": "4"}', "did you mean `regex`?"),
+        ('{"text": "q", "grader": "numeric"}', '"numeric": 100'),
+    ],
+)
+def test_a_mistyped_grader_is_told_with_what_was_meant(tmp_path: Path, line: str, hint: str) -> None:
+    (tmp_path / "p.jsonl").write_text(line)
+    with pytest.raises(SpecError) as caught:
+        load(tmp_path, "{file: p.jsonl}")
+    assert hint in (caught.value.diagnostics[0].hint or "")
+
+
+@pytest.mark.parametrize("line", ['"numeric": 4, "numeric": 5', '"text": "r"', '"own": {"a": 1, "a": 2}'])
+def test_a_key_stands_once_in_a_line(tmp_path: Path, line: str) -> None:
+    (tmp_path / "p.jsonl").write_text('{"text": "fine"}\n{"text": "q", ' + line + "}")
+    with pytest.raises(SpecError, match="appears twice") as caught:
+        load(tmp_path, "{file: p.jsonl}")
+    (found,) = caught.value.diagnostics
+    assert (found.code, found.mark and found.mark.line) == ("KVS103", 2)
+
+
+def test_other_keys_are_the_files_own(tmp_path: Path) -> None:
+    own = ["id", "number", "name", "source", "category", "question", "answer", "target", "label", "content", "x-note"]
+    (tmp_path / "p.jsonl").write_text(json.dumps({"text": "q", **dict.fromkeys(own, 1)}))
+    assert load(tmp_path, "{file: p.jsonl}").prompts.tasks == ()
 
 
 def test_patterns_of_strangers_take_linear_time() -> None:

@@ -69,11 +69,14 @@ def _print_text(plan: Plan, expected: Estimate) -> None:
     memory = "" if expected.memory_gib is None else f"about {expected.memory_gib:.1f} GiB of memory, "
     controls = spec.controls
     kinds = f"{controls.golden_repeats} golden repeats and {controls.null_trials} null trials a prompt"
+    graded = sum(task is not None for task in spec.prompts.tasks)
+    cells = "1 cell" if len(plan.cells) == 1 else f"{len(plan.cells)} cells"
     lines = [
-        f"{spec.name}: {len(plan.cells)} cells, {expected.requests} requests",
+        f"{spec.name}: {cells}, {expected.requests} requests",
         f"digest    {plan.digest}",
         f"model     {spec.model.id}, cache format {spec.model.storage_format}",
         f"n         {_trials(plan)}",
+        *([f"graded    {graded} of {plan.requests} prompts"] if graded else []),
         f"floor     {expected.controls} controls ({kinds}): {_shown(plan, expected)}",
         f"cost      {cost}; {time}{memory}{expected.cache_gib:.3g} GiB of it cache contents",
     ]

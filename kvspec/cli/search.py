@@ -39,6 +39,8 @@ def command(
 ) -> int:
     """Search the faults of SPEC for a zombie state: retrieval at 95 % of clean or above, reasoning at 50 % or below.
 
+    SPEC needs a retrieval and a reasoning task, such as those of `generator: math_needle`.
+
     The cells of SPEC are run first. Then, for every fault, more rates are tried where reasoning falls to half and where
     retrieval is lost. Both rates are told with their intervals, and whether a state lies between them: by the answers,
     and silent, that is of trials that no check of the logits would have stopped. The closest cells are run again with

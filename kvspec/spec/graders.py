@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import sys
+from functools import lru_cache
 from typing import Any
 
 from kvspec import _native
 from kvspec.errors import Diagnostic, Mark, SpecError
+from kvspec.spec.hints import did_you_mean
 from kvspec.spec.model import Grader, Task
+from kvspec.spec.tree import printable
 
 KINDS = ("exact", "regex", "choice", "numeric")
+KEYS = (*KINDS, "choices", "tolerance")
+"""Keys that only a grader has."""
+TYPO = 0.8
+"""Likeness from which a key of the file's own is taken for a mistyped one: `numerc` (0.92), not `number` (0.77)."""
 MAX_CHARS = 10_000
 MAX_CHOICES = 100
 LARGEST = sys.float_info.max
@@ -21,8 +28,9 @@ def read_task(record: dict[str, Any], line: int, mark: Mark, where: str) -> Task
     """What a line asks for, or `None` if it names no grader.
 
     Keys: one of `KINDS`; `choices` with choice; `tolerance` with numeric; `task` (name of the task), `kind` (retrieval
-    or reasoning), `item` (lines of one item pair) and `context` (tokens). Other keys are the file's own.
-    Raises `SpecError`: KVS201, KVS203, KVS205, KVS206, KVS207, KVS210.
+    or reasoning), `item` (lines of one item pair) and `context` (tokens). Other keys are the file's own, except
+    `grader` and near misses of a grader's key, for a prompt is not left ungraded without a word.
+    Raises `SpecError`: KVS201, KVS202, KVS203, KVS205, KVS206, KVS207, KVS210.
     """
 
     def wrong(code: str, problem: str, expected: str) -> SpecError:
@@ -34,6 +42,12 @@ def read_task(record: dict[str, Any], line: int, mark: Mark, where: str) -> Task
             raise wrong("KVS201", f"`{key}` of the line is not a name", "text of 1 to 200 characters")
         return str(value)
 
+    for key in record:
+        if hint := _typo(key):
+            expected = f"{', '.join(KEYS)}, or a key that is like none of them"
+            raise SpecError(
+                Diagnostic("KVS202", f"`{printable(key)}` is no key of a grader", mark, where, expected, hint=hint)
+            )
     named = [kind for kind in KINDS if kind in record]
     if not named:
         if stray := [key for key in ("choices", "tolerance") if key in record]:
@@ -56,6 +70,16 @@ def read_task(record: dict[str, Any], line: int, mark: Mark, where: str) -> Task
         context=context,
         grader=_grader(named[0], record, wrong),
     )
+
+
+@lru_cache(maxsize=1024)
+def _typo(key: str) -> str | None:
+    """What was meant by a key that looks like one of a grader and is none."""
+    if key in KEYS:
+        return None
+    if key.lower() in ("grader", "graders"):
+        return 'a grader is a key of its own, with the right answer: `"numeric": 100`'
+    return did_you_mean(key, KEYS, TYPO)
 
 
 def _grader(kind: Any, record: dict[str, Any], wrong: Any) -> Grader:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kvspec.spec.parse import resolve_scalar
@@ -35,7 +35,7 @@ def for_key(key: str, known: Iterable[str]) -> str | None:
     guide = key.removeprefix("fault_injection_")
     if guide != key and guide in known:
         return f"here the key is `{guide}`"
-    return _did_you_mean(key, known) or "a private note is a key that starts with `x-`"
+    return did_you_mean(key, known) or "a private note is a key that starts with `x-`"
 
 
 def for_word(word: Any, words: Iterable[Any]) -> str | None:
@@ -44,7 +44,7 @@ def for_word(word: Any, words: Iterable[Any]) -> str | None:
         return None
     if word.lower() in _WORDS and "random" in words:
         return _WORDS[word.lower()]
-    return _did_you_mean(word, [str(known) for known in words])
+    return did_you_mean(word, [str(known) for known in words])
 
 
 def for_type(node: Node, path: str, types: list[str]) -> str | None:
@@ -85,9 +85,10 @@ def for_number(value: float, schema: dict[str, Any]) -> str | None:
     return None
 
 
-def _did_you_mean(word: str, known: list[str]) -> str | None:
+def did_you_mean(word: str, known: Sequence[str], likeness: float = 0.6) -> str | None:
+    """A hint with the word that was meant, or `None` if none is as like: 1 is the same but for case."""
     import difflib  # Only a mistake needs it.
 
     folded = {name.lower(): name for name in reversed(known)}
-    close = difflib.get_close_matches(word.lower()[:100], folded, n=1)
+    close = difflib.get_close_matches(word.lower()[:100], folded, n=1, cutoff=likeness)
     return f"did you mean `{folded[close[0]]}`?" if close else None

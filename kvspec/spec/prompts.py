@@ -15,7 +15,7 @@ from kvspec.spec.load import beside, read_text
 from kvspec.spec.model import PromptSpec, Task
 from kvspec.spec.needle import MAX_PRODUCTS, Needles, math_needle
 from kvspec.spec.needle_scene import TASKS, Values
-from kvspec.spec.tree import Findings, Node
+from kvspec.spec.tree import Findings, Node, printable
 
 MAX_PROMPTS = 100_000
 MAX_PROMPT_CHARS = 1 << 20
@@ -38,8 +38,8 @@ HARNESS = ("limit", "num_fewshot")
 def read_prompts(prompts: Node, findings: Findings) -> PromptSpec:
     """All prompts in order, `repeat` applied. The mapping has passed the schema; what its file holds has not.
 
-    Errors go to `findings`: KVS101 and KVS104 for the file, KVS201, KVS203, KVS205-207 and KVS210 for its lines and for
-    the generator, KVS210 for a task of the harness. Raises `PrerequisiteError` (KVS901) without the harness.
+    Errors go to `findings`: KVS101 and KVS104 for the file, KVS103, KVS201-203, KVS205-207 and KVS210 for its lines
+    and for the generator, KVS210 for a task of the harness. Raises `PrerequisiteError` (KVS901) without the harness.
     """
     inline = prompts.get("inline")
     found: list[tuple[str, Task | None]] = [(text, None) for text in (inline.plain() if inline else ())]
@@ -202,8 +202,18 @@ def _prompt(line: str, mark: Mark, where: str, number: int, *, as_json: bool) ->
 
 
 def _from_json(line: str, mark: Mark, where: str) -> dict[str, Any]:
+    twice: list[str] = []
+
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                twice.append(key)
+            found[key] = value
+        return found
+
     try:
-        record = json.loads(line)
+        record = json.loads(line, object_pairs_hook=mapping)
     except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict) or not isinstance(record.get("text"), str):
@@ -214,4 +224,7 @@ def _from_json(line: str, mark: Mark, where: str) -> dict[str, Any]:
     except UnicodeEncodeError:
         problem = "the prompt holds half of a surrogate pair"
         raise SpecError(Diagnostic("KVS210", problem, mark, where, "valid Unicode text")) from None
+    if twice:
+        problem = f"the key `{printable(twice[0])}` appears twice in the line"
+        raise SpecError(Diagnostic("KVS103", problem, mark, where, "each key once"))
     return record
