@@ -26,6 +26,8 @@ class Answer:
     text: str
     figure: str
     """The figure that decides, with interval and n."""
+    apart: str = ""
+    """What answers the question less directly, for the page."""
 
 
 TOKENS = {"prompt": "prompt tokens", "decode": "generated tokens"}
@@ -213,9 +215,21 @@ def _formats(labels: Sequence[str], runs: Sequence[Measured], beyond: Data) -> A
     found = formats.parts(names, scores, beyond["formats"])
     sizes = sorted({cell.exact_match.n for one in scores for cell in one.cells})
     n = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
-    text = "; ".join(part.answer(names) for part in found)
-    figures = "; ".join(part.figure(names) for part in found)
-    return Answer(f"Faults, against {names[0]} at equal doses: {text}.", f"{figures}; n = {n} a cell")
+    # a label says more than the format where a run was made in another place than the first
+    formats_of = [one.run.storage_format for one in scores]
+    here = [one for one in range(1, len(names)) if labels[one] == formats_of[one]]
+    there = [one for one in range(1, len(names)) if one not in here]
+    # the comparison of all is the one that was asked; where nothing shares the first one's place, it is all there is
+    told, apart = (here, there) if here else (there, [])
+    figures = "; ".join(part.figure(names, told) for part in found)
+    lead = f"against {names[0]} at equal doses"
+    other = ""
+    if apart:
+        texts = "; ".join(part.answer(names, apart) for part in found)
+        other = f"In another place as well as in another format, {lead}: {texts}. {formats.PLACE_ALONE}"
+        figures += f"; {', '.join(names[one] for one in apart)}: see the page"
+    text = "; ".join(part.answer(names, told) for part in found)
+    return Answer(f"Faults, {lead}: {text}.", f"{figures}; n = {n} a cell", other)
 
 
 def _search(searches: Sequence[Data]) -> Answer:

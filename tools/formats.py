@@ -24,6 +24,11 @@ UNSTABLE = {
     "int4_per_token_head": "stock vLLM does not repeat its own answers in int4 either, "
     "[part floor](../benchmarks/h100-session.md)"
 }
+PLACE_ALONE = (
+    "Place alone can be large: with the same faults in a bf16 cache, BitRot[1e-06] of quickstart leaves 67.5% [52.0%, "
+    "79.9%], n = 40, right on a CPU in float32 ([README](../../README.md)) and 31.2% [28.4%, 34.1%], n = 1,000, on an "
+    "H200 in bfloat16 ([quickstart](quickstart.md))."
+)
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,10 @@ class Dose:
         """Pairs of formats that differ."""
         return sum(p < ALPHA for p in self.p.values())
 
-    def ranking(self, names: Sequence[str], sign: str) -> str:
-        """From the fewest losses to the most; the sign stands between neighbours that differ, else `~`."""
-        ranked = sorted(range(len(names)), key=lambda i: self.losses[i])
+    def ranking(self, names: Sequence[str], sign: str, of: Sequence[int] = ()) -> str:
+        """From the fewest losses to the most, of some formats or all; the sign stands between neighbours that differ,
+        else `~`."""
+        ranked = sorted(of or range(len(names)), key=lambda i: self.losses[i])
         text = f"{names[ranked[0]]} {self.figures[ranked[0]]}"
         for a, b in pairwise(ranked):
             text += f" {sign if self.p[min(a, b), max(a, b)] < ALPHA else '~'} {names[b]} {self.figures[b]}"
@@ -86,22 +92,23 @@ class Part:
             text += f"; {self.sign} differs from the next, ~ does not: {'; '.join(said)}"
         return Findings(f"Formats per {self.unit}", (f"{text}.",), tuple(self.table))
 
-    def answer(self, names: Sequence[str]) -> str:
-        """In which formats faults are masked and in which amplified."""
+    def answer(self, names: Sequence[str], of: Sequence[int]) -> str:
+        """In which of some formats faults are masked and in which amplified; at which doses, unless at all of them."""
         ways: dict[str, list[str]] = {}
-        for one in range(1, len(names)):
-            at = {way: [d.name for d in self.doses if d.against(one) == way] for way in (1, -1)}
-            if at[1] and at[-1]:
-                way = f"amplified at {', '.join(at[-1])} and masked at {', '.join(at[1])}"
-            else:
-                way = "masked" if at[1] else "amplified" if at[-1] else "not told apart"
-            ways.setdefault(way, []).append(names[one])
-        return f"per {self.unit} {', '.join(f'{way} in {_and(some)}' for way, some in ways.items())}"
+        for one in of:
+            told = []
+            for way, word in ((-1, "amplified"), (1, "masked")):
+                at = [dose.name for dose in self.doses if dose.against(one) == way]
+                if at:
+                    told.append(word if len(at) == len(self.doses) else f"{word} at {_and(at)}")
+            ways.setdefault(", ".join(told) or "not told apart", []).append(names[one])
+        return f"per {self.unit} {', '.join(f'{_and(some)} {way}' for way, some in ways.items())}"
 
-    def figure(self, names: Sequence[str]) -> str:
-        """At the dose that tells most formats apart, of several the last."""
+    def figure(self, names: Sequence[str], of: Sequence[int]) -> str:
+        """At the dose that tells most formats apart, of several the last; the ranking of the first and some others."""
         dose = max(reversed(self.doses), key=lambda d: d.apart)
-        return f"at {dose.name} {self.per.strip() or f'per {self.unit}'} {dose.ranking(names, self.sign)} {self.what}"
+        ranking = dose.ranking(names, self.sign, (0, *of))
+        return f"at {dose.name} {self.per.strip() or f'per {self.unit}'} {ranking} {self.what}"
 
 
 def parts(names: Sequence[str], runs: Sequence[Scores], measured: Data) -> list[Part]:
@@ -165,7 +172,7 @@ def _places(names: Sequence[str], runs: Sequence[Scores], places: Sequence[str])
         f"Not all ran in one place: {told}. Golden and faulted answers of a format come from the same place, and the "
         "codes that flips strike are those of the format in either, so doses, falls and floors are its own. But "
         f"another arithmetic breaks near ties of logits in another way{both}: a difference between places is one of "
-        "format and place together."
+        f"format and place together. {PLACE_ALONE}"
     )
     return (text,)
 

@@ -134,7 +134,10 @@ class Page:
     def answer(self) -> Answer:
         """The answer to the question of the spec."""
         runs = [run.measured for run in self.runs]
-        return answer(self.declared.get("answer") or {}, runs, self.beyond, self.labels)
+        found = answer(self.declared.get("answer") or {}, runs, self.beyond, self.labels)
+        asked, ran = self.declared.get("model"), dict.fromkeys(run.spec["model"]["id"] for run in self.runs)
+        other = " and ".join(model for model in ran if asked not in (None, model))
+        return replace(found, text=f"{found.text} (Run on {other}, not on the spec's {asked}.)") if other else found
 
     @property
     def labels(self) -> list[str]:
@@ -222,6 +225,7 @@ def render(page: Page) -> str:
     """The whole page."""
     found = page.answer()
     parts = [f"# {page.name}\n", f"**{found.text}** {found.figure}\n"]
+    parts += [f"{found.apart}\n"] if found.apart else []
     if page.file:
         said = notes(page.file)
         parts += [f"- {title}: {said[key]}" for key, title in TITLES.items() if said[key]]

@@ -60,11 +60,13 @@ def declared(path: Path) -> dict[str, Any]:
     """What `tools/results.py` makes of a spec's runs, as plain data or `None`.
 
     `contrasts`: lists of cell names, two to compare or more for a trend. `equal-flips`: pairs of series of cells.
-    `published`: figures of others by bit. `answer`: the test that decides, and its outcomes in words.
+    `published`: figures of others by bit. `answer`: the test that decides, and its outcomes in words. `model`: its id.
     """
     root = load_tree(path)
     nodes = {name: root.get(f"x-{name}") for name in ("contrasts", "equal-flips", "published", "answer")}
-    return {name: None if node is None else node.plain() for name, node in nodes.items()}
+    found = {name: None if node is None else node.plain() for name, node in nodes.items()}
+    model = root.get("model")
+    return {**found, "model": None if model is None else model.plain()["id"]}
 
 
 def render() -> str:

@@ -20,7 +20,7 @@ RESULT = "search.json"
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder of the search. Default: runs/<name>-<digest>-search; that of FOLDER is FOLDER.",
+    help="Folder of the search. Default: runs/<name>-search-<digest>; that of FOLDER is FOLDER.",
 )
 @set_option
 @click.option("--steps", type=click.IntRange(0, 30), default=5, show_default=True, help="Bisections after the grid.")
