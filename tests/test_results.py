@@ -17,7 +17,7 @@ import pytest
 
 from kvspec.models import describe, prompt_lengths
 from kvspec.plan import Trial, compile_plan
-from kvspec.records import Record, RunStore
+from kvspec.records import Record
 from kvspec.report import to_json
 from kvspec.score import Proportion, Scores
 from kvspec.score.anatomy import Anatomy, SiteMap, Square
