@@ -126,22 +126,27 @@ def load_tokenizer(folder: Path) -> Any:
         ) from error
 
 
+def find_tokenizer(model: ModelSpec, info: ModelInfo) -> Any | None:
+    """The `tokenizers.Tokenizer` of a model, or `None` if it is not on this machine or cannot be read."""
+    path = None
+    if info.folder is not None and (info.folder / "tokenizer.json").is_file():
+        path = info.folder
+    elif not model.id.startswith("bundled:") and (cached := _hub_file(model, "tokenizer.json")):
+        path = cached.parent
+    try:
+        return None if path is None else load_tokenizer(path)
+    except KvspecError:
+        return None
+
+
 def prompt_lengths(model: ModelSpec, info: ModelInfo, texts: Iterable[str]) -> tuple[list[int], bool]:
     """Tokens of each prompt, and whether they are exact.
 
     Exact where the tokenizer is on this machine; otherwise four characters count as a token, which is close enough
     to plan with and is marked as an estimate.
     """
-    path = None
-    if info.folder is not None and (info.folder / "tokenizer.json").is_file():
-        path = info.folder
-    elif not model.id.startswith("bundled:") and (cached := _hub_file(model, "tokenizer.json")):
-        path = cached.parent
-    if path is None:
-        return [max(1, len(text) // 4) for text in texts], False
-    try:
-        tokenizer = load_tokenizer(path)
-    except KvspecError:
+    tokenizer = find_tokenizer(model, info)
+    if tokenizer is None:
         return [max(1, len(text) // 4) for text in texts], False
     return [len(e.ids) for e in tokenizer.encode_batch(list(texts))], True
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from kvspec import _native
 from kvspec.cli import COMMANDS, main
@@ -62,6 +63,26 @@ def test_plan_counts_its_cell_and_the_graded_prompts(tmp_path: Path) -> None:
     assert lines[0].startswith("t: 1 cell, ")
     assert "graded    1 of 2 prompts" in lines
     assert "graded" not in kvspec("plan", QUICKSTART).stdout
+
+
+def test_plan_refuses_choices_of_several_tokens(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    config = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 64, "max_position_embeddings": 128}
+    (model / "config.json").write_text(json.dumps(config))
+    words = Tokenizer(models.WordLevel({"?": 0, "Answer:": 1, "A": 2, "B": 3, "red": 4, "box": 5}, "?"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.save(str(model / "tokenizer.json"))
+
+    def plan(choices: str) -> Result:
+        generation = f"generation={{max_tokens: 1, choices: {choices}}}"
+        return kvspec("plan", QUICKSTART, "--set", f"model.id={model}", "--set", generation)
+
+    assert plan('[" A", " B"]').exit_code == 0
+    refused = plan('[" A", " red box"]')
+    assert refused.exit_code != 0
+    assert "KVS409" in refused.stderr
+    assert "the choice ` red box` is 2 tokens of the model" in refused.stderr
 
 
 def test_check_reports_all_errors_of_all_specs(bad: Path) -> None:

@@ -24,16 +24,18 @@ def command(spec: Path, overrides: tuple[str, ...], list_trials: bool, output: s
     """Show the plan of SPEC: cells, trials, digest, doses in all units, expected flips, cost.
 
     Needs neither torch nor vLLM. The digest names what is injected: comments, key order, the engine section and
-    private `x-` notes do not change it.
+    private `x-` notes do not change it. Where the model's tokenizer is on this machine, choices that are no single
+    token of it are refused.
 
     \b
     Examples:
       kvspec plan specs/quickstart.yaml
       kvspec plan my.yaml --format json | jq .digest
     """
-    from kvspec.models import describe, prompt_lengths
+    from kvspec.models import describe, find_tokenizer, prompt_lengths
     from kvspec.plan import compile_plan
     from kvspec.plan.estimate import estimate
+    from kvspec.plan.lengths import choice_ids
     from kvspec.spec import load_spec
 
     plan = compile_plan(load_spec(spec, overrides))
@@ -42,6 +44,9 @@ def command(spec: Path, overrides: tuple[str, ...], list_trials: bool, output: s
         click.echo(json.dumps(ids) if output == "json" else "\n".join(ids))
         return 0
     info = describe(plan.spec.model)
+    choices = plan.spec.generation.choices
+    if choices and (tokenizer := find_tokenizer(plan.spec.model, info)) is not None:
+        choice_ids(lambda text: tokenizer.encode(text).ids, choices)
     lengths, exact = prompt_lengths(plan.spec.model, info, plan.spec.prompts.texts)
     expected = estimate(plan, info, lengths, exact)
     if output == "json":

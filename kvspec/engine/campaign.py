@@ -24,11 +24,11 @@ from kvspec.engine.planned import PlannedFlips
 from kvspec.engine.prompts import check_lengths, load_tokenizer, materialize, tokenize
 from kvspec.engine.session import MANY, PATIENCE, Finished, Session, Shape
 from kvspec.engine.table import TableData, build_table
-from kvspec.engine.text import choice_ids
 from kvspec.errors import Diagnostic, EngineError
 from kvspec.models import Geometry, ModelInfo, describe
 from kvspec.plan import Plan, Trial
 from kvspec.plan.estimate import Estimate, estimate
+from kvspec.plan.lengths import choice_ids
 from kvspec.plan.schedule import Schedule
 from kvspec.records import Record, RecordWriter, RunStore
 from kvspec.spec.model import ModelSpec
@@ -204,7 +204,7 @@ class Inputs:
         spec = plan.spec
         source = materialize(spec.model)
         tokenizer = load_tokenizer(spec.model, source)
-        choice_ids(tokenizer, spec.generation.choices)  # refuses what is no token before the engine starts
+        choice_ids(tokenizer.encode, spec.generation.choices)  # refuses what is no token before the engine starts
         prompts = tokenize(spec, tokenizer)
         info = describe(spec.model)
         check_lengths(spec, info, prompts)

@@ -16,10 +16,11 @@ from typing import Any, Self
 
 from kvspec.engine.requirements import require_vllm
 from kvspec.engine.supported import device
-from kvspec.engine.text import ByteLevelText, choice_ids
+from kvspec.engine.text import ByteLevelText
 from kvspec.engine.vllm.tally import FLIPS
 from kvspec.errors import EngineError, KvspecError
 from kvspec.models import Geometry
+from kvspec.plan.lengths import choice_ids
 from kvspec.spec.model import EngineSpec, GenerationSpec, ModelSpec
 
 WORKER = "kvspec.engine.vllm.worker.KvspecWorker"
@@ -168,7 +169,7 @@ class Session:
         except Exception as error:
             raise EngineError.one("KVS406", f"vLLM did not start: {_words(error)}", hint=_start_hint(error)) from error
         self._text = ByteLevelText.of(self._engine.get_tokenizer())
-        self._choice_ids = functools.cache(partial(choice_ids, self._engine.get_tokenizer()))
+        self._choice_ids = functools.cache(partial(choice_ids, self._engine.get_tokenizer().encode))
         # nobody else has a request's parameters, so vLLM need not copy them to the bottom
         self._sampling = partial(SamplingParams, output_kind=RequestOutputKind.FINAL_ONLY, skip_clone=True)
 

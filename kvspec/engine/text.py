@@ -17,12 +17,8 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, Self
 
-from kvspec.errors import EngineError
-
 TAIL = 8
 """Tokens at the end of a prompt that show whether it ends with a complete character."""
-BEFORE = "Answer:"
-"""What choices are tokenized after: with some tokenizers the first token of a text is another one."""
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 FALLBACK = re.compile("<0x[0-9A-Fa-f]{2}>")
 """A token that stands for a byte where the decoder has a fallback for bytes."""
@@ -92,31 +88,6 @@ class ByteLevelText(dict[int, bytes | None]):
         for token_id in token_ids:
             stream.update([token_id], False)
         return str(stream.get_next_output_text(True, False))
-
-
-def choice_ids(tokenizer: Any, choices: Sequence[str]) -> list[int]:
-    """The token of each choice, as it stands after a prompt.
-
-    Raises `EngineError` (KVS409) for a choice of several tokens, and for two that begin with the same one.
-    """
-    before = list(tokenizer.encode(BEFORE))
-    found: dict[int, str] = {}
-    for choice in choices:
-        ids = list(tokenizer.encode(BEFORE + choice))
-        own = ids[len(before) :] if ids[: len(before)] == before else ids
-        if len(own) != 1 or own[0] in found:
-            same = f", that of `{found[own[0]]}`" if len(own) == 1 else ""
-            raise EngineError.one(
-                "KVS409",
-                f"the choice `{choice}` is {len(own)} token{'' if len(own) == 1 else 's'} of the model{same}",
-                path="$.generation.choices",
-                expected="choices of one token each, all different",
-                hint="begin it with a space where the prompt ends without one"
-                if not choice[0].isspace()
-                else "label the choices with letters in the prompt, and choose among the letters",
-            )
-        found[own[0]] = choice
-    return list(found)
 
 
 def _byte_level(decoder: dict[str, Any]) -> bool:

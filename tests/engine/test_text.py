@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from kvspec.engine.text import ByteLevelText, choice_ids
+from kvspec.engine.text import ByteLevelText
 from kvspec.errors import EngineError
+from kvspec.plan.lengths import choice_ids
 
 Run = Callable[..., dict[str, dict[str, Any]]]
 # ASCII, first and continuation bytes, whole characters of several bytes, an added and a special token, no token
@@ -93,13 +94,13 @@ def test_other_decoders_are_left_to_vllm(decoder: Any) -> None:
 
 def test_choices_are_single_tokens() -> None:
     made = tokenizer()
-    assert choice_ids(made, ["A", "名 前"]) == [made.encode("A")[0], made.encode("名 前")[0]]
-    assert choice_ids(made, []) == []
+    assert choice_ids(made.encode, ["A", "名 前"]) == [made.encode("A")[0], made.encode("名 前")[0]]
+    assert choice_ids(made.encode, []) == []
     with pytest.raises(EngineError, match="2 tokens of the model"):
-        choice_ids(made, ["A", " B"])
+        choice_ids(made.encode, ["A", " B"])
     made._tokenizer.normalizer = normalizers.Lowercase()
     with pytest.raises(EngineError, match="the choice `a` is 1 token of the model, that of `A`"):
-        choice_ids(made, ["A", "a"])
+        choice_ids(made.encode, ["A", "a"])
 
 
 def test_a_campaign_records_the_texts_that_vllm_makes(gpt2: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
