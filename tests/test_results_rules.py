@@ -12,8 +12,9 @@ import pytest
 
 from tools import spec_index
 from tools.answers import answer
-from tools.results import RESULTS, Page, index, render
-from tools.spec_index import decision_at
+from tools.findings import fisher, p_value
+from tools.results import RESULTS, Page, index, render, see
+from tools.spec_index import SPECS, decision_at, declared
 
 
 def _closest(silent: bool, verdict: str, state: str) -> dict[str, object]:
@@ -78,3 +79,35 @@ def test_the_rule_of_then_is_that_of_the_history(tmp_path: Path, monkeypatch: py
     assert decision_at("one", "2026-01-01T13:00:00+00:00") == "second"
     assert decision_at("one", "2026-01-01T09:00:00+00:00") == ""
     assert decision_at("two", "2026-01-01T13:00:00+00:00") == ""
+
+
+def test_a_row_points_to_single_flips_that_show_what_its_own_test_does_not() -> None:
+    anatomy, layers = (
+        Page.read(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
+        for name in ("bit_anatomy", "layer_sensitivity")
+    )
+    assert anatomy.runs[0].measured.scores.anatomy is not None
+    tests = {one.name: one for one in anatomy.runs[0].measured.scores.anatomy.tests}
+    assert f"layers differ ({p_value(tests['layers'].p_holm)})" in see(layers, [anatomy, layers])
+    assert see(layers, [layers]) == "", "without that page there is nothing to see"
+    assert see(anatomy, [anatomy, layers]) == ""
+
+
+@pytest.mark.parametrize("path", sorted(SPECS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_what_a_row_points_to_exists(path: Path) -> None:
+    if wanted := declared(path)["see"]:
+        page = Page.read(json.loads((RESULTS / f"{wanted['page']}.json").read_text(encoding="utf-8")))
+        anatomy = page.runs[0].measured.scores.anatomy
+        assert anatomy is not None
+        assert wanted["test"] in {one.name for one in anatomy.tests}
+        assert wanted["shown"]
+
+
+def test_the_rule_of_then_is_applied_to_the_run_of_then() -> None:
+    scores = Page.read(json.loads((RESULTS / "msb.json").read_text(encoding="utf-8"))).runs[0].measured.scores
+    one = ["Policy[FP16_EXPONENT, 1e-06]", "AllBits[1e-06]"]
+    found = fisher(scores, [one])
+    assert found is not None
+    assert "in 0 of 1 the first is right less often, in 1 more often" in found.sentences[0]
+    assert "543 of 1,000 and 496 of 1,000 are right, p = 0.039" in found.sentences[0]
+    assert fisher(scores, [one, ["Policy[FP16_EXPONENT, 1.6e-06]", "AllBits[1.6e-06]"]]) is None

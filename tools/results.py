@@ -23,10 +23,11 @@ from kvspec.records import RunStore  # noqa: E402
 from kvspec.report import render_text, to_json  # noqa: E402
 from kvspec.score.scores import score_whole  # noqa: E402
 from kvspec.search.found import GRID  # noqa: E402
+from kvspec.stats.exact import ALPHA  # noqa: E402
 from tools import findings, formats, measured  # noqa: E402
 from tools.answers import Answer, Measured, answer  # noqa: E402
 from tools.figures import scores as read_back  # noqa: E402
-from tools.findings import Findings, share  # noqa: E402
+from tools.findings import Findings, p_value, share  # noqa: E402
 from tools.spec_index import SPECS, decision_at, declared, notes  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results"
@@ -155,6 +156,7 @@ class Page:
         for run in self.runs:
             scores, beyond = run.measured.scores, run.measured.beyond
             mine = [findings.equal_flips(beyond["equal_flips"]), findings.contrasts(scores, beyond["contrasts"])]
+            mine.append(findings.fisher(scores, self.declared.get("fisher") or []))
             if figures := self.declared.get("published"):
                 mine.append(findings.published(scores, figures))
             of = f": {scores.run.storage_format} on {run.device}" if len(self.runs) > 1 else ""
@@ -262,12 +264,26 @@ def kept(name: str) -> Iterator[str]:
         yield f"- The closest cells as a spec, with {with_maps}: [{where}]({where})"
 
 
+def see(page: Page, pages: Sequence[Page]) -> str:
+    """What single flips on another page show of the question of this one, if their test shows it (`x-see`)."""
+    wanted: Mapping[str, str] = page.declared.get("see") or {}
+    for other in pages:
+        anatomy = other.runs[0].measured.scores.anatomy
+        if other.name != wanted.get("page") or anatomy is None:
+            continue
+        (test,) = [one for one in anatomy.tests if one.name == wanted["test"]]
+        if test.p_holm < ALPHA:
+            of = f"{anatomy.trials:,} single flips, {other.runs[0].measured.scores.run.requests:,} prompts"
+            return f" But see [{other.name}]({other.name}.md) ({of}): {wanted['shown']} ({p_value(test.p_holm)})."
+    return ""
+
+
 def index(folder: Path, pages: Sequence[Page]) -> str:
     """One row per page of a folder: what the guide claims and what was found."""
     parts = [HEAD]
     for page in pages:
         said, found = notes(page.file) if page.file else {}, page.answer()
-        mark = " †" if page.earlier else ""
+        mark = (" †" if page.earlier else "") + see(page, pages)
         asked = [said.get("question") or "-", said.get("guide") or "-"]
         parts.append(f"| {' | '.join([f'[{page.name}]({page.name}.md)', *asked, found.text + mark, found.figure])} |")
     parts.append(
