@@ -209,3 +209,18 @@ def test_every_part_has_its_section() -> None:
         results = {name: {"process": {"exit": "stopped after 9 s", "output": "it hung"}}}
         if name not in ("checks", "pair", "floor", "launch"):  # these have a process for each of several
             assert "it hung" in markdown({"machine": {"gpus": []}, "command": "x", **results}), name
+
+
+def test_the_attention_backend_is_vllms_on_a_gpu_and_refused_on_a_cpu() -> None:
+    def settings(device: str, engine: EngineSpec) -> dict[str, Any]:
+        return _settings(ModelSpec("m"), "m", engine, "bf16", Shape(64, 4, None), device)
+
+    chosen = EngineSpec(attention_backend="TRITON_ATTN")
+    assert settings("cuda", chosen)["attention_config"] == {"backend": "TRITON_ATTN"}
+    assert "attention_config" not in settings("cuda", EngineSpec())
+    with pytest.raises(EngineError) as error:
+        settings("cpu", chosen)
+    assert (error.value.diagnostics[0].code, error.value.diagnostics[0].path) == (
+        "KVS401",
+        "$.engine.attention_backend",
+    )
