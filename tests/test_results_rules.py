@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -60,6 +61,7 @@ def test_a_rule_that_is_younger_than_a_run_is_told_for_that_run() -> None:
     assert [what for what in searched.earlier if "2026-11-28" in what]
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_the_rule_of_then_is_that_of_the_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     specs = tmp_path / "specs"
     specs.mkdir()
@@ -111,3 +113,8 @@ def test_the_rule_of_then_is_applied_to_the_run_of_then() -> None:
     assert "in 0 of 1 the first is right less often, in 1 more often" in found.sentences[0]
     assert "543 of 1,000 and 496 of 1,000 are right, p = 0.039" in found.sentences[0]
     assert fisher(scores, [one, ["Policy[FP16_EXPONENT, 1.6e-06]", "AllBits[1.6e-06]"]]) is None
+
+
+def test_without_a_history_no_rule_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert decision_at("msb", "2026-11-29T05:00:00+00:00") == ""

@@ -6,6 +6,7 @@ Every spec states its question, hypothesis and decision rule in the keys `x-ques
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -43,8 +44,11 @@ def notes(path: Path) -> dict[str, str]:
 def decision_at(name: str, when: str) -> str:
     """The decision rule of a spec of the library at a time (ISO 8601), by the history of this repository.
 
-    Empty where the history has no such spec that early: a rule that cannot be shown to be older than a run is not.
+    Empty where the history has no such spec that early, or is not there: a rule that cannot be shown to be older than
+    a run is not.
     """
+    if shutil.which("git") is None:
+        return ""
     wanted = ["git", "log", "-1", "--format=%H", f"--before={when}", "--", SPECS.name]
     commit = subprocess.run(wanted, cwd=SPECS.parent, capture_output=True, text=True, check=False).stdout.strip()
     if not commit:
