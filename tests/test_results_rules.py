@@ -15,7 +15,7 @@ from tools import spec_index
 from tools.answers import answer
 from tools.findings import fisher, p_value
 from tools.results import RESULTS, Page, index, render, see
-from tools.spec_index import SPECS, decision_at, declared
+from tools.spec_index import SPECS, decision_at, declared, notes
 
 
 def _closest(silent: bool, verdict: str, state: str) -> dict[str, object]:
@@ -118,3 +118,14 @@ def test_the_rule_of_then_is_applied_to_the_run_of_then() -> None:
 def test_without_a_history_no_rule_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert decision_at("msb", "2026-11-29T05:00:00+00:00") == ""
+
+
+def test_a_caution_stands_below_the_answer_and_its_first_sentence_in_the_index():
+    for name in ("needle_smollm2_full", "needle_smollm2_reads"):
+        caution = notes(SPECS / f"{name}.yaml")["caution"]
+        page = (RESULTS / f"{name}.md").read_text().split("\n\n")
+        assert page[1].startswith("**") and page[2] == caution
+        (row,) = [
+            x for x in (RESULTS / "README.md").read_text().splitlines() if x.startswith(f"| [{name}]({name}.md) | ")
+        ]
+        assert caution.partition(". ")[0] in row

@@ -230,6 +230,7 @@ def render(page: Page) -> str:
     parts += [f"{found.apart}\n"] if found.apart else []
     if page.file:
         said = notes(page.file)
+        parts += [f"{said['caution']}\n"] if said["caution"] else []
         parts += [f"- {title}: {said[key]}" for key, title in TITLES.items() if said[key]]
         for what, rule in page.earlier.items():
             parts.append(f"- That rule was written after {what}. The one of then: {rule or 'none'}")
@@ -284,6 +285,8 @@ def index(folder: Path, pages: Sequence[Page]) -> str:
     for page in pages:
         said, found = notes(page.file) if page.file else {}, page.answer()
         mark = (" †" if page.earlier else "") + see(page, pages)
+        if caution := said.get("caution"):
+            mark += f" {caution.partition('. ')[0].rstrip('.')}."
         asked = [said.get("question") or "-", said.get("guide") or "-"]
         parts.append(f"| {' | '.join([f'[{page.name}]({page.name}.md)', *asked, found.text + mark, found.figure])} |")
     parts.append(

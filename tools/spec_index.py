@@ -35,7 +35,7 @@ def notes(path: Path) -> dict[str, str]:
     """The `x-` notes of a spec, by name without `x-`; empty texts where it has none."""
     root = load_tree(path)
     found = {}
-    for name in (*NOTES, "guide"):
+    for name in (*NOTES, "guide", "caution"):
         node = root.get(f"x-{name}")
         found[name] = "" if node is None else " ".join(str(node.plain()).split())
     return found
