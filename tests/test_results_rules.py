@@ -124,8 +124,8 @@ def test_a_caution_stands_below_the_answer_and_its_first_sentence_in_the_index()
     for name in ("needle_smollm2_full", "needle_smollm2_reads"):
         caution = notes(SPECS / f"{name}.yaml")["caution"]
         page = (RESULTS / f"{name}.md").read_text().split("\n\n")
-        assert page[1].startswith("**") and page[2] == caution
-        (row,) = [
-            x for x in (RESULTS / "README.md").read_text().splitlines() if x.startswith(f"| [{name}]({name}.md) | ")
-        ]
+        assert page[1].startswith("**")
+        assert page[2] == caution
+        rows = (RESULTS / "README.md").read_text().splitlines()
+        (row,) = [row for row in rows if row.startswith(f"| [{name}]({name}.md) | ")]
         assert caution.partition(". ")[0] in row
