@@ -25,9 +25,8 @@ UNSTABLE = {
     "[part floor](../benchmarks/h100-session.md)"
 }
 PLACE_ALONE = (
-    "Place alone can be large: with the same faults in a bf16 cache, BitRot[1e-06] of quickstart leaves 67.5% [52.0%, "
-    "79.9%], n = 40, right on a CPU in float32 ([README](../../README.md)) and 31.2% [28.4%, 34.1%], n = 1,000, on an "
-    "H200 in bfloat16 ([quickstart](quickstart.md))."
+    "How much place alone can do: the same faults of the same spec on a CPU in float32 ([README](../../README.md)) and "
+    "on an H200 in bfloat16 ([quickstart](quickstart.md))."
 )
 
 

@@ -346,20 +346,12 @@ def _settings(
         "disable_log_stats": True,
     }
     if device == "cpu":
-        if engine.tensor_parallel > 1:
-            raise EngineError.one(
-                "KVS401",
-                "tensor parallelism is not supported on a CPU",
-                path="$.engine.tensor_parallel",
-                expected="1",
-            )
-        if engine.attention_backend is not None:
-            raise EngineError.one(
-                "KVS401",
-                "there is one attention backend on a CPU",
-                path="$.engine.attention_backend",
-                expected="no such line",
-            )
+        for given, key, words, expected in (
+            (engine.tensor_parallel > 1, "tensor_parallel", "tensor parallelism is not supported on a CPU", "1"),
+            (engine.attention_backend, "attention_backend", "there is one attention backend on a CPU", "no such line"),
+        ):
+            if given:
+                raise EngineError.one("KVS401", words, path=f"$.engine.{key}", expected=expected)
         block = engine.block_size or BLOCK_TOKENS
         return {
             **settings,

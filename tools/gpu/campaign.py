@@ -216,9 +216,6 @@ def measure(
     from kvspec.engine.campaign import Inputs
     from kvspec.engine.session import Session, Shape
 
-    settings = sessions._settings
-    # what vLLM wants to be free when it starts; the cache has the size that the spec gives
-    sessions._settings = lambda *args: {**settings(*args), "gpu_memory_utilization": 0.3}
     sessions.WORKER = WORKER
     plan = plan_of(out, "writes", model, WRITES)
     inputs, spec = Inputs.of(plan), plan.spec
