@@ -7,6 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from kvspec.cli.plan_text import dose_tables
 from kvspec.errors import PlanError
 from kvspec.models import Geometry, ModelInfo
 from kvspec.plan import Plan, canonical_json, compile_plan
-from kvspec.plan.dose import dose, fit_probability, sampler_parameters
+from kvspec.plan.dose import dose, fit_probability, highest_rate, sampler_parameters
 from kvspec.plan.estimate import estimate, expected_flips, shown, shown_tokens
 from kvspec.spec import load_spec
-from kvspec.spec.model import Fault, Rate, Selector
+from kvspec.spec.model import RATE_UNITS, Fault, Rate, Selector
 from kvspec.stats.design import detectable_drop
 
 ROOT = Path(__file__).parents[1]
@@ -165,6 +166,32 @@ def test_fit_is_the_textbook_formula() -> None:
     assert fit_probability(1000, 1000) == pytest.approx(1000 * 1000 / (1e9 * 2**20), rel=1e-6)
     assert fit_probability(0, 5) == 0
     assert fit_probability(1e30, 1e9) == 1
+
+
+@pytest.mark.parametrize("density", [1.0, 0.3, 4e-6])
+@pytest.mark.parametrize("model", ["random", "page_local"])
+@pytest.mark.parametrize("unit", RATE_UNITS)
+@pytest.mark.parametrize(("bits", "target"), [("all", "values"), ((0, 2, 5), "values"), ("all", "scales")])
+def test_the_highest_rate_is_one_that_a_plan_takes_and_no_higher_one(
+    model: str, unit: str, density: float, bits: Any, target: str
+) -> None:
+    if unit == "per_page" and model == "random":
+        return
+    rate = Rate(unit, 0.0, 24.0 if unit == "fit" else None)
+    fault = Fault("F", 0, "KV_WRITE", model, rate, bits=bits, page_density=density, target=target)
+
+    def probability(value: float) -> float:
+        found = sampler_parameters(replace(fault, rate=replace(rate, value=value)), "int8_per_token_head", SMALL)
+        return found.page_rate if model == "page_local" else found.rate
+
+    highest = highest_rate(fault, "int8_per_token_head", SMALL)
+    if unit == "fit" and (model == "random" or density == 1.0):
+        assert highest == math.inf
+        assert probability(1e300) == 1.0
+        return
+    assert probability(highest) == pytest.approx(1.0, rel=1e-9)
+    with pytest.raises(PlanError, match="gives a probability of"):
+        probability(highest * (1 + 1e-9))
 
 
 def test_page_local_at_a_bit_rate_has_the_same_expected_flips_as_random(make: Any) -> None:

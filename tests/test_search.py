@@ -375,6 +375,21 @@ def test_items_that_show_the_state_come_first(tmp_path: Path) -> None:
         assert pairs == [(True, False)] * 60 + [(True, True)] * 39  # one is not solved clean
 
 
+def test_a_state_at_the_highest_rate_of_a_fault_is_found(tmp_path: Path) -> None:
+    """A factor 10 above the grid is more than the fault may have; what it may have at most loses 80 % of reasoning."""
+    page = "model: page_local, page_density: 4e-6, site: KV_READ, rate: {per_bit: [1e-7, 1e-6]}"
+    text = without("Uniform", "Loud").replace("model: random, site: KV_READ, rate: {per_bit: [1e-7, 1e-5]}", page)
+    found, ran = go(tmp_path, text, 2)
+    assert [[cell.fault.rate.value for cell in plan.cells] for plan in ran] == [
+        [1e-7, 1e-6],  # the grid
+        [pytest.approx(4e-6)],
+        [2e-6],  # between both
+        [pytest.approx(4e-6)],  # the other seed
+    ]
+    assert found.shown(True)
+    assert "steps 15-, 4e-06 per_bit]" in found.verdict(True)
+
+
 def test_prompts_of_one_kind_cannot_be_searched(tmp_path: Path) -> None:
     with pytest.raises(KvspecError) as caught:
         go(tmp_path, SPEC.replace("TASKS", "retrieve_b"))

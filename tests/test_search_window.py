@@ -256,19 +256,23 @@ def test_a_window_as_json_says_all_of_it() -> None:
 @pytest.mark.parametrize(
     ("fault", "rate", "tried"),
     [
-        (page := Fault("F", 0, "KV_WRITE", "page_local", Rate("per_bit", 0), page_density=1e-3), 5e-4, []),
-        (page, 5e-5, [5e-4]),
+        (page := Fault("F", 0, "KV_WRITE", "page_local", Rate("per_bit", 0), page_density=1e-3), 5e-5, [5e-4]),
+        (page, 5e-4, [1e-3]),  # the highest that its density leaves
+        (page, 1e-3, []),
+        (page, 0.95e-3, []),  # too close to it for one more
         (replace(page, rate=Rate("per_page", 0)), 5e-4, [5e-3]),
+        (replace(page, rate=Rate("per_page", 0)), 0.5, [1.0]),
         (random := Fault("F", 0, "KV_WRITE", "random", Rate("per_bit", 0)), 5e-4, [5e-3]),
-        (random, 0.5, []),
+        (random, 0.3, [1.0]),
+        (random, 1.0, []),
         (replace(random, rate=Rate("per_token", 0)), 0.5, [5.0]),
-        (replace(random, rate=Rate("per_token", 0)), 5.0, []),  # 2 * 12 rows a token
+        (replace(random, rate=Rate("per_token", 0)), 5.0, [24.0]),  # 2 * 12 rows a token
         (replace(random, rate=Rate("fit", 0, 1.0)), 1e9, [1e10]),
     ],
 )
-def test_rates_are_tried_that_a_plan_takes(fault: Fault, rate: float, tried: list[float]) -> None:
+def test_no_rate_is_tried_above_the_highest_and_the_highest_is(fault: Fault, rate: float, tried: list[float]) -> None:
     kept = (Ends(100, 0, 0, 0), Ends(100, 0, 0, 0))  # nothing is lost: the next rate is above
     series = Series(fault)
     states = tuple(ZombieState(0, 100, "recall", "sum", kept, silent=silent) for silent in (False, True))
     series.add(Point("F", replace(fault, rate=replace(fault.rate, value=rate)), states))
-    assert [found.rate.value for found in series.next_faults("bf16", Geometry(12, 12, 64))] == tried
+    assert [found.rate.value for found in series.next_faults("bf16", Geometry(12, 12, 64))] == pytest.approx(tried)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvspec import _native
 from kvspec.errors import PlanError
@@ -60,6 +60,11 @@ def fit_probability(raw_fit_per_mbit: float, residency_hours: float) -> float:
     return -math.expm1(-raw_fit_per_mbit * residency_hours / (FIT_HOURS * MBIT))
 
 
+def fit_rate(probability: float, residency_hours: float) -> float:
+    """The raw FIT per Mbit at which one bit flips with that probability, below 1: what `fit_probability` undoes."""
+    return -math.log1p(-probability) * FIT_HOURS * MBIT / residency_hours
+
+
 def eligible_mask(fault: Fault, storage_format: str) -> int:
     """Bits of an element, a code or a scale, that the fault may touch. Raises `PlanError` (KVS304)."""
     try:
@@ -89,18 +94,47 @@ def eligible_mask(fault: Fault, storage_format: str) -> int:
 def sampler_parameters(fault: Fault, storage_format: str, geometry: Geometry) -> SamplerParameters:
     """Convert a declared fault for one geometry. Raises `PlanError` (KVS303, KVS304)."""
     mask = eligible_mask(fault, storage_format)
-    if fault.model == "page_local":
-        return SamplerParameters(
-            per="bit",
-            rate=fault.page_density,
-            mask=mask,
-            burst_len=fault.burst_len,
-            page_tokens=fault.page_tokens,
-            page_rate=_page_rate(fault, mask, geometry),
-            target=fault.target,
+    per, probability = _drawn(fault, mask, geometry)
+    if not 0.0 <= probability <= 1.0:
+        raise PlanError.one(
+            "KVS303",
+            f"the rate `{fault.rate}` of `{fault.name}` gives a probability of {probability:g}",
+            path=f"$.faults[{fault.index}].rate",
+            expected="a probability between 0 and 1",
+            hint="lower the rate, or raise page_density" if fault.model == "page_local" else "lower the rate",
         )
-    per, rate = _unit_and_probability(fault.rate, geometry)
-    return SamplerParameters(per, _checked(fault, rate), mask, fault.burst_len, 0, 1.0, fault.target)
+    if per == "page":
+        page = (fault.page_tokens, probability)
+        return SamplerParameters("bit", fault.page_density, mask, fault.burst_len, *page, fault.target)
+    return SamplerParameters(per, probability, mask, fault.burst_len, 0, 1.0, fault.target)
+
+
+def highest_rate(fault: Fault, storage_format: str, geometry: Geometry) -> float:
+    """The highest value, in its unit, that the rate of `fault` may have in a cache of that format and geometry: what
+    `sampler_parameters` takes and nothing above it, whatever its rate is now. Infinite where any rate has a
+    probability, as of `fit`. Raises `PlanError` (KVS304)."""
+    mask = eligible_mask(fault, storage_format)
+
+    def probability(value: float) -> float:
+        return _drawn(replace(fault, rate=replace(fault.rate, value=value)), mask, geometry)[1]
+
+    if fault.rate.unit != "fit":
+        highest = 1.0 / probability(1.0)  # all other units are in proportion to the probability
+    elif fault.model != "page_local" or fault.page_density >= 1.0:
+        return math.inf
+    else:
+        assert fault.rate.residency_hours is not None
+        highest = fit_rate(fault.page_density, fault.rate.residency_hours)
+    while probability(highest) > 1.0:  # by the last bits of the division
+        highest = math.nextafter(highest, 0.0)
+    return highest
+
+
+def _drawn(fault: Fault, mask: int, geometry: Geometry) -> tuple[str, float]:
+    """What is drawn (bit, element, row or page) and its probability, which is none if the rate is too high."""
+    if fault.model == "page_local":
+        return "page", _page_rate(fault, mask, geometry)
+    return _unit_and_probability(fault.rate, geometry)
 
 
 def _unit_and_probability(rate: Rate, geometry: Geometry) -> tuple[str, float]:
@@ -119,23 +153,11 @@ def _unit_and_probability(rate: Rate, geometry: Geometry) -> tuple[str, float]:
 def _page_rate(fault: Fault, mask: int, geometry: Geometry) -> float:
     """Probability that a page is hit: given directly, or so that the overall rate per bit is the declared one."""
     if fault.rate.unit == "per_page":
-        return _checked(fault, fault.rate.value)
+        return fault.rate.value
     per, rate = _unit_and_probability(fault.rate, geometry)
     head_size = geometry.head_size if fault.target == "values" else 1
     eligible_bits = mask.bit_count() * {"bit": 0, "element": 1, "row": head_size}[per] or 1
-    return _checked(fault, rate / eligible_bits / fault.page_density)
-
-
-def _checked(fault: Fault, probability: float) -> float:
-    if 0.0 <= probability <= 1.0:
-        return probability
-    raise PlanError.one(
-        "KVS303",
-        f"the rate `{fault.rate}` of `{fault.name}` gives a probability of {probability:g}",
-        path=f"$.faults[{fault.index}].rate",
-        expected="a probability between 0 and 1",
-        hint="lower the rate, or raise page_density" if fault.model == "page_local" else "lower the rate",
-    )
+    return rate / eligible_bits / fault.page_density
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from kvspec.errors import PlanError
 from kvspec.models import Geometry
 from kvspec.plan.compile import describe_ranges, describe_selector
-from kvspec.plan.dose import sampler_parameters
+from kvspec.plan.dose import highest_rate
 from kvspec.score.zombie import ZombieState
 from kvspec.search.window import CLOSE, Window, rounded
 from kvspec.spec.model import Fault, Range
@@ -109,17 +108,17 @@ class Series:
         return min(self.points, key=lambda point: point.order(silent))
 
     def next_faults(self, storage_format: str, geometry: Geometry) -> list[Fault]:
-        """The fault at the rates that would place the widest window better, by each of the two definitions; of these
-        the ones that it may have in a cache of that format and geometry."""
+        """The fault at the rates that would place the widest window better, by each of the two definitions. Where one
+        is above what the fault may have in a cache of that format and geometry, the highest that it may have."""
         taken, found = [point.rate for point in self.points], []
+        highest = highest_rate(self.fault, storage_format, geometry)
         for silent in (False, True):
-            for rate in map(rounded, self.windows(silent)[0].next_rates()):
-                fault = replace(self.fault, rate=replace(self.fault.rate, value=rate))
+            for wanted in self.windows(silent)[0].next_rates():
+                rate = min(rounded(wanted), highest)
                 # rates of the other definition are as good where they are about as high
-                parted = all(max(rate / one, one / rate) > CLOSE for one in taken)
-                if parted and possible(fault, storage_format, geometry):
+                if all(max(rate / one, one / rate) > CLOSE for one in taken):
                     taken.append(rate)
-                    found.append(fault)
+                    found.append(replace(self.fault, rate=replace(self.fault.rate, value=rate)))
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -137,16 +136,6 @@ def state_json(state: ZombieState) -> dict[str, Any]:
     data = asdict(state) | {"recalled": asdict(state.recalled), "reasoned": asdict(state.reasoned)}
     data["ends"] = {"retrieval": data["ends"][0], "reasoning": data["ends"][1]}
     return data | {"shown": state.shown, "distance": state.distance}
-
-
-def possible(fault: Fault, storage_format: str, geometry: Geometry) -> bool:
-    """Whether a plan takes the fault with its rate: what that may be depends on its unit, and with page_local on the
-    density of a page."""
-    try:
-        sampler_parameters(fault, storage_format, geometry)
-    except PlanError:
-        return False
-    return True
 
 
 def series_of(faults: Iterable[Fault]) -> list[Series]:
