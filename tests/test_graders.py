@@ -95,6 +95,24 @@ def test_two_values_are_the_first_two_numbers(a: int, b: int) -> None:
     assert not grade(f"{a}.{b}")
 
 
+@pytest.mark.parametrize(("a", "b"), FACTORS)
+def test_two_values_stated_twice_are_the_first_four_numbers(a: int, b: int) -> None:
+    grade = scene_grade("retrieve_twice", a, b)
+    ways = ["{} and {}, so {} and {}.", " x is {} and y is {}, so the numbers are {} and {}.", "{}\n{}\n{}\n{}\n9"]
+    numbers = [str(a), str(b)] * 2
+    assert [way for way in ways if not grade(way.format(*numbers))] == []
+    assert [
+        way for way in ways for pair in zip(spellings(a), spellings(b), strict=True) if not grade(way.format(*pair * 2))
+    ] == []
+    for place, value in enumerate((a, b) * 2):
+        for other in (*no_spellings(value), *spellings(value + 1)):
+            changed = [*numbers[:place], other, *numbers[place + 1 :]]
+            assert [way.format(*changed) for way in ways if grade(way.format(*changed))] == []
+    assert not grade(f"{a} and {b}.")
+    assert not grade(f"{a} and {b}, so {a}.")
+    assert grade(f"{a} and {b}, so {b} and {a}.") == (a == b)
+
+
 @pytest.mark.parametrize(
     ("grader", "right", "wrong"),
     [

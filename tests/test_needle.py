@@ -18,12 +18,12 @@ from tests.needle_specs import asdict_task, load, needle
 @pytest.mark.parametrize("wording", WORDINGS)
 def test_all_questions_of_an_item_stand_below_one_text(tmp_path: Path, wording: str) -> None:
     prompts = needle(tmp_path, f", tasks: [{', '.join(TASKS)}], wording: {wording}").prompts
-    assert len(prompts.texts) == len(prompts.tasks) == 2 * 5 * 7
-    assert len(set(prompts.texts)) == 70
-    for start in range(0, 70, 7):
-        heads = {text.rsplit("\nQuestion:", 1)[0] for text in prompts.texts[start : start + 7]}
+    assert len(prompts.texts) == len(prompts.tasks) == 2 * 5 * 8
+    assert len(set(prompts.texts)) == 80
+    for start in range(0, 80, 8):
+        heads = {text.rsplit("\nQuestion:", 1)[0] for text in prompts.texts[start : start + 8]}
         assert len(heads) == 1
-        tasks = [task for task in prompts.tasks[start : start + 7] if task]
+        tasks = [task for task in prompts.tasks[start : start + 8] if task]
         assert [task.name for task in tasks] == list(TASKS)
         assert len({(task.item, task.context) for task in tasks}) == 1
 
@@ -44,7 +44,8 @@ def test_examples_can_show_the_task_that_is_asked(tmp_path: Path) -> None:
 
 
 def test_answers_follow_from_the_text(tmp_path: Path) -> None:
-    prompts = needle(tmp_path, ", a: [10, 99], b: 25").prompts
+    tasks = "retrieve_a, retrieve_b, retrieve_both, retrieve_twice, sum, product"
+    prompts = needle(tmp_path, f", a: [10, 99], b: 25, tasks: [{tasks}]").prompts
     for text, task in zip(prompts.texts, prompts.tasks, strict=True):
         assert task is not None
         facts = text.rsplit("\n\n", 1)[1]
@@ -55,6 +56,7 @@ def test_answers_follow_from_the_text(tmp_path: Path) -> None:
             "retrieve_a": f" var_a is {a}.",
             "retrieve_b": f" var_b is {b}.",
             "retrieve_both": f" var_a is {a} and var_b is {b}.",
+            "retrieve_twice": f" var_a is {a} and var_b is {b}, so var_a and var_b are {a} and {b}.",
             "sum": f" var_a is {a} and var_b is {b}, so var_a + var_b = {a} + {b} = {a + b}.",
             "product": f" var_a is {a} and var_b is {b}, so var_a * var_b = {a} * {b} = {a * b}.",
         }[task.name]
@@ -89,6 +91,7 @@ def test_goods_answers_follow_from_the_text(tmp_path: Path) -> None:
             "retrieve_a": f" The number of apples is {a}.",
             "retrieve_b": f" The number of lemons is {b}.",
             "retrieve_both": f"{both}.",
+            "retrieve_twice": f"{both}, so the numbers are {a} and {b}.",
             "sum": f"{both}, so {a} + {b} = {int(a) + int(b)}.",
             "product": f"{both}, so {a} * {b} = {int(a) * int(b)}.",
             "two_hop": f" {person} bought the {good}, and the number of {good} is {number[good]}.",
@@ -114,7 +117,8 @@ def test_chance_is_that_of_naming_numbers_of_the_text(
     both = [(first, second) == pair for pair in drawn for first in pair for second in pair]
     for name in ("retrieve_a", "retrieve_b", "chain", *(["two_hop"] if wording == "goods" else [])):
         assert tasks[name].chance == pytest.approx(sum(one) / len(one)), name
-    assert tasks["retrieve_both"].chance == pytest.approx(sum(both) / len(both))
+    for name in ("retrieve_both", "retrieve_twice"):
+        assert tasks[name].chance == pytest.approx(sum(both) / len(both)), name
     for name, results in (("sum", [x + y for x, y in drawn]), ("product", [x * y for x, y in drawn])):
         assert tasks[name].chance == pytest.approx(max(map(results.count, results)) / len(drawn)), name
     if wording == "variables":

@@ -25,7 +25,7 @@ from itertools import product
 
 from kvspec import _native
 from kvspec.spec.model import Task
-from kvspec.spec.needle_scene import RETRIEVAL, WORDINGS, Scene, Values
+from kvspec.spec.needle_scene import RETRIEVAL, STATING, WORDINGS, Scene, Values
 
 ADJECTIVES = ("old", "quiet", "narrow", "bright", "wooden", "northern", "famous", "small", "busy", "distant", "green",
               "gentle", "heavy", "modern", "local", "early")  # fmt: skip
@@ -106,14 +106,13 @@ def math_needle(needles: Needles) -> Iterator[tuple[str, Task]]:
                     example.text(task if needles.examples_of == "task" else _turn(needles, place))
                     for place, example in enumerate(examples)
                 ]
-                worked = task in ("retrieve_both", "sum", "product")
                 asked = Task(
                     name=task,
                     kind="retrieval" if task in RETRIEVAL else "reasoning",
                     item=str(number),
                     context=context,
                     grader=scene.grader(task),
-                    operands=(scene.a, scene.b) if worked else (),
+                    operands=(scene.a, scene.b) if task in STATING else (),
                     chance=chances[task],
                 )
                 text = "\n\n".join([*shown, haystack])
@@ -193,8 +192,8 @@ def _chance(task: str, needles: Needles) -> float:
 
     The two values are drawn independently, so they are the same with probability p = |A and B| / (|A| |B|), and then
     either one is right. Naming one of the two at random is right with p + (1 - p) / 2, naming two of them, each at
-    random, with p + (1 - p) / 4: 5/9 and 1/3 for two values of [1, 9], 1/2 and 1/4 for values that cannot meet. The
-    room of `variables` is one of two that always differ.
+    random, with p + (1 - p) / 4 (twice, if the same are named again): 5/9 and 1/3 for two values of [1, 9], 1/2 and 1/4
+    for values that cannot meet. The room of `variables` is one of two that always differ.
     """
     first, second = (range(low, high + 1) for low, high in (needles.values.a, needles.values.b))
     if task == "sum":  # the sums in the middle come about in as many ways as the smaller range has values
@@ -204,4 +203,4 @@ def _chance(task: str, needles: Needles) -> float:
         return max(results.values()) / results.total()
     shared = len(range(max(first.start, second.start), min(first.stop, second.stop)))
     same = 0.0 if task == "two_hop" and needles.wording == "variables" else shared / (len(first) * len(second))
-    return same + (1 - same) / (4 if task == "retrieve_both" else 2)
+    return same + (1 - same) / (4 if task in STATING else 2)

@@ -5,6 +5,8 @@
 `goods`: "The number of apples is 7. Anna bought the apples." Answers repeat the facts word for word, and names are
 words that no other name resembles, which lets a small model find and copy them. The two-hop task asks for one of the
 values, so every task needs the same two numbers.
+
+`retrieve_twice` is the control of length: its answer goes on as long as that of a sum and computes nothing.
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ from typing import Protocol
 
 from kvspec.spec.model import Grader
 
-TASKS = ("retrieve_a", "retrieve_b", "retrieve_both", "sum", "product", "two_hop", "chain")
-RETRIEVAL = ("retrieve_a", "retrieve_b", "retrieve_both")
+TASKS = ("retrieve_a", "retrieve_b", "retrieve_both", "retrieve_twice", "sum", "product", "two_hop", "chain")
+RETRIEVAL = ("retrieve_a", "retrieve_b", "retrieve_both", "retrieve_twice")
+STATING = ("retrieve_both", "retrieve_twice", "sum", "product")
+"""Tasks whose answers state both values first, so that one answer shows its operands and its result."""
 
 LETTERS = "defghjkmnpqrstuvwxyz"
 GOODS = ("cherries", "grapes", "oranges", "peaches", "nuts", "beans", "carrots", "onions", "tomatoes", "potatoes",
@@ -119,6 +123,7 @@ class Variables:
             "retrieve_a": f"What is {x}?",
             "retrieve_b": f"What is {y}?",
             "retrieve_both": f"What are {x} and {y}?",
+            "retrieve_twice": f"What are {x} and {y}, stated twice?",
             "sum": f"What is {x} + {y}?",
             "product": f"What is {x} * {y}?",
             "two_hop": f"In which room is the key of {self.people[0]}?",
@@ -134,6 +139,7 @@ class Variables:
             "retrieve_a": f"{x} is {a}.",
             "retrieve_b": f"{y} is {b}.",
             "retrieve_both": f"{both}.",
+            "retrieve_twice": f"{both}, so {x} and {y} are {a} and {b}.",
             "sum": f"{both}, so {x} + {y} = {a} + {b} = {a + b}.",
             "product": f"{both}, so {x} * {y} = {a} * {b} = {a * b}.",
             "two_hop": f"{person} put the key in the {box} box, and the {box} box is in the {room}.",
@@ -195,6 +201,7 @@ class Goods:
             "retrieve_a": f"What is the number of {x}?",
             "retrieve_b": f"What is the number of {y}?",
             "retrieve_both": f"What are the numbers of {x} and {y}?",
+            "retrieve_twice": f"What are the numbers of {x} and {y}, stated twice?",
             "sum": f"What is the number of {x} plus the number of {y}?",
             "product": f"What is the number of {x} times the number of {y}?",
             "two_hop": f"What is the number of what {self.people[0]} bought?",
@@ -210,6 +217,7 @@ class Goods:
             "retrieve_a": f"The number of {x} is {a}.",
             "retrieve_b": f"The number of {y} is {b}.",
             "retrieve_both": f"{both}.",
+            "retrieve_twice": f"{both}, so the numbers are {a} and {b}.",
             "sum": f"{both}, so {a} + {b} = {a + b}.",
             "product": f"{both}, so {a} * {b} = {a * b}.",
             "two_hop": f"{self.people[0]} bought the {good}, and the number of {good} is {number}.",
@@ -227,10 +235,10 @@ WORDINGS: dict[str, type[Variables] | type[Goods]] = {"variables": Variables, "g
 def _number(scene: Scene, task: str, single: int) -> Grader:
     """The number of an answer; `single` is that of a task that asks for one value.
 
-    A value asked for is the first number of the answer, two are its first two. A result is the number behind the last
-    `=` of the first sentence with a `=` (small models go on with sentences of their own). Where none has one it is the
-    last number of the answer, unless that is the second, for operands restated are no result; and a result that is one
-    of its operands (1 * 7 is 7) must then stand alone.
+    A value asked for is the first number of the answer, two are its first two, two stated twice its first four. A
+    result is the number behind the last `=` of the first sentence with a `=` (small models go on with sentences of
+    their own). Where none has one it is the last number of the answer, unless that is the second, for operands restated
+    are no result; and a result that is one of its operands (1 * 7 is 7) must then stand alone.
     Numbers are whole: 1,250 and 1250.0 are 1250, while 1250.75, -1250 and 11250 are not.
     """
     if task in ("sum", "product"):
@@ -246,9 +254,9 @@ def _number(scene: Scene, task: str, single: int) -> Grader:
             bare = rf"^\s*{result}[.!]?\s*$"
         return Grader("regex", rf"{equation}|{bare}")
     first = rf"^(?:[^0-9]*(?:[^0-9-]|[A-Za-z_.]-))?{_spelled(scene.b if task == 'retrieve_b' else single)}"
-    if task == "retrieve_both":
-        comma = "|," if len(str(scene.b)) != 3 else ""  # 50,250 is one number
-        first += rf"(?:[^0-9]*(?:[^0-9.,-]|[^0-9][.,]|[A-Za-z_.]-)|-{comma}){_spelled(scene.b)}"
+    for number in {"retrieve_both": (scene.b,), "retrieve_twice": (scene.b, scene.a, scene.b)}.get(task, ()):
+        comma = "|," if len(str(number)) != 3 else ""  # 50,250 is one number
+        first += rf"(?:[^0-9]*(?:[^0-9.,-]|[^0-9][.,]|[A-Za-z_.]-)|-{comma}){_spelled(number)}"
     return Grader("regex", first + r"(?:[^0-9.,]|[.]+(?:[^0-9.]|$)|,(?:[^0-9]|$|[0-9]{1,2}(?:[^0-9]|$)|[0-9]{4})|$)")
 
 
