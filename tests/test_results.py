@@ -21,6 +21,7 @@ from kvspec.records import Record
 from kvspec.report import to_json
 from kvspec.score import Proportion, Scores
 from kvspec.score.anatomy import Anatomy, SiteMap, Square
+from kvspec.score.model import PairTest
 from kvspec.score.scores import score_whole
 from kvspec.score.tasks import TaskPair
 from kvspec.spec import load_spec
@@ -74,7 +75,7 @@ def test_a_page_says_what_was_run_and_found(tmp_path: Path) -> None:
 
 
 def test_formats_are_compared(tmp_path: Path) -> None:
-    plan = make_plan(per_prompt=20)
+    plan = make_plan(prompts=20, per_prompt=2)
     calm = write_run(tmp_path / "a", plan)
     hurt = write_run(tmp_path / "b", plan, lambda t, r: sdc(r) if t.cell == 1 else r)
     assert results("--out", tmp_path, calm, hurt).returncode == 0
@@ -84,7 +85,7 @@ def test_formats_are_compared(tmp_path: Path) -> None:
     assert "Equal faults per element: 0 of 1 pairs of formats differ" in page
     # GPT-2 in bf16: 12 layers x 24 rows x 128 bytes are 36 KiB a token, 32 of them 1.125 MiB.
     assert "| requests that a GiB holds | 910 | 910 |" in page
-    assert "1 of 3 pairs of formats differ (log ratio, Holm)" in page
+    assert "1 of 3 pairs of formats differ (t-test with prompts as clusters, Holm)" in page
     assert "at 1e-05 per bit bf16 0 < bf16 910" in page
 
 
@@ -95,7 +96,7 @@ def _told(runs: list[Scores], compared: dict[str, object]) -> dict[str, str]:
 
 def test_losses_per_gib_weigh_what_a_gib_holds(tmp_path: Path) -> None:
     """As many broken requests in a format that holds about twice as many are about twice the losses."""
-    plan = make_plan(per_prompt=100)
+    plan = make_plan(prompts=20, per_prompt=10)
     narrow = compile_plan(replace(plan.spec, model=ModelSpec("gpt2", kv_cache_dtype="int8_per_token_head")))
     half = [
         write_run(tmp_path / name, one, lambda t, r: sdc(r) if t.cell == 1 and t.trial % 2 else r)
@@ -105,11 +106,28 @@ def test_losses_per_gib_weigh_what_a_gib_holds(tmp_path: Path) -> None:
     found = _told([run.scores for run in runs], measured.formats(runs))
     assert "0 of 3 pairs of formats differ" in found["Formats per bit"]
     assert "at 1e-05 per bit bf16 455 < int8_per_token_head 857" in found["Formats per GiB"]
+    assert found["Formats per GiB"].endswith("The intervals of its table have prompts as clusters as well.")
+
+
+def test_losses_per_gib_of_a_few_prompts_are_not_those_of_others(tmp_path: Path) -> None:
+    """As many trials are broken, but all of three prompts in twenty: another twenty might have none, or six."""
+    plan = make_plan(prompts=20, per_prompt=10)
+    narrow = compile_plan(replace(plan.spec, model=ModelSpec("gpt2", kv_cache_dtype="fp8_e4m3")))
+    runs = [
+        score_whole(
+            write_run(tmp_path / name, one, lambda t, r, of=of: sdc(r) if t.cell == 1 and t.request in of else r)
+        )
+        for name, one, of in (("wide", plan, range(3)), ("narrow", narrow, range(8, 14)))
+    ]
+    found = measured.formats(runs)
+    told = _told([run.scores for run in runs], found)
+    assert "at 1e-05 bf16 85.0% > fp8_e4m3 70.0%" in told["Formats per bit"]
+    assert "at 1e-05 per bit bf16 137 ~ fp8_e4m3 546" in told["Formats per GiB"]
 
 
 def test_formats_have_an_answer_per_question_and_say_what_bears_on_it(tmp_path: Path) -> None:
     """The narrow format is hurt less at 1e-5 per bit, but a GiB of it holds about twice the requests."""
-    plan = make_plan(per_prompt=100)
+    plan = make_plan(prompts=20, per_prompt=10)
     narrow = compile_plan(replace(plan.spec, model=ModelSpec("gpt2", kv_cache_dtype="int4_per_token_head")))
 
     def hurt(some: int, controls: int) -> Callable[[Trial, Record], Record]:
@@ -121,7 +139,7 @@ def test_formats_have_an_answer_per_question_and_say_what_bears_on_it(tmp_path: 
 
     runs = [
         score_whole(write_run(tmp_path / name, one, hurt(*how)))
-        for name, one, how in (("wide", plan, (90, 0)), ("narrow", narrow, (70, 1)))
+        for name, one, how in (("wide", plan, (9, 0)), ("narrow", narrow, (7, 1)))
     ]
     beyond = {"formats": measured.formats(runs)}
     found = answer({"test": "formats"}, [Measured(run.scores, {}) for run in runs], beyond)
@@ -334,22 +352,57 @@ def test_what_breaks_first_is_told_by_kind_of_fault(apart: str, text: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("p", "value", "text"),
+    ("k", "tests", "text", "figure"),
     [
-        (0.5, 0.02, "Bits differ: bit 14 in V shows most; K and V are not told apart over all bits."),
-        (0.01, 0.02, "shows most; over all bits a flip in K shows more often (+2.0% [+1.0%, +3.0%] for K)."),
-        (0.01, -0.02, "shows most; over all bits a flip in V shows more often (-2.0% [-3.0%, -1.0%] for K)."),
+        (
+            {"14V": 90, "14K": 60, "13K": 30, "13V": 30, "0K": 20, "0V": 29},
+            {14: (-0.2, 0.01), 13: (0.1, 0.001), 0: (0.1, 0.04)},
+            (
+                "Bits differ: bit 14 in V shows most, above every other; "
+                "K is more fragile than V at bits 13 and 0 and V is more fragile than K at bit 14."
+            ),
+            (
+                "4 of 6 pairs of bits of a plane are told apart; K and V differ at 3 of 3 bits, most "
+                "Bit14[V] against Bit14[K] -20.0% [-21.0%, -19.0%] right (p = 0.01), n = 99 pairs"
+            ),
+        ),
+        (
+            {"14V": 90, "14K": 85, "0K": 20, "0V": 20},  # the two highest are not told apart
+            {14: (-0.2, 0.06), 0: (0.0, 1.0)},
+            "Bits differ: bit 14 in V shows most; K and V are not told apart at any of them.",
+            "2 of 2 pairs of bits of a plane are told apart; K and V differ at 0 of 2 bits",
+        ),
+        (
+            {"14V": 50, "14K": 50, "0K": 45, "0V": 45},
+            {},  # no cells that share their draws
+            "No difference between bits is shown; K and V are not told apart at any of them.",
+            (
+                "bit 14 in K shown by 50.0% [40.4%, 59.6%], n = 100 single flips; "
+                "0 of 2 pairs of bits of a plane are told apart; K and V differ at 0 of 0 bits"
+            ),
+        ),
     ],
 )
-def test_the_plane_of_all_bits_is_told_apart_from_the_bit_that_shows_most(p: float, value: float, text: str) -> None:
-    tests = [
-        SimpleNamespace(name="K against V", p_holm=p, difference=Difference(value, value - 0.01, value + 0.01)),
-        SimpleNamespace(name="bits", p_holm=1e-9, difference=None),
-    ]
-    squares = tuple(Square("14", plane, Proportion.of(k, 100)) for plane, k in (("K", 80), ("V", 90)))
-    anatomy = SimpleNamespace(tests=tests, maps=[SiteMap("bit", "Bit", "K or V", squares)])
-    run = cast("Measured", SimpleNamespace(scores=SimpleNamespace(anatomy=anatomy)))
-    assert TESTS["bits"](run, {}).text.endswith(text)
+def test_bits_are_told_apart_by_the_rule_of_their_spec(
+    k: dict[str, int], tests: dict[int, tuple[float, float]], text: str, figure: str
+) -> None:
+    """Bits by intervals that do not overlap; K against V by McNemar's test at each bit."""
+    squares = tuple(Square(at[:-1], at[-1], Proportion.of(seen, 100)) for at, seen in sorted(k.items()))
+    cells, pairs = [], []
+    for bit, (value, p) in tests.items():
+        for plane in "KV":
+            fault = {"bits": [bit], "where": {"cache": [plane]}}
+            cells.append(SimpleNamespace(plan=SimpleNamespace(name=f"Bit{bit}[{plane}]", fault=fault)))
+        difference = Difference(value, value - 0.01, value + 0.01)
+        pairs.append(PairTest(len(cells) - 2, len(cells) - 1, 99, 0, 0, difference, None, p, p))
+    layers = PairTest(
+        0, 0, 99, 0, 0, Difference(0.9, 0.8, 1.0), None, 1e-9, 1e-9
+    )  # of the same plane: another question
+    anatomy = SimpleNamespace(maps=[SiteMap("bit", "Bit", "K or V", squares)])
+    scores = SimpleNamespace(anatomy=anatomy, pairs=[*pairs, *([layers] if pairs else [])], cells=cells)
+    found = TESTS["bits"](cast("Measured", SimpleNamespace(scores=scores)), {})
+    assert found.text == text
+    assert found.figure.endswith(figure)
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

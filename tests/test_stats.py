@@ -10,7 +10,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvspec.stats.bootstrap import MOST_CLUSTERS, cluster_bootstrap, design_effect
+from kvspec.stats.bootstrap import MOST_CLUSTERS, cluster_bootstrap, clusters_differ, design_effect
 from kvspec.stats.design import detectable_drop, mcnemar_power, paired_sample_size, plan_looks, sample_size
 from kvspec.stats.dose import fit_dose_response
 from kvspec.stats.exact import EXACT_UP_TO, Strata, cochran_armitage, fisher_greater, holm, mcnemar
@@ -333,6 +333,43 @@ def test_clusters_cover() -> None:
     found = cluster_bootstrap(rng.binomial(n, p), n)
     covered = (found.interval[:, 0] <= 0.5) & (found.interval[:, 1] >= 0.5)
     assert covered.mean() == pytest.approx(0.95, abs=0.025)
+
+
+def test_losses_of_clusters_are_compared_by_a_t_test_over_clusters() -> None:
+    k = np.array([[1, 2, 10, 9, 4, 0, 10, 3], [8, 2, 9, 10, 5, 0, 3, 10]])
+    n = np.full(k.shape, 10)
+    weights = (2.0, 1.5)
+    scipy_p = float(scipy.stats.ttest_rel(2.0 * k[0] / 10, 1.5 * k[1] / 10).pvalue)
+    assert clusters_differ(k, n, weights) == pytest.approx(scipy_p, rel=1e-9)
+    assert clusters_differ(k[::-1], n, weights[::-1]) == pytest.approx(scipy_p, rel=1e-9)
+    more = np.concatenate([n, [[0, 5], [0, 0]]], axis=1)  # prompts that one cell did not ask
+    assert clusters_differ(np.concatenate([k, [[0, 3], [0, 0]]], axis=1), more, weights) == pytest.approx(scipy_p)
+    assert clusters_differ(k[:, :1], n[:, :1], weights) == 1.0
+
+
+def test_few_clusters_that_are_alike_by_chance_prove_nothing() -> None:
+    one = np.ones((2, 3), np.int64)
+    assert clusters_differ(np.array([[1, 1, 1], [0, 0, 0]]), one, (1.0, 1.0)) > 0.05
+    assert clusters_differ(one, one, (1.0, 1.0)) == 1.0
+    assert clusters_differ(500 * one, 500 * one, (1.0, 1.1)) < 1e-2, "all broken in both, and one holds more"
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.5])
+def test_losses_of_clusters_differ_by_chance_as_often_as_said(ratio: float) -> None:
+    """Prompts of their own shares, and shares that differ between the cells by prompt but not on average: trials taken
+    to be independent would be told apart more often."""
+    rng = np.random.default_rng(6)
+    prompts, n = 40, np.full((2, 40), 10)
+    ours = naive = 0
+    for _ in range(1_500):
+        p = rng.beta(0.5, 1, (2, prompts))
+        k = rng.binomial(10, p * np.array([[1.0], [ratio]]))
+        ours += clusters_differ(k, n, (ratio, 1.0)) < 0.05
+        a, b = (k.sum(axis=1) + 0.5) / (n.sum(axis=1) + 1)
+        spread = np.sqrt((1 / a - 1) / 400 + (1 / b - 1) / 400)
+        naive += abs(np.log(a * ratio / b)) / spread > 1.96
+    assert ours / 1_500 == pytest.approx(0.05, abs=0.015)
+    assert naive / 1_500 > 0.2
 
 
 def test_one_prompt_has_no_cluster_interval() -> None:

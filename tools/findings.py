@@ -141,8 +141,8 @@ def published(scores: Scores, figures: Data) -> Findings | None:
     same = other = open_ = 0
     for plane in ("K", "V"):
         for x, y in combinations([bit for where, bit in there if where == plane], 2):
-            first = _order(there[plane, x], there[plane, y])
-            second = _order(here[plane, x], here[plane, y])
+            first = order(there[plane, x], there[plane, y])
+            second = order(here[plane, x], here[plane, y])
             if first:
                 same += first == second
                 other += first == -second
@@ -156,7 +156,7 @@ def published(scores: Scores, figures: Data) -> Findings | None:
         where: max(found, key=lambda key: found[key].rate or 0.0)[1]
         for where, found in (("there", there), ("here", here))
     }
-    level = {f"{bit} in {plane}": _order(here[plane, bit], found) for (plane, bit), found in there.items()}
+    level = {f"{bit} in {plane}": order(here[plane, bit], found) for (plane, bit), found in there.items()}
     ways, alike = list(level.values()), [name for name, way in level.items() if not way]
     which = f" ({', '.join(alike)})" if alike else ""
     sentence = (
@@ -169,7 +169,12 @@ def published(scores: Scores, figures: Data) -> Findings | None:
     return Findings("Against published figures", (sentence,), tuple(table))
 
 
-def _order(a: Proportion, b: Proportion) -> int:
+def joined(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def order(a: Proportion, b: Proportion) -> int:
     """1 if the interval of a lies above that of b, -1 below, 0 if they overlap."""
     assert a.low is not None
     assert a.high is not None

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
-from math import log, sqrt
-from statistics import NormalDist
+from itertools import pairwise
 
-from kvspec.score import CellScore, Floor, Proportion, Scores
-from kvspec.stats.exact import ALPHA, holm
-from tools.findings import Data, Findings, adjusted, share
+from kvspec.score import CellScore, Floor, Scores
+from kvspec.stats.exact import ALPHA
+from tools.findings import Data, Findings, adjusted, joined, share
 from tools.measured import REQUEST_TOKENS
 
 UNITS = {"per_bit": "bit", "per_element": "element", "per_row": "row", "per_token": "token"}
@@ -79,6 +77,8 @@ class Part:
     test: str
     doses: Sequence[Dose]
     table: Sequence[str]
+    more: str = ""
+    """What else is said of the figures."""
 
     def findings(self, names: Sequence[str]) -> Findings:
         """The sentence and its table."""
@@ -89,7 +89,7 @@ class Part:
         said = [f"at {d.name}{self.per} {d.ranking(names, self.sign)}" for d in self.doses if few or d.apart]
         if said:
             text += f"; {self.sign} differs from the next, ~ does not: {'; '.join(said)}"
-        return Findings(f"Formats per {self.unit}", (f"{text}.",), tuple(self.table))
+        return Findings(f"Formats per {self.unit}", (f"{text}.{self.more}",), tuple(self.table))
 
     def answer(self, names: Sequence[str], of: Sequence[int]) -> str:
         """In which of some formats faults are masked and in which amplified; at which doses, unless at all of them."""
@@ -99,9 +99,9 @@ class Part:
             for way, word in ((-1, "amplified"), (1, "masked")):
                 at = [dose.name for dose in self.doses if dose.against(one) == way]
                 if at:
-                    told.append(word if len(at) == len(self.doses) else f"{word} at {_and(at)}")
+                    told.append(word if len(at) == len(self.doses) else f"{word} at {joined(at)}")
             ways.setdefault(", ".join(told) or "not told apart", []).append(names[one])
-        return f"per {self.unit} {', '.join(f'{_and(some)} {way}' for way, some in ways.items())}"
+        return f"per {self.unit} {', '.join(f'{joined(some)} {way}' for way, some in ways.items())}"
 
     def figure(self, names: Sequence[str], of: Sequence[int]) -> str:
         """At the dose that tells most formats apart, of several the last; the ranking of the first and some others."""
@@ -113,10 +113,7 @@ class Part:
 def parts(names: Sequence[str], runs: Sequence[Scores], measured: Data) -> list[Part]:
     """All questions that the doses of the runs answer."""
     rows = list(zip(*(scores.cells for scores in runs), strict=True))
-    p: dict[int, dict[tuple[int, int], float]] = {}
-    for one, value in zip(measured["tests"], adjusted(measured["tests"]), strict=True):
-        i, j = one["formats"]
-        p.setdefault(one["cell"], {})[i, j] = value
+    p = _by_cell(measured["tests"])
     found = []
     for unit, word in UNITS.items():
         mine = [row for row, cells in enumerate(rows) if cells[0].plan.fault["rate"]["unit"] == unit]
@@ -128,8 +125,17 @@ def parts(names: Sequence[str], runs: Sequence[Scores], measured: Data) -> list[
             doses.append(Dose(_name(row, mine, rows), [-x for x in rates], [f"{x:.1%}" for x in rates], p.get(row, {})))
         if mine:
             found.append(Part(word, "", ">", "right", word, "exact test within prompts", doses, table))
-    lost = _per_gib(names, rows, measured["requests_per_gib"])
+    lost = _per_gib(names, rows, measured["requests_per_gib"], _by_cell(measured["losses_per_gib"]))
     return found if lost is None else [*found, lost]
+
+
+def _by_cell(tests: Sequence[Data]) -> dict[int, dict[tuple[int, int], float]]:
+    """p of every two formats in each cell, adjusted over all."""
+    found: dict[int, dict[tuple[int, int], float]] = {}
+    for one, p in zip(tests, adjusted(tests), strict=True):
+        i, j = one["formats"]
+        found.setdefault(one["cell"], {})[i, j] = p
+    return found
 
 
 def compared(names: Sequence[str], runs: Sequence[Scores], places: Sequence[str], measured: Data) -> Iterator[Findings]:
@@ -164,7 +170,7 @@ def _places(names: Sequence[str], runs: Sequence[Scores], places: Sequence[str])
         groups.setdefault(place, []).append(name)
     if len(groups) < 2:
         return ()
-    told = "; ".join(f"{_and(some)} on {place}" for place, some in groups.items())
+    told = "; ".join(f"{joined(some)} on {place}" for place, some in groups.items())
     formats = {scores.run.storage_format for scores in runs}
     both = "" if len(formats) < len(runs) else ", and no format ran in two of them"
     text = (
@@ -180,51 +186,41 @@ def _head(names: Sequence[str]) -> list[str]:
     return [f"| cell | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
 
 
-def _and(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-
-
 def _name(row: int, mine: Sequence[int], rows: Sequence[Sequence[CellScore]]) -> str:
     rates = [rows[one][0].plan.fault["rate"]["value"] for one in mine]
     value = rows[row][0].plan.fault["rate"]["value"]
     return f"{value:g}" if rates.count(value) == 1 else rows[row][0].plan.name
 
 
-def _per_gib(names: Sequence[str], rows: Sequence[Sequence[CellScore]], held: Sequence[float] | None) -> Part | None:
+def _per_gib(
+    names: Sequence[str],
+    rows: Sequence[Sequence[CellScore]],
+    held: Sequence[float] | None,
+    p: Mapping[int, Mapping[tuple[int, int], float]],
+) -> Part | None:
     """Broken requests per GiB: at one rate per bit a GiB has the same faults in all formats, but not as many requests.
 
     Two formats lose alike if the ratio of their shares of broken requests is the inverse of that of the requests that
-    they hold: Katz's normal test of the log ratio (half a trial added to both counts), Holm over all pairs and rates.
+    they hold. That is no question of single trials within a prompt, so prompts are clusters, in the test as in the
+    intervals.
     """
     mine = [row for row, cells in enumerate(rows) if cells[0].plan.fault["rate"]["unit"] == "per_bit"]
     if held is None or not mine:
         return None
     table = [*_head(names), f"| requests that a GiB holds | {' | '.join(f'{count:,.0f}' for count in held)} |"]
-    tests: dict[tuple[int, int, int], float] = {}
-    lost: dict[int, list[float]] = {}
+    doses = []
     for row in mine:
-        line, lost[row] = [], []
+        line, lost = [], []
         for cell, count in zip(rows[row], held, strict=True):
             found = cell.exact_match
             if found.rate is None or found.low is None or found.high is None:
                 return None
-            mean, low, high = ((1 - x) * count for x in (found.rate, found.high, found.low))
+            ends = cell.effect.clustered or (found.low, found.high)
+            mean, low, high = ((1 - x) * count for x in (found.rate, *reversed(ends)))
             line.append(f"{mean:,.0f} [{low:,.0f}, {high:,.0f}]")
-            lost[row].append(mean)
+            lost.append(mean)
         table.append(f"| {rows[row][0].plan.name} | {' | '.join(line)} |")
-        for i, j in combinations(range(len(names)), 2):
-            tests[row, i, j] = _same_losses(rows[row][i].exact_match, held[i], rows[row][j].exact_match, held[j])
-    p_of = dict(zip(tests, holm(list(tests.values())), strict=True))
-    doses = []
-    for row in mine:
-        p = {(i, j): p for (at, i, j), p in p_of.items() if at == row}
-        doses.append(Dose(_name(row, mine, rows), lost[row], [f"{count:,.0f}" for count in lost[row]], p))
+        doses.append(Dose(_name(row, mine, rows), lost, [f"{count:,.0f}" for count in lost], p[row]))
     lead = f"GiB, broken requests of {REQUEST_TOKENS} tokens per GiB of cache, scales included"
-    return Part("GiB", " per bit", "<", "broken requests per GiB", lead, "log ratio", doses, table)
-
-
-def _same_losses(a: Proportion, held_a: float, b: Proportion, held_b: float) -> float:
-    broken = [(found.n - found.k + 0.5, found.n + 1.0) for found in (a, b)]
-    (x1, n1), (x2, n2) = broken
-    distance = log(x1 / n1 * held_a) - log(x2 / n2 * held_b)
-    return 2 * NormalDist().cdf(-abs(distance) / sqrt(1 / x1 - 1 / n1 + 1 / x2 - 1 / n2))
+    test, more = "t-test with prompts as clusters", " The intervals of its table have prompts as clusters as well."
+    return Part("GiB", " per bit", "<", "broken requests per GiB", lead, test, doses, table, more)

@@ -28,7 +28,7 @@ from kvspec.search import read_search
 from kvspec.search.found import BOTH, GRID
 from kvspec.spec.model import ModelSpec
 from kvspec.stats.association import slope
-from kvspec.stats.bootstrap import cluster_difference
+from kvspec.stats.bootstrap import cluster_difference, clusters_differ
 from kvspec.stats.exact import Strata, mcnemar
 from kvspec.stats.intervals import Difference, difference_paired
 
@@ -131,22 +131,22 @@ def equal_flips(run: Scored, folder: Path, declared: Sequence[Sequence[str]]) ->
 
 def formats(runs: Sequence[Scored]) -> Data:
     """The same cells in caches of different formats: p of every two formats in every cell, by the exact test within
-    prompts, not adjusted; and how many requests a GiB of each holds, `None` for a model of unknown shape."""
+    prompts; how many requests a GiB of each holds, `None` for a model of unknown shape; and where the rate is per bit,
+    p of every two formats breaking equally many requests of a GiB, with prompts as clusters. No p is adjusted."""
     rows = list(zip(*(run.scores.cells for run in runs), strict=True))
-    tests = [
-        {
-            "cell": row,
-            "formats": [i, j],
-            "p": Strata.of(
-                *runs[i].grid.counts(cells[i].plan.index), *runs[j].grid.counts(cells[j].plan.index)
-            ).different(),
-        }
-        for row, cells in enumerate(rows)
-        for i, j in combinations(range(len(runs)), 2)
-    ]
     geometry = describe(ModelSpec(runs[0].scores.run.model)).geometry
     held = None if geometry is None else [_requests(run.scores.run.storage_format, geometry) for run in runs]
-    return {"tests": tests, "requests_per_gib": held}
+    tests, losses = [], []
+    for row, cells in enumerate(rows):
+        counts = [run.grid.counts(cell.plan.index) for run, cell in zip(runs, cells, strict=True)]
+        per_gib = held is not None and cells[0].plan.fault["rate"]["unit"] == "per_bit"
+        for i, j in combinations(range(len(runs)), 2):
+            pair = {"cell": row, "formats": [i, j]}
+            tests.append(pair | {"p": Strata.of(*counts[i], *counts[j]).different()})
+            if held is not None and per_gib:
+                right, n = (np.stack([counts[one][what] for one in (i, j)]) for what in (0, 1))
+                losses.append(pair | {"p": clusters_differ(n - right, n, (held[i], held[j]))})
+    return {"tests": tests, "requests_per_gib": held, "losses_per_gib": losses}
 
 
 def _requests(name: str, geometry: Geometry) -> float:

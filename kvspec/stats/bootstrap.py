@@ -7,7 +7,7 @@ from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, stdtrit
+from scipy.special import ndtr, stdtr, stdtrit
 
 from kvspec.stats.intervals import CONFIDENCE
 
@@ -78,6 +78,30 @@ def cluster_difference(k: Counts, n: Counts, confidence: float = CONFIDENCE) -> 
     tail = _expanded_tail(clusters, confidence)
     low, high = np.nanquantile(share[:, 0] - share[:, 1], (tail, 1 - tail)).tolist()
     return low, high
+
+
+def clusters_differ(k: Counts, n: Counts, weights: tuple[float, float]) -> float:
+    """Two-sided p-value of weights[0] * sum(k) / sum(n) of the first of two cells being as large as weights[1] times
+    that of the second, with prompts as clusters: the paired t-test over prompts, each with its trials in both cells.
+
+    Prompts asked unequally often count by their trials, with the variance of a ratio estimate (Cochran 1977, section
+    6.3). The variance is never taken to be less than that of independent trials, half a success and half a failure
+    added to both cells: few prompts that are alike by chance prove nothing. `k` and `n` are `[2, P]`. 1 with fewer
+    than two prompts that both cells asked, which say nothing of others.
+    """
+    k, n = np.asarray(k, np.int64), np.asarray(n, np.int64)
+    asked = (n > 0).all(axis=0)
+    clusters = int(np.count_nonzero(asked))
+    if clusters < 2:
+        return 1.0
+    k, n, weight = k[:, asked], n[:, asked], np.asarray(weights, float)
+    total = n.sum(axis=1)
+    share, added = k.sum(axis=1) / total, (k.sum(axis=1) + 0.5) / (total + 1)
+    residual = (weight / total * np.array([1, -1])) @ (k - share[:, None] * n)
+    between = float((residual**2).sum()) * clusters / (clusters - 1)
+    independent = float((weight**2 * added * (1 - added) / (total + 1)).sum())
+    difference = float(weight[0] * share[0] - weight[1] * share[1])
+    return float(2 * stdtr(clusters - 1, -abs(difference) / sqrt(max(between, independent))))
 
 
 def _variances(k: Counts, n: Counts, out: Floats) -> None:
