@@ -39,6 +39,7 @@ class Answers:
         self._rng = random.Random(seed)
         self._slots = plan.spec.engine.max_num_seqs
         self._queue: list[int] = []
+        self._ends: dict[int, list[int] | None] = {}
         self.most = 0
         self.geometry = SMALL
         self.engines = 1
@@ -48,8 +49,9 @@ class Answers:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def submit(self, entry: int, *_: object) -> None:
+    def submit(self, entry: int, *_: object, token_ends: bool) -> None:
         self._queue.append(entry)
+        self._ends[entry] = [2, 4] if token_ends else None
         self.most = max(self.most, len(self._queue))
 
     @property
@@ -85,7 +87,7 @@ class Answers:
     def _answer(self, entry: int) -> Finished:
         request = int(self._table.request[entry])
         differs = self._planned.count(entry, 1) > 0
-        return Finished(entry, [10 + request, 99 if differs else 20], "text", "length")
+        return Finished(entry, [10 + request, 99 if differs else 20], "text", "length", token_ends=self._ends[entry])
 
 
 class Listener:
@@ -165,6 +167,8 @@ def test_every_trial_of_a_plan_runs_once(run: Any, tmp_path: Path) -> None:
     assert set(rows(tmp_path / "run")) == {trial.id for trial in plan.trials()}
     assert RunStore.open(tmp_path / "run").status == "complete"
     assert run.sessions[0].most <= campaign.QUEUE_FACTOR * 16
+    ends = RunStore.open(tmp_path / "run").table(["kind", "token_ends"]).to_pylist()
+    assert all(row["token_ends"] == ([2, 4] if row["kind"] == "golden" else None) for row in ends)
 
 
 def test_shuffled_trials_come_after_all_golden_ones(run: Any, tmp_path: Path) -> None:

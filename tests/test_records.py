@@ -51,6 +51,7 @@ def test_round_trip_of_every_value(tmp_path: Path) -> None:
         flips_landed=2**63,
         nonfinite_at=0,
         error="boom",
+        token_ends=[0, 2**32 - 1],
     )
     empty = replace(masked(TRIALS[1]), token_ids=[], text="")
     with RunStore.create(tmp_path / "run", PLAN, version="t") as store:

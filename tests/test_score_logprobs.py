@@ -124,12 +124,13 @@ def test_logprobs_that_are_not_finite_are_counted_and_in_no_mean(tmp_path: Path)
     )
 
 
-def test_parts_from_before_logprobs_are_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("columns", [LATER, LATER[-1:]], ids=["logprobs", "token_ends"])
+def test_parts_from_before_some_columns_are_read(tmp_path: Path, columns: tuple[str, ...]) -> None:
     run = write_run(tmp_path / "run", PLAN)
     before = score_run(run)
     for part in (run / "parts").iterdir():
         table = pq.read_table(part)
-        pq.write_table(table.drop_columns(list(LATER)), part)
+        pq.write_table(table.drop_columns(list(columns)), part)
     assert score_run(run) == before
     assert RunStore.open(run).table().schema.equals(SCHEMA, check_metadata=False)
     assert RunStore.open(run).table(["trial_id", "logprobs"]).column_names == ["trial_id", "logprobs"]

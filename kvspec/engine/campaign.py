@@ -321,7 +321,8 @@ class _Campaign:
         seed = spec.generation.seed if spec.generation.seed is not None else spec.seed
         for entry in entries:
             trial = work.trials[entry]
-            self._session.submit(entry, self._prompts[trial.request], spec.generation, (seed + trial.request) % SEEDS)
+            asked = self._prompts[trial.request], spec.generation, (seed + trial.request) % SEEDS
+            self._session.submit(entry, *asked, token_ends=trial.kind == "golden")
         if spec.generation.ignore_eos and not spec.generation.stop:
             # The last token that is sampled is never written.
             more = spec.generation.max_tokens - 1
@@ -374,6 +375,7 @@ class _Campaign:
                 error=error,
                 logprob_ids=finished.logprob_ids,
                 logprobs=finished.logprobs,
+                token_ends=finished.token_ends,
             )
 
 

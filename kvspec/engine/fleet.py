@@ -130,7 +130,9 @@ class Fleet:
         """Requests that are queued or running."""
         return sum(len(engine.running) for engine in self._engines) + len(self._ended)
 
-    def submit(self, entry: int, prompt: list[int], generation: GenerationSpec, seed: int) -> None:
+    def submit(
+        self, entry: int, prompt: list[int], generation: GenerationSpec, seed: int, token_ends: bool = False
+    ) -> None:
         """Queue one request in the engine that has the fewest; one that ran before, in the engine that knows it."""
         engine = self._owner.get(entry) or min(self._engines, key=lambda e: len(e.running))
         self._owner[entry] = engine
@@ -138,7 +140,7 @@ class Fleet:
             engine.heard()
         engine.running.add(entry)
         engine.given = entry
-        self._send(engine, "submit", entry, prompt, generation, seed)
+        self._send(engine, "submit", entry, prompt, generation, seed, token_ends)
 
     def step(self) -> list[Finished]:
         """Wait for requests to end, not longer than a moment."""

@@ -16,7 +16,8 @@ from typing import Any, Self
 
 from kvspec.engine.requirements import require_vllm
 from kvspec.engine.supported import device
-from kvspec.engine.text import ByteLevelText
+from kvspec.engine.text import ByteLevelText, token_ends
+from kvspec.engine.vllm.sockets import worker_sockets
 from kvspec.engine.vllm.tally import FLIPS
 from kvspec.errors import EngineError, KvspecError
 from kvspec.models import Geometry
@@ -57,6 +58,8 @@ class Finished:
     logprob_ids: list[int] | None = None
     """The k likeliest tokens per position, one position after the other; `None` if they were not asked for."""
     logprobs: list[float] | None = None
+    token_ends: list[int] | None = None
+    """Characters of the text after each token; `None` if they were not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +154,8 @@ class Session:
         """Likeliest tokens that the requests ask for, the same for all of them."""
         self._shown: set[int] = set()
         """Entries whose text vLLM makes, token by token."""
+        self._marked: set[int] = set()
+        """Entries that ask where the text of each token ends."""
         self.settings = _settings(model, source, engine, storage_format, shape, self.device)
         self.settings["enforce_eager"] |= eager
         if hooked:
@@ -175,7 +180,7 @@ class Session:
 
     def close(self) -> None:
         """Stop the engine. Must come before the next one starts: vLLM keeps one set of process groups."""
-        sockets = _worker_sockets(self._engine)
+        sockets = worker_sockets(self._engine)
         self._engine.engine_core.shutdown()
         for socket in sockets:
             socket.close(linger=0)
@@ -228,9 +233,14 @@ class Session:
         """Geometry of the loaded model."""
         return Geometry(*self.rpc("kvspec_geometry"))
 
-    def submit(self, entry: int, prompt: list[int], generation: GenerationSpec, seed: int) -> None:
-        """Queue one request; its faults are those of `entry` in the loaded table."""
+    def submit(
+        self, entry: int, prompt: list[int], generation: GenerationSpec, seed: int, token_ends: bool = False
+    ) -> None:
+        """Queue one request; its faults are those of `entry` in the loaded table. `token_ends`: whether to tell where
+        the text of each token ends, which takes another pass over the answer."""
         self._logprobs = generation.logprobs or 0
+        if token_ends:
+            self._marked.add(entry)
         if shown := bool(generation.stop) or self._text is None:
             self._shown.add(entry)
         params = self._sampling(
@@ -270,7 +280,12 @@ class Session:
             assert self._text is not None
             # the token that stopped an answer is no part of its text
             text = self._text.text(request.prompt_token_ids, ids[:-1] if reason == "stop" else ids)
-        return Finished(entry, ids, text, reason, *_likeliest(output.logprobs, self._logprobs))
+        ends = None
+        if entry in self._marked:
+            self._marked.remove(entry)
+            made = self._engine.get_tokenizer() if self._text is None else self._text
+            ends = token_ends(made, request.prompt_token_ids, ids, text)
+        return Finished(entry, ids, text, reason, *_likeliest(output.logprobs, self._logprobs), ends)
 
     def generate(self, prompts: list[list[int]], generation: GenerationSpec, seed: int) -> list[Finished]:
         """Submit entries 0 .. n - 1 and run them to the end, in order of entry."""
@@ -280,21 +295,6 @@ class Session:
         while self.pending:
             done += self.step()
         return sorted(done, key=lambda f: f.entry)
-
-
-def _worker_sockets(engine: Any) -> list[Any]:
-    """Sockets to tensor-parallel workers. vLLM 0.25.1 leaves them open, and the collector, which frees their context
-    with them, may find the context first: it then waits for them without end."""
-    executor = getattr(getattr(engine.engine_core, "engine_core", None), "model_executor", None)
-    queues = [getattr(executor, "rpc_broadcast_mq", None), *getattr(executor, "response_mqs", ())]
-    owners = [*queues, *(getattr(queue, "_spin_condition", None) for queue in queues)]
-    return [
-        value
-        for owner in owners
-        if owner is not None
-        for name, value in vars(owner).items()
-        if name.endswith("_socket") and value is not None
-    ]
 
 
 def _likeliest(positions: Any, k: int) -> tuple[list[int] | None, list[float] | None]:

@@ -11,6 +11,7 @@ Where a token does not stand for its bytes (an added one with a space, say), vLL
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Sequence
@@ -63,11 +64,9 @@ class ByteLevelText(dict[int, bytes | None]):
 
     def text(self, prompt: Sequence[int], token_ids: Sequence[int]) -> str:
         """What vLLM shows of the tokens sampled after a prompt."""
-        # after half a character the stream repeats the prompt, and other tokens change what their neighbours stand for
-        before = self._decode(prompt[-TAIL:])
         text = self._decode(token_ids)
-        if text is None or not before or before.endswith(BROKEN) or self._decode(prompt) is None:
-            return self._streamed(prompt, token_ids)
+        if text is None or not self._whole(prompt):
+            return streamed(self._tokenizer, prompt, token_ids)[0]
         while text.endswith(BROKEN):
             token_ids = token_ids[:-1]
             text = self._decode(token_ids) or ""
@@ -77,17 +76,51 @@ class ByteLevelText(dict[int, bytes | None]):
         pieces = [self[token_id] for token_id in token_ids]
         return None if None in pieces else b"".join(pieces).decode("utf-8", "replace")  # type: ignore[arg-type]
 
-    def _streamed(self, prompt: Sequence[int], token_ids: Sequence[int]) -> str:
-        from vllm import SamplingParams
-        from vllm.v1.engine.detokenizer import IncrementalDetokenizer
+    def ends(self, prompt: Sequence[int], token_ids: Sequence[int]) -> list[int]:
+        """Characters that vLLM shows after each token sampled after a prompt `[T]`, in one pass: for every i those of
+        `text(prompt, token_ids[:i + 1])`."""
+        pieces = [self[token_id] for token_id in token_ids]
+        if None in pieces or not self._whole(prompt):
+            return streamed(self._tokenizer, prompt, token_ids)[1]
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        ends, shown, seen, broken = [], 0, 0, False
+        for piece in pieces:
+            made = decoder.decode(piece or b"")
+            seen += len(made)
+            if piece:
+                broken = bool(decoder.getstate()[0]) or made.endswith(BROKEN)
+            shown = shown if broken else seen
+            ends.append(shown)
+        return ends
 
-        request: Any = SimpleNamespace(
-            request_id="", prompt_token_ids=list(prompt), prompt_embeds=None, sampling_params=SamplingParams()
-        )
-        stream = IncrementalDetokenizer.from_new_request(self._tokenizer, request)
-        for token_id in token_ids:
-            stream.update([token_id], False)
-        return str(stream.get_next_output_text(True, False))
+    def _whole(self, prompt: Sequence[int]) -> bool:
+        # after half a character the stream repeats the prompt, and other tokens change what their neighbours stand for
+        before = self._decode(prompt[-TAIL:])
+        return bool(before) and not str(before).endswith(BROKEN) and self._decode(prompt) is not None
+
+
+def token_ends(made: ByteLevelText | Any, prompt: Sequence[int], token_ids: Sequence[int], text: str) -> list[int]:
+    """Characters of an answer's `text` after each of its tokens `[T]`, by what makes texts: a `ByteLevelText`, or the
+    tokenizer whose texts vLLM makes itself."""
+    ends = made.ends(prompt, token_ids) if isinstance(made, ByteLevelText) else streamed(made, prompt, token_ids)[1]
+    # what stopped the answer is no part of its text
+    return [min(end, len(text)) for end in ends]
+
+
+def streamed(tokenizer: Any, prompt: Sequence[int], token_ids: Sequence[int]) -> tuple[str, list[int]]:
+    """What vLLM itself shows of the tokens sampled after a prompt: the text, and its characters after each `[T]`."""
+    from vllm import SamplingParams
+    from vllm.v1.engine.detokenizer import IncrementalDetokenizer
+
+    request: Any = SimpleNamespace(
+        request_id="", prompt_token_ids=list(prompt), prompt_embeds=None, sampling_params=SamplingParams()
+    )
+    stream = IncrementalDetokenizer.from_new_request(tokenizer, request)
+    ends = []
+    for token_id in token_ids:
+        stream.update([token_id], False)
+        ends.append(len(stream.get_next_output_text(True, False)))
+    return str(stream.get_next_output_text(True, False)), ends
 
 
 def _byte_level(decoder: dict[str, Any]) -> bool:

@@ -56,6 +56,9 @@ class Record:
     """The k likeliest tokens at each position `[T * k]`, likeliest first; `None` where they were not asked for."""
     logprobs: Sequence[float] | None = None
     """Natural logarithms of their probabilities `[T * k]`."""
+    token_ends: Sequence[int] | None = None
+    """Characters (code points) of `text` after each generated token `[T]`, never falling; tokens that end within a
+    character show it later. Golden trials only, `None` for others."""
 
 
 def _field(name: str, kind: pa.DataType, *, nullable: bool = False) -> pa.Field:
@@ -85,11 +88,12 @@ SCHEMA: pa.Schema = pa.schema(
         _field("error", pa.string(), nullable=True),
         _field("logprob_ids", pa.list_(pa.field("item", pa.uint32(), nullable=False)), nullable=True),
         _field("logprobs", pa.list_(pa.field("item", pa.float32(), nullable=False)), nullable=True),
+        _field("token_ends", pa.list_(pa.field("item", pa.uint32(), nullable=False)), nullable=True),
     ]
 )
 """One row per trial. A test holds it equal to the fields of `Record`."""
-LATER = ("logprob_ids", "logprobs")
-"""Columns that older parts lack: read as null."""
+LATER = ("logprob_ids", "logprobs", "token_ends")
+"""Columns that older parts lack, the last ones first: read as null."""
 
 
 def to_table(records: Sequence[Record]) -> pa.Table:

@@ -175,7 +175,7 @@ def test_listed_faults_are_found_in_the_steps_that_write_or_read_their_tokens() 
 CLOSING = """
 import faulthandler, gc, sys, types
 from vllm.distributed.device_communicators import shm_broadcast
-from kvspec.engine.session import _worker_sockets
+from kvspec.engine.vllm.sockets import worker_sockets
 
 queue = shm_broadcast.MessageQueue
 if hasattr(queue, "_close_zmq_on_collect"):
@@ -184,7 +184,7 @@ writer = queue(1, 1)
 executor = types.SimpleNamespace(rpc_broadcast_mq=writer, response_mqs=[queue.create_from_handle(writer.handle, 0)])
 executor.itself = writer.executor = executor.response_mqs[0].executor = executor  # only the collector frees these
 core = types.SimpleNamespace(model_executor=executor)
-sockets = _worker_sockets(types.SimpleNamespace(engine_core=types.SimpleNamespace(engine_core=core)))
+sockets = worker_sockets(types.SimpleNamespace(engine_core=types.SimpleNamespace(engine_core=core)))
 if sys.argv[1] == "closed":
     for socket in sockets:
         socket.close(linger=0)
