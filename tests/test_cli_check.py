@@ -107,6 +107,22 @@ error[KVS101]: `{missing}` cannot be read: no such file or directory
     )
 
 
+def test_a_spec_of_the_library_outside_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As README writes it, somewhere else; a typo where the folder is there is only a missing file."""
+    monkeypatch.chdir(tmp_path)
+    outside = """\
+error[KVS101]: `specs/quickstart.yaml` cannot be read: no such file or directory
+  at specs/quickstart.yaml:1:1
+
+hint: the specs of the library lie in kvspec's repository, not in its package: run this in a checkout
+"""
+    for command in ("check", "plan", "run", "search", "verify"):
+        result = kvspec(command, "specs/quickstart.yaml")
+        assert (result.exit_code, result.stderr) == (2, outside)
+    (tmp_path / "specs").mkdir()
+    assert kvspec("check", "specs/quickstart.yaml").stderr == outside.split("\n\n")[0] + "\n"
+
+
 def test_check_json(bad: Path) -> None:
     result = kvspec("check", bad, QUICKSTART, "--format", "json")
     assert result.exit_code == 2

@@ -17,6 +17,7 @@ MAX_FILE_BYTES = 1 << 20
 """Size of one YAML file."""
 MAX_TOTAL_BYTES = 4 << 20
 """Size of a spec and all that it includes."""
+FROM_LIBRARY = "the specs of the library lie in kvspec's repository, not in its package: run this in a checkout"
 MAX_INCLUDE_DEPTH = 8
 MAX_INCLUDES = 64
 
@@ -52,7 +53,10 @@ def read_text(path: str, limit: int, *, code: str = "KVS101", at: Mark | None = 
             data = stream.read(limit + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else "not a file name"
-        raise SpecError(Diagnostic(code, f"`{shown}` cannot be read: {reason}", mark, where)) from None
+        folder = Path(path).parent
+        library = isinstance(error, FileNotFoundError) and at is None and folder.name == "specs"
+        hint = FROM_LIBRARY if library and not folder.is_dir() else None
+        raise SpecError(Diagnostic(code, f"`{shown}` cannot be read: {reason}", mark, where, hint=hint)) from None
     if len(data) > limit:
         raise SpecError(Diagnostic("KVS104", f"`{shown}` is too large", mark, where, f"at most {limit} bytes"))
     try:
