@@ -144,7 +144,8 @@ def test_formats_have_an_answer_per_question_and_say_what_bears_on_it(tmp_path: 
     beyond = {"formats": measured.formats(runs)}
     found = answer({"test": "formats"}, [Measured(run.scores, {}) for run in runs], beyond)
     assert found.text.startswith(
-        "Faults, against bf16 at equal doses: per bit int4 masked at 1e-05; per element int4 not told apart; "
+        "Faults, against bf16 at equal doses (masked: fewer answers are lost, amplified: more): "
+        "per bit int4 masked at 1e-05; per element int4 not told apart; "
     )
     assert found.text.endswith("; per GiB int4 amplified at 1e-05.")
     assert "at 1e-05 per bit int4 30.0% > bf16 10.0% right" in found.figure

@@ -242,7 +242,7 @@ def _formats(labels: Sequence[str], runs: Sequence[Measured], beyond: Data) -> A
     # the comparison of all is the one that was asked; where nothing shares the first one's place, it is all there is
     told, apart = (here, there) if here else (there, [])
     figures = "; ".join(part.figure(names, told) for part in found)
-    lead = f"against {names[0]} at equal doses"
+    lead = f"against {names[0]} at equal doses (masked: fewer answers are lost, amplified: more)"
     other = ""
     if apart:
         texts = "; ".join(part.answer(names, apart) for part in found)

@@ -20,6 +20,7 @@ from kvspec.spec.load import load_tree
 
 SPECS = Path(__file__).parent.parent / "specs"
 INDEX = SPECS / "README.md"
+PAGES = SPECS.parent / "docs" / "results"
 NOTES = ("question", "hypothesis", "decision")
 LISTS = ("contrasts", "equal-flips", "fisher")
 
@@ -27,7 +28,10 @@ HEAD = """# Specs
 
 Generated from the files by `python3 tools/spec_index.py`; edit those. Every one runs as it is:
 `kvspec plan specs/NAME.yaml` shows what it will do, `kvspec run specs/NAME.yaml` does it.
-Without network add `--set model.id=bundled:smollm2` to those of hub models.
+Without network add `--set model.id=bundled:smollm2` to those of hub models. Tens of thousands of trials are for a GPU.
+
+A cell is a fault at one rate and place, n its trials over all prompts; trials are all requests, with golden and the
+controls. "found" leads to what was measured, often with more trials than the spec asks for by itself.
 """
 
 
@@ -80,17 +84,19 @@ def render() -> str:
     """The index."""
     parts = [
         HEAD,
-        "| spec | question | model | cells | prompts | n per cell | trials |",
-        "|---|---|---|---|---|---|---|",
+        "| spec | question | model | cells | prompts | n per cell | trials | found |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     details = []
     for path in sorted(SPECS.glob("*.yaml")):
         plan = compile_plan(load_spec(path))
         said = notes(path)
         question = said["question"] or plan.spec.description or "see the file"
+        page = PAGES / f"{path.stem}.md"
+        found = f"[results](../{page.relative_to(SPECS.parent)})" if page.is_file() else "-"
         parts.append(
             f"| [{path.stem}]({path.name}) | {question} | `{plan.spec.model.id}` | {len(plan.cells)} | "
-            f"{plan.requests:,} | {plan.trials_per_cell:,} | {len(plan):,} |"
+            f"{plan.requests:,} | {plan.trials_per_cell:,} | {len(plan):,} | {found} |"
         )
         if said["hypothesis"]:
             details.append(f"## {path.stem}\n\n{question}\n")
