@@ -57,13 +57,13 @@ FLOOR: list[dict[str, Any]] = [
 ]
 """Formats as vLLM names them. Neither backend takes e5m2: what they say is the evidence for `session.ON_NO_BACKEND`."""
 PARTS = {
-    "cost": 500, "step": 240, "long": 240, "speed": 240, "checks": 300, "campaign": 400, "launch": 120, "guide": 430,
+    "cost": 500, "step": 240, "long": 330, "speed": 340, "checks": 330, "campaign": 400, "launch": 120, "guide": 560,
     "pair": 330, "floor": 200, "fleet": 240,
 }  # fmt: skip
 """Most seconds of each part, the wait for others (tools/gpu/quiet.py) included."""
 TESTS = [
     "-m", "pytest", "-c", os.devnull, f"--rootdir={ROOT}", "--import-mode=importlib", "-p", "no:cacheprovider", "-q",
-    "tests/kernels/test_gpu.py", "tests/kernels/device",
+    "tests/kernels/test_gpu.py", "tests/kernels/device", "tests/engine/test_native_codes.py",
 ]  # fmt: skip
 BYTECODE = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(Path(tempfile.gettempdir()) / "kvspec-bytecode")}
 """Compiled modules are kept, as an installation that may be written to keeps them: otherwise every process of either

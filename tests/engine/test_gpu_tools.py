@@ -167,6 +167,7 @@ def test_the_guides_benchmark_counts_what_is_warm(tmp_path: Path, monkeypatch: p
     assert saved["ratio_7_of_script"] == pytest.approx(90 / 30)
     assert saved["ratio_320_of_script"] == pytest.approx((90 + 313 * 12) / 50)
     assert [len(run["engines"]) for run in saved["script"]][:3] == [1, 1, 7]
+    assert clock.now <= 2400
     assert saved["samples_ours_320"] == {"samples": 7}
     warming = ran[: 4 * guide.WARM_UPS]
     assert sorted({name for name, _, _ in warming}) == ["ours", "ours_320", "script", "theirs"]
@@ -180,6 +181,38 @@ def test_the_guides_benchmark_counts_what_is_warm(tmp_path: Path, monkeypatch: p
     assert "320 cells, its side extrapolated: 50.0 s, ratio 256.00" in text
     assert "golden and 6 experiments, against eager engines in one process: ratio 3.00" in text
     assert "every run of ours, in seconds: 130.0 (warming up), 130.0 (warming up), 30.0" in text
+
+
+@pytest.mark.parametrize(("seconds", "engines"), [(480.0, [1, 1, 7]), (340.0, [1, 1])])
+def test_the_guides_benchmark_begins_what_ends_in_time_and_goes_on_without_what_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, engines: list[int]
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(guide, "time", clock)
+    monkeypatch.setattr(guide, "visible_gpus", lambda: ["0"])
+
+    def timed(command: list[str], _: Any) -> tuple[float, str]:
+        if "--out" not in command:
+            count = int(command[-1]) if command[2] == guide.SCRIPT else 0
+            took = 20.0 + 15.0 * count
+            clock.now += took
+            return took, json.dumps({"engines": [15.0] * count} if count else {"load": 1})
+        where = Path(command[-1])
+        if where.name.startswith("ours_320"):
+            raise RuntimeError("no such cell")
+        clock.now += 30
+        where.mkdir()
+        (where / "run.json").write_text(json.dumps({"recorded": 1, "sessions": [{"timings_s": {}}]}))
+        return 30.0, ""
+
+    monkeypatch.setattr(guide, "timed", timed)
+    results: dict[str, Any] = {}
+    with pytest.raises(RuntimeError, match="ours_320 failed: RuntimeError: no such cell"):
+        guide.measure(results, tmp_path, seconds, tmp_path)
+    assert clock.now <= seconds
+    assert [len(run["engines"]) for run in results["script"]] == engines
+    assert results["ratio_7"] == pytest.approx(7 * 20 / 30)
+    assert ("ratio_7_of_script" in results) == (7 in engines)
 
 
 def test_the_cost_of_a_step_is_told_with_what_lies_around_it() -> None:

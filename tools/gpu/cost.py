@@ -75,7 +75,7 @@ def measure(
     llm = LLM(
         model=str(llama_shape(out / "llama8b")), load_format="dummy", skip_tokenizer_init=True, dtype="bfloat16",
         max_model_len=4096, max_num_seqs=256, max_num_batched_tokens=BATCHED_TOKENS, enable_prefix_caching=False,
-        kv_cache_memory_bytes=20 * 2**30, gpu_memory_utilization=0.8, disable_log_stats=True, worker_cls=WORKER,
+        kv_cache_memory_bytes=20 * 2**30, gpu_memory_utilization=0.3, disable_log_stats=True, worker_cls=WORKER,
         additional_config={"kvspec": {"storage_format": "bf16", "reads": True}},
         compilation_config={"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32, 64, 128, 256]},
     )  # fmt: skip

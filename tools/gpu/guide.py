@@ -64,9 +64,9 @@ from vllm import LLM, SamplingParams
 imported = time.monotonic()
 engines = []
 for _ in range(int(sys.argv[4])):
-    gc.collect()
-    torch.cuda.empty_cache()
     started = time.monotonic()
+    gc.collect()  # ends the engine before
+    torch.cuda.empty_cache()
     llm = LLM(
         model=sys.argv[1], enforce_eager=True, max_model_len=128, gpu_memory_utilization=0.1,
         kv_cache_memory_bytes=int(sys.argv[3]) << 30,
@@ -100,12 +100,18 @@ WARM_UPS = 2
 """Runs of everything before those that count. vLLM compiles its Triton kernels into the folder of its compile cache in
 a first run, and into Triton's own in a second one, which loads the compiled graph: 21 s for whoever comes first. The
 large run has graphs of other sizes, hence caches of its own."""
+SCRIPTED = 7
+"""Engines of the script: golden and six experiments."""
+BOTH = ("ours", "theirs")
+TURNS = [BOTH, ("ours_320", "script"), BOTH, ("ours_320", "theirs"), ("ours", "script"), ("ours_320", "theirs"), BOTH]
+"""What is measured, each a run of ours and one of the others; all that is asked for is in the first two."""
 
 
 def measure(results: dict[str, Any], out: Path, deadline: float, model: Path) -> None:
     """One process each, with warm compile caches: everything runs twice before, side by side. With two GPUs the methods
-    then run side by side, each with a GPU and half of the cores, else in turns, until the deadline. Missing loads of
-    the other method are taken as the mean of those that were measured."""
+    then run side by side, each with a GPU and half of the cores, else in turns. A turn that would not end before the
+    deadline is left out. Missing loads of the other method are taken as the mean of those that were measured. A method
+    that fails is left out from then on; raises `RuntimeError` at the end, for its place in the log."""
     spec = {**BASE, "name": "guide", "model": {"id": str(model)}}
     path, large = out / "guide.yaml", out / "guide320.yaml"
     path.write_text(json.dumps({**spec, "faults": EXPERIMENTS}), encoding="utf-8")
@@ -140,8 +146,9 @@ def measure(results: dict[str, Any], out: Path, deadline: float, model: Path) ->
         "ours": partial(kvspec, "ours", path),
         "theirs": partial(stock, "theirs", ONE_ENGINE_EACH),
         "ours_320": partial(kvspec, "ours_320", large),
-        "script": lambda: stock("script", SCRIPT, "7" if warm else "1"),
+        "script": lambda: stock("script", SCRIPT, str(SCRIPTED if warm else 1)),
     }
+    failed: dict[str, str] = {}
 
     def save() -> None:
         seconds = {name: [run["seconds"] for run in each if run["warm"]] for name, each in runs.items()}
@@ -152,19 +159,30 @@ def measure(results: dict[str, Any], out: Path, deadline: float, model: Path) ->
     with ThreadPoolExecutor(len(steps)) as pool:
 
         def together(*names: str) -> None:
-            for job in [pool.submit(steps[name]) for name in names]:
-                job.result()
+            for name, job in {name: pool.submit(steps[name]) for name in names if name not in failed}.items():
+                try:
+                    job.result()
+                except Exception as error:
+                    failed[name] = f"{type(error).__name__}: {error}"[-500:]
             save()
 
         for _ in range(WARM_UPS):
             together(*steps)
         warm = True
-        both, large_pair = ("ours", "theirs"), ("ours_320", "theirs")
-        for turn in [both, large_pair, ("ours", "script"), both, large_pair, both, ("ours_320", "script"), both]:
+        for turn in TURNS:
             for names in [turn] if places else [(name,) for name in turn]:
-                if time.monotonic() + max(runs[name][-1]["seconds"] for name in names) > deadline:
-                    return
-                together(*names)
+                lasting = [expected(runs[name][-1]) for name in names if name not in failed]
+                if time.monotonic() + max(lasting, default=0.0) <= deadline:
+                    together(*names)
+    if failed:
+        raise RuntimeError("; ".join(f"{name} failed: {why}" for name, why in failed.items()))
+
+
+def expected(last: dict[str, Any]) -> float:
+    """Seconds that a method takes after its last run: a script that warmed up made one engine only."""
+    engines = last.get("engines", [])
+    missing = SCRIPTED - len(engines) if engines else 0
+    return float(last["seconds"] + missing * mean(engines or [0.0]))
 
 
 def two_places() -> list[tuple[str, set[int]]] | None:
@@ -216,6 +234,6 @@ def of_script(seconds: dict[str, list[float]], runs: list[dict[str, Any]]) -> di
         found["ratio_7_of_script"] = mean(seconds["script"]) / mean(seconds["ours"])
     if runs and seconds["ours_320"]:
         engine = mean(second for run in runs for second in run["engines"])
-        whole = mean(seconds["script"]) + (CELLS - 7) * engine
+        whole = mean(seconds["script"]) + (CELLS - SCRIPTED) * engine
         found["ratio_320_of_script"] = whole / mean(seconds["ours_320"])
     return found
