@@ -328,6 +328,18 @@ def test_impossible_cells_are_reported_together(make: Any) -> None:
     assert [d.code for d in caught.value.diagnostics] == ["KVS301", "KVS303"]
 
 
+@pytest.mark.parametrize(("ranks", "refused"), [(1, False), (2, True), (3, False), (4, True), (6, False)])
+def test_heads_that_cannot_be_dealt_out_to_the_gpus_are_refused(make: Any, ranks: int, refused: bool) -> None:
+    plan = make({"engine": {"tensor_parallel": ranks}})
+    if not refused:
+        assert estimate(plan, info(), [5, 6, 7], exact=True).cells
+        return
+    with pytest.raises(PlanError, match=f"3 KV heads cannot be dealt out evenly to {ranks} GPUs") as caught:
+        estimate(plan, info(), [5, 6, 7], exact=True)
+    (found,) = caught.value.diagnostics
+    assert (found.code, found.path, found.mark is None) == ("KVS401", "$.engine.tensor_parallel", False)
+
+
 def test_a_cell_that_expects_no_flip_is_a_warning(make: Any) -> None:
     fault = {"name": "A", "model": "random", "site": "KV_WRITE", "rate": {"per_bit": 1e-12}}
     (warning,) = estimate(make({"faults": [fault]}), info(), [5, 6, 7], exact=True).warnings

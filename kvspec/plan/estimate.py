@@ -158,6 +158,20 @@ def check_selector(cell: Cell, geometry: Geometry, prompts: list[int], max_token
     return found
 
 
+def check_ranks(kv_heads: int, ranks: int) -> list[Diagnostic]:
+    """KV heads that tensor parallelism would deal out unevenly to its ranks (KVS401)."""
+    if kv_heads % ranks == 0 or ranks % kv_heads == 0:
+        return []
+    return [
+        Diagnostic(
+            "KVS401",
+            f"{kv_heads} KV heads cannot be dealt out evenly to {ranks} GPUs",
+            path="$.engine.tensor_parallel",
+            expected=f"a divisor or a multiple of {kv_heads}",
+        )
+    ]
+
+
 def expected_flips(
     cell: Cell, parameters: SamplerParameters, geometry: Geometry, bits: int, prompt: int, written: int
 ) -> float:
@@ -175,8 +189,8 @@ def expected_flips(
 def estimate(plan: Plan, info: ModelInfo, prompts: list[int], exact: bool) -> Estimate:
     """Expectations for a plan. `prompts` are token counts.
 
-    Raises `PlanError`: KVS306 if the geometry is unknown, KVS301, KVS303 and KVS304 for cells that cannot be; all
-    of them at once.
+    Raises `PlanError`: KVS306 if the geometry is unknown, KVS301, KVS303 and KVS304 for cells that cannot be, KVS401
+    for heads that cannot be dealt out to the GPUs; all of them at once.
     """
     geometry = info.geometry
     if geometry is None:
@@ -190,7 +204,7 @@ def estimate(plan: Plan, info: ModelInfo, prompts: list[int], exact: bool) -> Es
     storage = spec.model.storage_format
     bits = _native.format_bits(storage)
     max_tokens = spec.generation.max_tokens
-    errors: list[Diagnostic] = []
+    errors = check_ranks(geometry.kv_heads, spec.engine.tensor_parallel)
     warnings = misfits(spec, info, prompts, "warning")
     cells: list[CellEstimate] = []
     controls = len(prompts) * (spec.controls.golden_repeats + spec.controls.null_trials)

@@ -10,6 +10,7 @@ import torch
 
 from kvspec.errors import EngineError
 from kvspec.models import Geometry
+from kvspec.plan.estimate import check_ranks
 
 SUPPORTED = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN")
 """Backends whose attention reads the cache, prefill included, and whose write is a call of its own."""
@@ -99,13 +100,8 @@ class Shard:
     def of(cls, total_heads: int, rank: int, ranks: int) -> Shard:
         """As vLLM deals heads out: in order, or each to several ranks if there are fewer heads than ranks. Raises
         `EngineError` (KVS401) where that leaves ranks with more than others."""
-        if total_heads % ranks and ranks % total_heads:
-            raise EngineError.one(
-                "KVS401",
-                f"{total_heads} KV heads cannot be dealt out evenly to {ranks} GPUs",
-                path="$.engine.tensor_parallel",
-                expected=f"a divisor or a multiple of {total_heads}",
-            )
+        if uneven := check_ranks(total_heads, ranks):
+            raise EngineError(uneven)
         if total_heads >= ranks:
             return cls(total_heads, rank * (total_heads // ranks))
         copies = ranks // total_heads
