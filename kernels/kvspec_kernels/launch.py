@@ -78,8 +78,9 @@ class Injector:
     ) -> None:
         """`max_rows`: rows of the largest batch. `read_tokens`: cells that a list of reads holds per layer; tokens of
         the whole cache can never overflow it, and cost 12 bytes each per layer (0 without reads). `max_events`: of an
-        explicit map in one step. `layers`, `first_layer`: those of this rank, all by default. `stuck_reads`: whether
-        reads may have stuck-ats, for which `bind` takes the memory of two layers' caches."""
+        explicit map in one step. `layers`, `first_layer`: those of the model that it holds, all by default; the engine
+        has all of them, golden vectors lie at layers that no memory would hold. `stuck_reads`: whether reads may have
+        stuck-ats, for which `bind` takes the memory of two layers' caches."""
         self.table = table
         self.layers = table.layers if layers is None else layers
         self.first_layer = first_layer

@@ -24,7 +24,7 @@ def test_store_is_copy_and_injection(bits, heads, dim, layout):
     key, value = (x.view(-1, heads, dim) for x in torch.from_numpy(qkv).to(DEVICE).split(heads * dim, dim=1)[1:])
     results = []
     for fused in (False, True):
-        rig = Rig(geometry, layers=2, layout=layout, block_tokens=4, blocks=16)
+        rig = Rig(geometry, layers=2, first_layer=5, layout=layout, block_tokens=4, blocks=16)
         rig.enter(requests)
         rig.slot_mapping[-1] = -1
         rig.begin()
