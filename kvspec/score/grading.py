@@ -59,6 +59,7 @@ class Graders:
     """The graders of a campaign, by request."""
 
     def __init__(self, tasks: Sequence[Mapping[str, Any] | None]) -> None:
+        self._kinds = [None if task is None else task["grader"]["kind"] for task in tasks]
         self._grade = [None if task is None else grade_function(task["grader"]) for task in tasks]
         self._operands = [None if task is None else [float(x) for x in task["operands"]] for task in tasks]
 
@@ -69,3 +70,19 @@ class Graders:
             return 0
         stated = bool(operands) and numbers(text)[: len(operands or ())] == operands
         return RIGHT * grade(text) + STATED * stated
+
+    def decided(self, request: int, text: str, ends: Sequence[int]) -> int | None:
+        """Tokens after which a right answer stays right: at the end of each later one (`ends`, characters) it is right.
+
+        Every token of an answer that must be `exact`, for what follows would make it wrong. `None` where the scoring of
+        a harness judges answers as a whole, cut and filtered in ways of its own.
+        """
+        grade = self._grade[request]
+        if grade is None or self._kinds[request] == "lm_eval":
+            return None
+        if self._kinds[request] == "exact":
+            return len(ends)
+        k = len(ends)
+        while k > 1 and (ends[k - 2] == ends[k - 1] or grade(text[: ends[k - 2]])):
+            k -= 1
+        return k

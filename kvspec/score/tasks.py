@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from kvspec.plan.estimate import exposures
-from kvspec.score.cells import Campaign, CellPlan
+from kvspec.score.cells import Campaign
+from kvspec.score.doses import Lengths
 from kvspec.score.grading import RIGHT, STATED, Graders
 from kvspec.score.lengths import LengthEffect, Sample, length_effects
 from kvspec.score.outcome import DUE
@@ -49,6 +49,9 @@ class CleanTask:
     stated: Proportion
     """Answers that state both operands, of those whose task has operands."""
     right_given_stated: Proportion
+    decided_after: float | None = None
+    """Tokens after which an answer stays right, however it goes on: mean over the items that the clean model solves.
+    `None` where the records (of older runs) or the grader do not tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,9 @@ class FaultedTask:
     trials it is compared with; `None` without `stated_prompts`."""
     p_holm: float | None
     """The same, adjusted over all cells and tasks."""
+    deciding_flips: float | None = None
+    """Expected flips per request up to the token after which its golden answer stays right, mean over the items that
+    the clean model solves. `None` as for `CleanTask.decided_after`, or without an estimate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +168,7 @@ class Answers:
         requests = len(tasks)
         self._golden: Flags = np.zeros(requests, np.uint8)
         self._faulted: Flags = np.zeros((cells, requests, per_prompt), np.uint8)
-        self._prompt: NDArray[np.int64] = np.zeros(requests, np.int64)
-        self._written: NDArray[np.int64] = np.zeros(requests, np.int64)
-        """Tokens of the prompts, and tokens that golden wrote to the cache; 0 where not recorded."""
+        self._lengths = Lengths(campaign, requests)
         contexts = {task["context"] for task in tasks if task is not None}
         self._flips = np.zeros(self._faulted.shape if len(contexts) > 1 else (0, 0, 0), np.int64)
         """Landed flips, where contexts of several lengths are compared."""
@@ -176,7 +180,7 @@ class Answers:
         golden = (batch.kind == GOLDEN) & batch.finished
         rows = np.flatnonzero(scored | golden)
         texts = pc.take(batch.batch.column("text"), rows).to_pylist()
-        self._prompt[batch.request] = batch.batch.column("prompt_tokens").to_numpy(zero_copy_only=False)
+        self._lengths.prompt[batch.request] = batch.batch.column("prompt_tokens").to_numpy(zero_copy_only=False)
         written = batch.batch.column("tokens_written").to_numpy(zero_copy_only=False)
         for row, text in zip(rows.tolist(), texts, strict=True):
             request = int(batch.request[row])
@@ -184,7 +188,10 @@ class Answers:
             flags |= DETECTED * int(batch.outcome[row] == DUE)
             if golden[row]:
                 self._golden[request] = flags
-                self._written[request] = written[row]
+                self._lengths.written[request] = written[row]
+                ends = batch.batch.column("token_ends")[row].as_py()
+                if ends and flags & RIGHT:
+                    self._lengths.decided[request] = self._graders.decided(request, text, ends) or 0
             else:
                 self._faulted[batch.cell[row], request, trial[row]] = flags
                 if self._flips.size:
@@ -210,7 +217,7 @@ class Answers:
         )
 
     def _sample(self, requests: list[int]) -> Sample:
-        solved = [request for request in requests if self._golden[request] & RIGHT]
+        solved = self._solved(requests)
         flags = self._faulted[:, solved]
         cell, item, trial = np.nonzero(flags & SEEN)
         right = (flags[cell, item, trial] & RIGHT) > 0
@@ -220,24 +227,25 @@ class Answers:
         task = self._task(requests)
         flags = self._golden[requests]
         right, stated, given = _shares(flags, bool(task["operands"]))
-        return CleanTask(name, str(task["kind"]), context, task["chance"], right, stated, given)
+        decided = self._lengths.decided_after(self._solved(requests))
+        return CleanTask(name, str(task["kind"]), context, task["chance"], right, stated, given, decided)
 
     def _under(self, cell: int, context: int, name: str, requests: list[int]) -> FaultedTask:
         task = self._task(requests)
-        flags, golden = self._faulted[cell, requests], self._golden[requests]
+        plan, solved = self._campaign.cells[cell], self._solved(requests)
+        flags, kept = self._faulted[cell, requests], self._faulted[cell, solved]
         reasoning = task["kind"] == "reasoning"
         right, stated, given = _shares(flags, bool(task["operands"]))
-        solved = flags[(golden & RIGHT) > 0]
         step = self._step(cell, requests if reasoning else [])
         return FaultedTask(
             cell=cell,
             task=name,
             kind=str(task["kind"]),
             context=context,
-            expected_flips=self._expected_flips(cell, requests),
+            expected_flips=self._lengths.flips(plan, requests),
             right=right,
-            kept=_share(solved, RIGHT),
-            ends=_ends(solved),
+            kept=_share(kept, RIGHT),
+            ends=_ends(kept),
             stated=stated,
             right_given_stated=given,
             right_given_retrieved=(
@@ -247,6 +255,7 @@ class Answers:
             step_change=step.difference(),
             p=step.different() if len(step.k1) else None,
             p_holm=None,
+            deciding_flips=self._lengths.deciding_flips(plan, solved),
         )
 
     def _step(self, cell: int, requests: list[int]) -> Strata:
@@ -259,23 +268,6 @@ class Answers:
             for some in (stated & ((faulted & RIGHT) > 0), stated)
         ]
         return Strata.of(counts[0], counts[1], clean & ((golden & RIGHT) > 0), clean)
-
-    def _expected_flips(self, cell: int, requests: list[int]) -> float | None:
-        """The plan's estimate is the mean over all prompts, each with as long an answer as is allowed: scaled to these
-        prompts and the answers of golden."""
-        plan = self._campaign.cells[cell]
-        known = np.array(requests)[self._written[requests] > 0]
-        if plan.expected_per_trial is None or not len(known) or not self._prompt.all():
-            return None
-        whole = self._exposed(plan, self._prompt, self._prompt + self._campaign.max_tokens - 1)
-        exposed = self._exposed(plan, self._prompt[known], self._written[known])
-        return plan.expected_per_trial * exposed / whole if whole else None
-
-    def _exposed(self, plan: CellPlan, prompt: NDArray[np.int64], written: NDArray[np.int64]) -> float:
-        """Token positions that a request exposes to the faults of a cell, mean over requests."""
-        lengths, times = np.unique(np.stack([prompt, written], 1), axis=0, return_counts=True)
-        exposed = [exposures(str(plan.fault["site"]), plan.where, *row) for row in lengths.tolist()]
-        return float(np.average(exposed, weights=times))
 
     def _given_retrieved(self, cell: int, context: int, requests: list[int]) -> Proportion:
         k = n = 0
@@ -328,6 +320,10 @@ class Answers:
         task = self._tasks[requests[0]]
         assert task is not None
         return task
+
+    def _solved(self, requests: list[int]) -> list[int]:
+        """Those that golden solves."""
+        return [request for request in requests if self._golden[request] & RIGHT]
 
     def _items(self, requests: list[int]) -> dict[tuple[str, int], int]:
         """Requests by (item, repetition)."""

@@ -14,7 +14,7 @@ from kvspec.spec.harness import harness_prompts
 from kvspec.spec.load import beside, read_text
 from kvspec.spec.model import PromptSpec, Task
 from kvspec.spec.needle import MAX_PRODUCTS, Needles, math_needle
-from kvspec.spec.needle_scene import TASKS, Values
+from kvspec.spec.needle_scene import Values
 from kvspec.spec.tree import Findings, Node, printable
 
 MAX_PROMPTS = 100_000
@@ -31,6 +31,8 @@ GENERATED = (
     "contexts", "items", "tasks", "wording", "fact", "a", "b", "positions", "examples", "examples_of", "item_seed"
 )  # fmt: skip
 """Keys of the generator."""
+TASKS = ("retrieve_a", "retrieve_b", "retrieve_both", "sum", "product")
+"""What is asked below each text unless the spec says so: part of every plan, so it stays."""
 HARNESS = ("limit", "num_fewshot")
 """Keys of `lm_eval`."""
 
@@ -123,7 +125,7 @@ def _needles(prompts: Node, findings: Findings) -> Needles | None:
         mark = prompts.keys.get("fact", given["fact"].mark)
         findings.add("KVS206", problem, mark, "$.prompts.fact", expected="`wording: variables`, or no `fact`")
         return None
-    tasks = tuple(plain.get("tasks", TASKS[:5]))
+    tasks = tuple(plain.get("tasks", TASKS))
     pairs = math.prod(high - low + 1 for low, high in (ends("a"), ends("b")))
     if "product" in tasks and pairs > MAX_PRODUCTS:
         problem = f"the ranges of a and b have {pairs:,} products"
