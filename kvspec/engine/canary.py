@@ -41,6 +41,8 @@ def run_canary(
     where reads can be injected before and after each attention.
 
     Every value stays finite, so the request goes on as a real one would.
+    Steps inside a captured CUDA graph (decode, where the backend has full graphs) are not looked at: their flips are
+    counted only, as those of the whole request are.
     `target` is what flips: values, or the scales of a format that has them.
     Raises `EngineError` (KVS403) if one element differs from what was planned, or if nothing was checked or flipped.
     """
