@@ -34,6 +34,7 @@ SHORT = {
     "early_vs_late": ("prompts.items=1", "prompts.examples=1"),
     "reads": (*ONE_PROMPT, "generation.max_tokens=9"),  # one of its faults strikes in steps 4 to 7
     "needle_smollm2": ("prompts.items=1", "prompts.examples=1", "prompts.tasks=[retrieve_b, product]"),
+    "needle_lengths": ("prompts.items=1", "prompts.examples=1", "prompts.tasks=[retrieve_twice]"),
 }
 HERE = sorted({path.stem for path in SPECS.glob("*.yaml")} - set(ELSEWHERE))
 
