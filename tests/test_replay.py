@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from kvspec.cli import main
+from kvspec.cli.replay import _print
 from kvspec.errors import RecordsError
 from kvspec.maps import FaultMap, explicit, write_map
 from kvspec.maps.columns import DTYPES
@@ -154,6 +155,19 @@ def test_verdicts(tmp_path: Path) -> None:
     assert replayed(case, nonfinite_at=0).outcome == "due"
     assert replayed(case).golden_identical
     assert not replayed(case, golden=[1]).golden_identical
+
+
+def test_flips_behind_the_end_of_an_answer_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_map(fault_map(), tmp_path / "a.parquet")
+    case = load_cases([tmp_path])[0]
+    listed = case.flips
+    assert listed > 3
+    _print(Replay("gpt2", {}, (replayed(case), replayed(case, planned=listed, landed=listed, read_back=listed))))
+    shown = capsys.readouterr().out
+    assert [line.split()[1:5] for line in shown.splitlines()[3:5]] == [[f"{listed}", *"333"], [f"{listed}"] * 4]
+    assert f"\n{listed - 3} of the {2 * listed} flips of the maps were not reached: they lie in tokens and" in shown
+    _print(Replay("gpt2", {}, (replayed(case, planned=listed, landed=listed, read_back=listed),)))
+    assert "not reached" not in capsys.readouterr().out
 
 
 def test_another_machine_is_named_fact_by_fact(tmp_path: Path) -> None:

@@ -86,7 +86,9 @@ def test_repeated_bits_are_seen() -> None:
 )
 def test_every_policy_that_a_format_knows_is_tested(storage: str, known: int | None) -> None:
     assert known is None or len(policies(storage)) == known
-    assert len(standard_faults(storage)) == 8 + len(policies(storage))
+    scales = [fault.site for fault in standard_faults(storage) if fault.target == "scales"]
+    assert scales == (["KV_WRITE", "KV_READ"] if "per_token_head" in storage else [])
+    assert len(standard_faults(storage)) == 8 + len(policies(storage)) + len(scales)
 
 
 def certificate(**changes: Any) -> Certificate:

@@ -88,11 +88,11 @@ def _print(result: Replay) -> None:
     name, found = _engine(result.environment)
     click.echo(f"{len(trials)} trial{'s' * (len(trials) != 1)} on {result.model}, {name} {found}\n")
     width = max(len(t.case.name) for t in trials[:_SHOWN])
-    click.echo(f"{'trial':<{width}}  {'flips':>9} {'landed':>9} {'read back':>9}  {'effect':<7} answer")
+    click.echo(f"{'trial':<{width}}  {'in map':>9} {'reached':>9} {'landed':>9} {'read back':>9}  {'effect':<7} answer")
     for trial in trials[:_SHOWN]:
         click.echo(
-            f"{trial.case.name:<{width}}  {trial.planned:>9} {trial.landed:>9} {trial.read_back:>9}  "
-            f"{trial.outcome:<7} {_answer(trial)}"
+            f"{trial.case.name:<{width}}  {trial.case.flips:>9} {trial.planned:>9} {trial.landed:>9} "
+            f"{trial.read_back:>9}  {trial.outcome:<7} {_answer(trial)}"
         )
     if len(trials) > _SHOWN:
         click.echo(f"... {len(trials) - _SHOWN} more (--format json lists all)")
@@ -103,6 +103,11 @@ def _print(result: Replay) -> None:
     proven = sum(t.proven for t in trials)
     counts = (f"{result.count(v)} {v}" for v in ("identical", "differs", "no record", "not proven") if result.count(v))
     click.echo(f"\n{', '.join(counts)}; {landed} of {planned} flips landed, {proven} of {len(trials)} trials proven")
+    if (listed := sum(t.case.flips for t in trials)) > planned:
+        click.echo(
+            f"{listed - planned} of the {listed} flips of the maps were not reached: "
+            "they lie in tokens and reads behind the end of the answers here"
+        )
     if exposed := sum(t.exposed for t in trials):
         restored = sum(t.restored for t in trials)
         click.echo(f"reads changed {exposed} bits, all forwards counted, and put back {restored}")

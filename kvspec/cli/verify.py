@@ -83,14 +83,15 @@ def _print(result: Certificate) -> None:
         f"{geometry['head_size']} {geometry['format']}, {engine}, {result.seconds:.0f} s\n"
     )
     width = max(len(row.fault) for row in result.faults)
+    mask = max(5, *(len(row.mask) for row in result.faults))
     titles = f"{'flips planned/measured':>22}  {'expected':>10} {'measured':>9} of {'unit':<9} p"
-    click.echo(f"{'fault':<{width}}  {'mask':>5}  {titles}")
+    click.echo(f"{'fault':<{width}}  {'mask':>{mask}}  {titles}")
     for row in result.faults:
         tested = f"{'-':>10} {'-':>9}    {'-':<9}   -"
         if row.unit is not None:
             tested = f"{row.expected:>10.1f} {row.measured:>9} of {row.unit:<9} {row.p_value:6.4f}"
         both = f"{row.flips_planned}/{row.flips_measured}"
-        click.echo(f"{row.fault:<{width}}  {row.mask:>5}  {both:>22}  {tested}  {_word(row.passed)}")
+        click.echo(f"{row.fault:<{width}}  {row.mask:>{mask}}  {both:>22}  {tested}  {_word(row.passed)}")
     click.echo()
     for check in result.checks:
         click.echo(f"{_word(check.passed):<5} {check.name}: {check.claim}\n      {check.found}")

@@ -11,9 +11,9 @@ from kvspec.replay.case import Case
 CONTEXT = 8
 """Tokens shown before and after the first divergence."""
 WHY = (
-    "The flips depend on the map alone, and here every one of them was read back from the cache. The text also "
+    "The flips depend on the map alone, and here each that was reached was read back from the cache. The text also "
     "depends on floating-point sums, which processors, thread counts and versions round differently, so between "
-    "these two only the text may differ."
+    "these two only the text may differ, and where it ends."
 )
 
 Verdict = Literal["identical", "differs", "no record", "not proven"]

@@ -55,7 +55,7 @@ WRITES, READS = "random per bit", "reads per bit"
 
 
 def standard_faults(storage_format: str) -> list[Fault]:
-    """Every model, unit and policy, everywhere; and one behind a selector."""
+    """Every model, unit and policy, everywhere; one behind a selector; and where a format has scales, theirs."""
     faults = [
         _fault(WRITES, "random", "per_bit", 2e-3),
         _fault(READS, "random", "per_bit", 1e-3, site="KV_READ"),
@@ -67,6 +67,11 @@ def standard_faults(storage_format: str) -> list[Fault]:
         _fault("selected", "random", "per_bit", 2e-2, where=Selector(layers=((0, 1),), cache=("V",), tokens="decode")),
     ]
     faults += [_fault(f"msb {p}", "msb_biased", "per_bit", 5e-3, msb_policy=p) for p in policies(storage_format)]
+    if _native.format_scaled(storage_format):
+        faults += [
+            _fault("scales per bit", "random", "per_bit", 2e-3, target="scales"),
+            _fault("scales, reads per bit", "random", "per_bit", 1e-3, site="KV_READ", target="scales"),
+        ]
     return [replace(fault, index=index) for index, fault in enumerate(faults)]
 
 

@@ -21,14 +21,14 @@ from kvspec.maps.model import OPS
 from kvspec.maps.trial import maps_of_trial
 from kvspec.models import describe
 from kvspec.plan import Plan, Trial
-from kvspec.plan.dose import sampler_parameters
+from kvspec.plan.dose import SCALE_BITS, sampler_parameters
 from kvspec.plan.events import read_events
 from kvspec.spec.model import TARGETS, Fault, ModelSpec, Selector, Spec
 from kvspec.verify import measure
 from kvspec.verify.certificate import Certificate, Check, FaultRow
 from kvspec.verify.plan import NEW_TOKENS, READS, SEED, SEQUENCES, WRITES, self_test
 
-VALUES = TARGETS.index("values")
+VALUES, SCALES = (TARGETS.index(target) for target in ("values", "scales"))
 SHOWN = 6
 """Sites that a finding names."""
 
@@ -231,25 +231,35 @@ class _Suite:
 
     def _sites(self) -> Check:
         shape, prompt = self._geometry, len(self._prompts[0])
-        bits, width = _native.format_bits(self._format), shape.head_size
+        bits, width, scaled = _native.format_bits(self._format), shape.head_size, _native.format_scaled(self._format)
         names: list[str] = []
         requests: list[Request] = []
 
-        def add(name: str, step: int, row: tuple[int, int, int], token: int, elems: Iterable[int], bit: int) -> None:
+        def add(
+            name: str,
+            step: int,
+            row: tuple[int, int, int],
+            token: int,
+            elems: Iterable[int],
+            bit: int,
+            target: int = VALUES,
+        ) -> None:
             names.append(name)
             # The prefill shows it, or the first token of the answer does.
             decode = max(token + 1, step) > prompt
-            sites = [(0, step, *row, token, elem, bit, OPS.index("flip"), VALUES) for elem in elems]
+            sites = [(0, step, *row, token, elem, bit, OPS.index("flip"), target) for elem in elems]
             requests.append(self._listed(sites, new_tokens=2 if decode else 1))
 
         for number, (layer, kv, head) in enumerate(np.ndindex(shape.layers, 2, shape.kv_heads)):
             name, row, token = f"layer {layer} {'KV'[kv]} head {head}", (layer, kv, head), number % prompt
             # The sign of K turns a score around; that of V may be rounded away beside the residual, its exponent not.
-            bit = bits - 1 if kv == 0 or _native.format_scaled(self._format) else bits - 2
+            bit = bits - 1 if kv == 0 or scaled else bits - 2
             add(f"{name} token {token}", WRITE, row, token, range(width), bit)
             add(f"{name} token {prompt}", WRITE, row, prompt, range(width), bit)
             step = prompt + number % 2
             add(f"{name} read event {step}", step, row, token, range(width), bit)
+            if scaled:
+                add(f"{name} token {token} scale", WRITE, row, token, [0], SCALE_BITS - 1, SCALES)  # its sign
         for bit in range(bits):
             add(f"bit {bit}", WRITE, (0, 1, 0), prompt - 1, range(width), bit)
         for elem in range(width):
@@ -261,6 +271,7 @@ class _Suite:
         silent = [n for n, a in zip(names, answers, strict=True) if a.logits == golden[: len(a.logits)]]
         found = f"{len(names) - len(silent)} of {len(names)} sites change the logits: {shape.layers} layers x K, V x "
         found += f"{shape.kv_heads} heads in prompt, decode and reads, {bits} bits, {width} elements"
+        found += ", and each scale" if scaled else ""
         if lost:
             found += f"; not as listed: {_some(lost)}"
         if silent:

@@ -34,9 +34,9 @@ def spec(gpt2: Path, tmp_path: Path) -> Path:
     return path
 
 
-def run(spec: Path, tmp_path: Path) -> tuple[int, dict[str, Any]]:
+def run(spec: Path, tmp_path: Path, *overrides: str) -> tuple[int, dict[str, Any]]:
     out = tmp_path / "certificate.json"
-    done = kvspec("verify", spec, "--out", out, "--quiet")
+    done = kvspec("verify", spec, "--out", out, "--quiet", *(word for one in overrides for word in ("--set", one)))
     assert out.exists(), done.output
     return done.exit_code, json.loads(out.read_text(encoding="utf-8"))
 
@@ -57,6 +57,66 @@ def test_a_sound_injector_passes(spec: Path, tmp_path: Path) -> None:
     own = [row for name, row in rows.items() if name.startswith("spec: Mine")]
     assert [row["mask"] for row in own] == ["7f", "7f"]
     assert own[1]["exposed"] > 5 * own[0]["exposed"]  # every read event is exposed anew
+
+
+INT8 = ("model.kv_cache_dtype=int8_per_token_head", "faults[0].bits=all")
+
+
+def test_scales_are_tested_where_a_format_has_them(spec: Path, tmp_path: Path) -> None:
+    code, certificate = run(spec, tmp_path, *INT8)
+    assert code == 0, certificate
+    rows = {row["fault"]: row for row in certificate["faults"] if row["fault"].startswith("scales")}
+    assert list(rows) == ["scales per bit", "scales, reads per bit"]
+    for row in rows.values():
+        assert (row["mask"], row["unit"], row["as_planned"]) == ("ffffffff", "bits", True)
+        assert row["flips_planned"] == row["flips_measured"] > 0
+    (sites,) = [check for check in certificate["checks"] if check["name"] == "sites"]
+    assert sites["found"].startswith("168 of 168 sites change the logits: ")  # 4 * 2 * 4 rows four times, 8 bits, 32
+    assert sites["found"].endswith(", and each scale")
+
+
+def no_drawn_scales(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan has faults of scales, and the injector draws none."""
+    from kvspec.engine.table import TableData
+
+    original = TableData.build
+
+    def build(self: TableData, geometry: Any) -> Any:
+        faults = tuple(replace(f, rate=0.0) if f.target == "scales" else f for f in self.faults)
+        return original(replace(self, faults=faults), geometry)
+
+    monkeypatch.setattr(TableData, "build", build)
+
+
+def no_listed_scales(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests list faults of scales, and the injector has only those of values."""
+    from kvspec.engine.events import EventData
+
+    original = EventData.build
+
+    def build(self: EventData, geometry: Any) -> Any:
+        kept = self.columns["target"] == 0
+        starts = np.concatenate([[0], np.cumsum(kept)]).astype(np.uint64)[self.starts.astype(np.int64)]
+        columns = {name: column[kept] for name, column in self.columns.items()}
+        return original(replace(self, starts=starts, columns=columns), geometry)
+
+    monkeypatch.setattr(EventData, "build", build)
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "noticed"),
+    [
+        pytest.param(no_drawn_scales, {"read-back", "rates"}, id="drawn"),
+        pytest.param(no_listed_scales, {"sites"}, id="listed"),
+    ],
+)
+def test_scales_that_are_not_hit_fail(
+    sabotage: Sabotage, noticed: set[str], spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sabotage(monkeypatch)
+    code, certificate = run(spec, tmp_path, *INT8)
+    assert code == 1
+    assert failed(certificate) == noticed, certificate["checks"]
 
 
 def wrong_mask(monkeypatch: pytest.MonkeyPatch) -> None:
