@@ -59,8 +59,8 @@ def controls(scores: Scores, files: RunFiles) -> dict[str, Any]:
         planned, landed, checked = canary["planned"], canary["landed"], canary["checked"]
         state = "as planned" if planned == landed else "NOT as planned"
         sentence = (
-            f"Before the first trial, {landed:,} of {planned:,} planned flips were found in the cache ({state}) "
-            f"among {checked:,} elements read back."
+            f"Before the first trial, {landed:,} of {planned:,} planned flips landed ({state}); "
+            f"{checked:,} elements were read back and compared one by one."
         )
     return {"rows": rows, "canary": sentence}
 
