@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from kvspec.plan import Trial, compile_plan
 from kvspec.plan.estimate import exposures
 from kvspec.records import Record, RecordWriter, RunStore
-from kvspec.report import to_json
+from kvspec.report import render_text, to_json
+from kvspec.report.tasks import pair_rows
 from kvspec.score import Scores, score_run
+from kvspec.score.exposure import exposures_of
 from kvspec.score.grading import Graders, grade_function
 from kvspec.spec import Spec, load_spec
 from tests.needle_specs import asdict_task, load
@@ -111,14 +113,21 @@ FAULTS = (
 )
 
 
-def run(tmp_path: Path, said: Any, *, told: bool = True) -> tuple[Spec, Scores]:
+def run(
+    tmp_path: Path,
+    said: Any,
+    *,
+    told: bool = True,
+    tasks: str = "retrieve_both, sum",
+    items: int = 4,
+    faults: str = FAULTS,
+) -> tuple[Spec, Scores]:
     """Golden answers of `said(trial)`, those of faults likewise; prompts of 100 tokens."""
     path = tmp_path / "spec.yaml"
-    needles = (
-        "{generator: math_needle, contexts: [60], items: 4, a: 7, b: 2, wording: goods, tasks: [retrieve_both, sum]}"
-    )
+    values = "a: 7, b: 2, wording: goods"
+    needles = f"{{generator: math_needle, contexts: [60], items: {items}, {values}, tasks: [{tasks}]}}"
     path.write_text(
-        f"kvspec: 1\nname: t\nmodel: {{id: gpt2}}\nprompts: {needles}\nfaults: {FAULTS}\ntrials: 2\n"
+        f"kvspec: 1\nname: t\nmodel: {{id: gpt2}}\nprompts: {needles}\nfaults: {faults}\ntrials: 2\n"
         "generation: {max_tokens: 60}\n"
     )
     spec = load_spec(path)
@@ -181,6 +190,9 @@ def test_flips_are_those_up_to_the_deciding_token(tmp_path: Path) -> None:
             assert found.expected_flips > found.deciding_flips
         if found.cell == 0 and found.task == "retrieve_both":
             assert found.expected_flips == pytest.approx(0.01 * (100 + tokens - 1))
+    assert "Clean sum at 60 tokens: 3 of 4 right, chance" in next(
+        s for s in scores.verdict if s.endswith("decided after 20 tokens on average.")
+    )
     data = to_json(scores)
     jsonschema.validate(data, SCHEMA)
     assert [one["decided_after"] for one in data["tasks"]["clean"]] == [13, 20]
@@ -199,3 +211,86 @@ def test_tokens_end_where_the_tests_say() -> None:
     places = ends(RAMBLE)
     assert places[-1] == len(RAMBLE)
     assert all(a < b for a, b in pairwise(places))
+
+
+STATED = " The number of apples is 7 and the number of lemons is 2"
+TWICE = f"{STATED}, so the numbers are 7 and 2.\n\nQ: What is 4 + 5?"
+ALL = "retrieve_both, retrieve_twice, sum"
+
+
+def lossy(lost: dict[tuple[int, str], float]) -> Any:
+    """Answers of which a share is lost, by (cell, task): those of the last of 50 items."""
+
+    def answers(spec: Spec, trial: Trial) -> str:
+        task = spec.prompts.tasks[trial.request]
+        assert task is not None
+        if trial.kind == "fault" and int(task.item) >= 50 * (1 - lost.get((trial.cell, task.name), 0.0)):
+            return "!!!!"
+        return TWICE if task.name == "retrieve_twice" else RAMBLE
+
+    return answers
+
+
+def first(scores: Scores) -> list[str]:
+    return [sentence for sentence in scores.verdict if "comparison" in sentence or "exposure" in sentence]
+
+
+def test_a_longer_answer_is_no_more_fragile_step(tmp_path: Path) -> None:
+    """At equal rates the sum fails first; beside an answer that is as long and computes nothing, neither does."""
+    lost = {(1, "sum"): 0.3, (1, "retrieve_twice"): 0.3}
+    _, scores = run(tmp_path, lossy(lost), tasks=ALL, items=50)
+    rates, exposure = first(scores)
+    assert rates.startswith(
+        "Reasoning breaks before retrieval of the same operands wherever the two can be told apart: "
+    )
+    assert "of 6 comparisons on common items at equal rates" in rates
+    assert "reasoning fails more often in 1, retrieval in 0, undecided 5" in rates
+    assert exposure == (
+        "At equal exposure up to the token that decides (sum against retrieve_twice; tokens and expected flips within "
+        "10% of each other): of 3 comparisons on common items at equal rates (0.95 to 0.99 times the expected flips in "
+        "reasoning, up to the token that decides) reasoning fails more often in 0, retrieval in 0, undecided 3 "
+        "(McNemar, Holm)."
+    )
+    assert {one.task: one.decided_after for one in scores.tasks.clean} == {
+        "retrieve_both": 13, "retrieve_twice": 21, "sum": 20,
+    }  # fmt: skip
+    # writes of the whole request: 112 and 119 tokens exposed, alike, and 13 and 20 sampled, not alike
+    alike = [(pair.retrieval, pair.cell) for pair, exposure in exposures_of(scores.tasks) if exposure.equal]
+    assert alike == [("retrieve_twice", cell) for cell in range(3)]
+
+
+def test_a_fragile_step_is_seen_at_equal_exposure(tmp_path: Path) -> None:
+    _, scores = run(tmp_path, lossy({(1, "sum"): 0.3}), tasks=ALL, items=50)
+    _, exposure = first(scores)
+    assert "of 3 comparisons" in exposure
+    assert "reasoning fails more often in 1, retrieval in 0, undecided 2" in exposure
+    (seen,) = (p for p in scores.tasks.pairs if (p.cell, p.retrieval) == (1, "retrieve_twice"))
+    assert seen.p_holm == pytest.approx(6 * seen.p)  # one family with the comparisons that are not alike
+
+
+def test_without_equal_exposure_the_report_says_so(tmp_path: Path) -> None:
+    _, scores = run(tmp_path, lossy({(1, "sum"): 0.3}), items=50)
+    _, exposure = first(scores)
+    tokens, written, read = 20 / 13, 19 / 12, sum(range(100, 120)) / sum(range(100, 113))
+    assert exposure == (
+        f"Equal rates are not equal exposure here: up to the token that decides, reasoning has {tokens:.2g} "
+        f"times the tokens and {119 / 112:.2g} to {max(written, read):.2g} times the expected flips of "
+        "retrieval of the same operands, so what fails more often may only be exposed for longer."
+    )
+    doses = [row[3] for row in pair_rows(scores)]
+    assert doses[:2] == ["1.1 / 1.2", "0.24 / 0.38"]
+    assert " 0.24 / 0.38 " in render_text(scores)
+
+
+def test_faults_that_strike_after_an_answer_is_decided_are_told(tmp_path: Path) -> None:
+    late = FAULTS.replace("tokens: decode", "tokens: [113-150]")
+    _, scores = run(tmp_path, lossy({}), items=5, faults=late)
+    _, exposure = first(scores)
+    assert "of retrieval of the same operands (which has none in 1 of 3), so what" in exposure
+
+
+def test_what_older_runs_do_not_tell_is_not_said(tmp_path: Path) -> None:
+    _, scores = run(tmp_path, lossy({}), told=False, tasks=ALL, items=5)
+    (rates,) = first(scores)
+    most = (len(ends(RAMBLE)) - 1) / (len(ends(TWICE)) - 1)  # both and sum have one answer, that of twice is shorter
+    assert f"at equal rates (1 to {most:.2g} times the expected flips in reasoning) reasoning fails" in rates

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +30,7 @@ from kvspec.stats.exact import holm, mcnemar
 from kvspec.stats.intervals import Difference
 from tests.run_folders import make_plan, sdc, write_run
 from tools import formats, gpu_results, gpu_session, measured
-from tools.answers import TESTS, Measured, answer
+from tools.answers import TESTS, Answer, Measured, answer
 from tools.figures import scores as read_back
 from tools.findings import contrasts, equal_flips, published
 from tools.gpu import PATH
@@ -339,6 +339,42 @@ def test_published_figures_are_compared_by_the_rule_of_the_spec() -> None:
     ],
 )
 def test_what_breaks_first_is_told_by_kind_of_fault(apart: str, text: str) -> None:
+    assert what_breaks_first(apart).text == text
+
+
+@pytest.mark.parametrize(
+    ("apart", "flips", "tokens", "said"),
+    [
+        ("ab", 1.09, 25, "At equal exposure up to the token that decides: reasoning in 2, retrieval in 0 of 2."),
+        ("", 1.0, 25, "At equal exposure up to the token that decides: reasoning in 0, retrieval in 0 of 2."),
+        ("ab", 1.11, 25, "No comparison is at equal exposure up to the token that decides."),
+        ("ab", 1.0, 40, "No comparison is at equal exposure up to the token that decides."),
+    ],
+)
+def test_what_breaks_first_at_equal_exposure_is_told_apart(apart: str, flips: float, tokens: float, said: str) -> None:
+    assert what_breaks_first(apart, (1.0, flips), (24, tokens)).text.endswith(f". {said}")
+
+
+@pytest.mark.parametrize(
+    ("apart", "tokens", "text"),
+    [
+        ("ab", 25, "At equal exposure reasoning breaks first wherever the two can be told apart."),
+        ("", 25, "At equal exposure it cannot be told which breaks first."),
+        ("ab", 40, "Not answered: no comparison is at equal exposure."),
+    ],
+)
+def test_a_spec_can_ask_for_equal_exposure(apart: str, tokens: float, text: str) -> None:
+    assert what_breaks_first(apart, (1.0, 1.0), (24, tokens), exposure="equal").text == text
+
+
+def what_breaks_first(
+    apart: str,
+    flips: Sequence[float | None] = (None, None),
+    tokens: Sequence[float | None] = (None, None),
+    **declared: str,
+) -> Answer:
+    """`both` against `sum` under two kinds of faults, at these doses and tokens up to the one that decides."""
+
     def cell(index: int, name: str, tokens: str) -> SimpleNamespace:
         fault = {"rate": {"value": 1e-7}, "where": {"tokens": tokens}}
         return SimpleNamespace(plan=SimpleNamespace(index=index, name=f"{name}[1e-07]", fault=fault))
@@ -347,9 +383,16 @@ def test_what_breaks_first_is_told_by_kind_of_fault(apart: str, text: str) -> No
         TaskPair(at, 100, "both", "sum", True, 100, 1, 30, 0, None, 1e-6, 1e-5 if name in apart else 1.0)
         for at, name in enumerate("ab")
     ]
-    scores = SimpleNamespace(tasks=SimpleNamespace(pairs=pairs), cells=[cell(0, "A", "prompt"), cell(1, "B", "decode")])
-    run = cast("Measured", SimpleNamespace(scores=scores))
-    assert TESTS["what breaks first"](run, {}).text == text
+    sides = list(zip(("both", "sum"), flips, tokens, strict=True))
+    faulted = [
+        SimpleNamespace(cell=at, context=100, task=task, expected_flips=1.0, deciding_flips=dose)
+        for at in (0, 1)
+        for task, dose, _ in sides
+    ]
+    clean = [SimpleNamespace(context=100, task=task, decided_after=count) for task, _, count in sides]
+    tasks = SimpleNamespace(pairs=pairs, faulted=faulted, clean=clean)
+    scores = SimpleNamespace(tasks=tasks, cells=[cell(0, "A", "prompt"), cell(1, "B", "decode")])
+    return TESTS["what breaks first"](cast("Measured", SimpleNamespace(scores=scores)), declared)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from itertools import combinations
 from typing import Any
 
 from kvspec.score import CellScore, Scores
+from kvspec.score.exposure import exposures_of
+from kvspec.score.tasks import TaskPair
 from kvspec.score.trend import series_label
 from kvspec.score.verdict import LARGE_DESIGN_EFFECT
 from kvspec.stats.exact import ALPHA
@@ -194,16 +196,20 @@ def _floor_of_all(run: Measured, _: Mapping[str, Any]) -> Answer:
     return Answer(f"{below} of {len(cells)} cells lie below the floor.", span)
 
 
-def _first(run: Measured, _: Mapping[str, Any]) -> Answer:
-    """Reasoning against the retrieval of its own operands."""
-    pairs = [pair for pair in run.scores.tasks.pairs if pair.same_operands]
+def _first(run: Measured, declared: Mapping[str, Any]) -> Answer:
+    """Reasoning against the retrieval of its own operands; `exposure: equal` asks the pairs alone that are exposed
+    alike up to the tokens that decide, otherwise these are told beside all."""
+    exposed = [one for one in exposures_of(run.scores.tasks) if one[0].same_operands]
+    alike, others = ([pair for pair, exposure in exposed if exposure.equal == wanted] for wanted in (True, False))
+    known = any(exposure.flips and exposure.tokens for _, exposure in exposed)
+    only = declared.get("exposure") == "equal"
+    pairs = alike if only else [pair for pair, _ in exposed]
     if not pairs:
-        return NOTHING
-    apart = [pair for pair in pairs if pair.p_holm < ALPHA]
-    reasoning = [pair for pair in apart if pair.only_reasoning > pair.only_retrieval]
+        return Answer("Not answered: no comparison is at equal exposure.", "-") if exposed else NOTHING
+    apart, reasoning = _apart(pairs)
     if not apart:
         text = "It cannot be told which breaks first."
-    elif len(reasoning) == len(apart):
+    elif reasoning == len(apart):
         text = "Reasoning breaks first wherever the two can be told apart"
     elif not reasoning:
         text = "Retrieval breaks first wherever the two can be told apart"
@@ -215,11 +221,29 @@ def _first(run: Measured, _: Mapping[str, Any]) -> Answer:
         at, never = ([kind for kind, shown in told.items() if shown == wanted] for wanted in (True, False))
         where = f", which is under {' and '.join(at)}; under {' and '.join(never)} they cannot" if never else ""
         text = f"{text}{where}."
+    beside = ""
+    if only:
+        text = f"At equal exposure {text[0].lower()}{text[1:]}"
+        beside = f"; at unequal exposure {_counts(others)}" if others else ""
+    elif alike:
+        text += f" At equal exposure up to the token that decides: {_counts(alike)}."
+    elif known:
+        text += " No comparison is at equal exposure up to the token that decides."
     most = min(apart or pairs, key=lambda pair: pair.p)
     where = run.scores.cells[most.cell].plan.name
-    counts = f"reasoning in {len(reasoning)}, retrieval in {len(apart) - len(reasoning)} of {len(pairs)} comparisons"
     ratio = f"failures of {most.reasoning} over {most.retrieval} {most.sensitivity or '-'}, n = {most.pairs:,} pairs"
-    return Answer(text, f"{counts}; under {where} {ratio}")
+    return Answer(text, f"{_counts(pairs)} comparisons; under {where} {ratio}{beside}")
+
+
+def _apart(pairs: Sequence[TaskPair]) -> tuple[list[TaskPair], int]:
+    """Those that the test tells apart, and in how many of them reasoning fails more often."""
+    apart = [pair for pair in pairs if pair.p_holm < ALPHA]
+    return apart, sum(pair.only_reasoning > pair.only_retrieval for pair in apart)
+
+
+def _counts(pairs: Sequence[TaskPair]) -> str:
+    apart, reasoning = _apart(pairs)
+    return f"reasoning in {reasoning}, retrieval in {len(apart) - reasoning} of {len(pairs)}"
 
 
 def _kind(cell: CellScore) -> str:

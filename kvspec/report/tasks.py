@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from kvspec.report import words
 from kvspec.score import Proportion, Scores
+from kvspec.score.exposure import exposures_of
 
 ANSWERS = (
     "Context", "Task", "Cell", "Rate", "Flips", "Right", "n", "Of solved", "95 % interval", "n", "Given retrieval", "n",
@@ -39,11 +40,11 @@ def answer_rows(scores: Scores) -> Iterator[tuple[str, ...]]:
 def pair_rows(scores: Scores) -> Iterator[tuple[str, ...]]:
     """Retrieval against reasoning per context and cell. Columns as `PAIRS`."""
     plans = {cell.plan.index: cell.plan for cell in scores.cells}
-    flips = {(found.cell, found.context, found.task): found.expected_flips for found in scores.tasks.faulted}
-    for pair in scores.tasks.pairs:
+    for pair, exposure in exposures_of(scores.tasks):
+        doses = exposure.known or (None, None)
         yield (
             context(pair.context), plans[pair.cell].name, words.rate(plans[pair.cell].fault),
-            " / ".join(words.expected(flips[pair.cell, pair.context, t]) for t in (pair.retrieval, pair.reasoning)),
+            " / ".join(map(words.expected, doses)),
             pair.retrieval, pair.reasoning, f"{pair.pairs:,}",
             f"{pair.only_retrieval:,}", f"{pair.only_reasoning:,}", f"{pair.both:,}",
             words.DASH if pair.sensitivity is None else str(pair.sensitivity), f"{pair.p_holm:.2g}",

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
+from kvspec.score.exposure import ALIKE, Ends, Exposure, exposures_of
 from kvspec.score.lengths import length_sentences
 from kvspec.score.tasks import CleanTask, FaultedTask, TaskPair, TaskScores
 from kvspec.score.zombie import zombie_states
 from kvspec.stats.exact import ALPHA
 from kvspec.stats.intervals import Proportion
 
-Flips = Mapping[tuple[int, int, str], float | None]
-"""Expected flips per request, by cell, context and task."""
+Pairs = Sequence[tuple[TaskPair, Exposure]]
 
 
 def sentences(tasks: TaskScores, names: Sequence[str], series: Sequence[str]) -> list[str]:
@@ -21,8 +21,7 @@ def sentences(tasks: TaskScores, names: Sequence[str], series: Sequence[str]) ->
     """
     said: list[str] = []
     if tasks.pairs:
-        flips = {(found.cell, found.context, found.task): found.expected_flips for found in tasks.faulted}
-        said += _what_breaks_first(tasks.pairs, flips, names, series)
+        said += _what_breaks_first(exposures_of(tasks), names, series)
         said += _zombie(tasks, names)
     said += [
         _step(clean, tasks.faulted, names, series)
@@ -31,8 +30,13 @@ def sentences(tasks: TaskScores, names: Sequence[str], series: Sequence[str]) ->
     ]
     said += length_sentences(tasks.lengths)
     for clean in tasks.clean:
-        said.append(f"Clean {clean.task}{_at(clean)}: {clean.right.k:,} of {clean.right.n:,} right{_chance(clean)}.")
+        right = f"{clean.right.k:,} of {clean.right.n:,} right"
+        said.append(f"Clean {clean.task}{_at(clean)}: {right}{_chance(clean)}{_decided(clean)}.")
     return said
+
+
+def _decided(clean: CleanTask) -> str:
+    return "" if clean.decided_after is None else f", decided after {clean.decided_after:.3g} tokens on average"
 
 
 def _chance(clean: CleanTask) -> str:
@@ -45,22 +49,19 @@ def _chance(clean: CleanTask) -> str:
     return f", chance {clean.chance:.0%}{guesses}"
 
 
-def _what_breaks_first(
-    pairs: Sequence[TaskPair], flips: Flips, names: Sequence[str], series: Sequence[str]
-) -> Iterator[str]:
+def _what_breaks_first(pairs: Pairs, names: Sequence[str], series: Sequence[str]) -> Iterator[str]:
     """Reasoning against the retrieval of its own operands decides; against other retrieval it is told apart."""
-    same = [pair for pair in pairs if pair.same_operands]
-    other = [pair for pair in pairs if not pair.same_operands]
-    if not same:
-        yield _compared(other, "retrieval", _counts(other, flips, names, series))
-        return
-    yield _compared(same, "retrieval of the same operands", _counts(same, flips, names, series))
-    if other:
-        yield f"Against retrieval of other facts: {_counts(other, flips, names, series)}."
+    same = [one for one in pairs if one[0].same_operands]
+    other = [one for one in pairs if not one[0].same_operands]
+    deciding, retrieval = (same, "retrieval of the same operands") if same else (other, "retrieval")
+    yield _compared(deciding, retrieval, _counts(deciding, names, series))
+    yield from _at_equal_exposure(deciding, retrieval, names, series)
+    if same and other:
+        yield f"Against retrieval of other facts: {_counts(other, names, series)}."
 
 
-def _compared(pairs: Sequence[TaskPair], retrieval: str, counts: str) -> str:
-    apart = [pair for pair in pairs if pair.p_holm < ALPHA]
+def _compared(pairs: Pairs, retrieval: str, counts: str) -> str:
+    apart = [pair for pair, _ in pairs if pair.p_holm < ALPHA]
     reasoning = [pair for pair in apart if pair.only_reasoning > pair.only_retrieval]
     if not apart:
         head = f"This run cannot tell whether reasoning or {retrieval} breaks first"
@@ -73,26 +74,63 @@ def _compared(pairs: Sequence[TaskPair], retrieval: str, counts: str) -> str:
     return f"{head}: {counts}."
 
 
-def _counts(pairs: Sequence[TaskPair], flips: Flips, names: Sequence[str], series: Sequence[str]) -> str:
-    apart = sorted((pair for pair in pairs if pair.p_holm < ALPHA), key=lambda pair: pair.p)
+def _at_equal_exposure(pairs: Pairs, retrieval: str, names: Sequence[str], series: Sequence[str]) -> Iterator[str]:
+    """What is left of it where no side is exposed for longer; nothing where that is not known."""
+    known = [(exposure.flips, exposure.tokens) for _, exposure in pairs]
+    flips, tokens = [ends for ends, _ in known if ends], [ends for _, ends in known if ends]
+    equal = [one for one in pairs if one[1].equal]
+    if equal:
+        tasks = dict.fromkeys(f"{pair.reasoning} against {pair.retrieval}" for pair, _ in equal)
+        yield (
+            f"At equal exposure up to the token that decides ({', '.join(tasks)}; tokens and expected flips within "
+            f"{ALIKE - 1:.0%} of each other): {_counts(equal, names, series)}."
+        )
+    elif tokens and any(map(all, flips)):
+        yield (
+            f"Equal rates are not equal exposure here: up to the token that decides, reasoning has {_times(tokens)} "
+            f"the tokens and {_times(flips)} the expected flips of {retrieval}{_spared(flips)}, so what fails more "
+            "often may only be exposed for longer."
+        )
+
+
+def _counts(pairs: Pairs, names: Sequence[str], series: Sequence[str]) -> str:
+    apart = sorted((pair for pair, _ in pairs if pair.p_holm < ALPHA), key=lambda pair: pair.p)
     reasoning = sum(pair.only_reasoning > pair.only_retrieval for pair in apart)
     said = (
-        f"of {_count(len(pairs), 'comparison')} on common items at equal rates{_doses(pairs, flips)} reasoning fails "
+        f"of {_count(len(pairs), 'comparison')} on common items at equal rates{_doses(pairs)} reasoning fails "
         f"more often in {reasoning}, retrieval in {len(apart) - reasoning}, undecided {len(pairs) - len(apart)} "
-        f"(McNemar, Holm{_by_series(pairs, series) if apart else ''})"
+        f"(McNemar, Holm{_by_series([pair for pair, _ in pairs], series) if apart else ''})"
     )
     shown = [f"{p.reasoning} against {p.retrieval} under {names[p.cell]}, ratio {p.sensitivity}" for p in apart]
     return f"{said}: {_some(shown)}" if shown else said
 
 
-def _doses(pairs: Sequence[TaskPair], flips: Flips) -> str:
+def _doses(pairs: Pairs) -> str:
     """Answers of reasoning tasks are longer, so that at equal rates more flips are expected in them."""
-    found = []
-    for pair in pairs:
-        retrieval, reasoning = (flips[pair.cell, pair.context, task] for task in (pair.retrieval, pair.reasoning))
-        if retrieval and reasoning:
-            found.append(reasoning / retrieval)
-    return f" ({min(found):.2g} to {max(found):.2g} times the expected flips in reasoning)" if found else ""
+    decided = all(exposure.flips for _, exposure in pairs)
+    doses = [ends for _, exposure in pairs if (ends := exposure.flips if decided else exposure.whole)]
+    if not any(map(all, doses)):
+        return ""
+    low, high = _ratios(doses)
+    up_to = ", up to the token that decides" if decided else ""
+    return f" ({low:.2g} to {high:.2g} times the expected flips in reasoning{up_to})"
+
+
+def _ratios(doses: Sequence[Ends]) -> Ends:
+    """The least and the greatest of reasoning over retrieval, where both have any."""
+    found = [reasoning / retrieval for retrieval, reasoning in doses if retrieval and reasoning]
+    return min(found), max(found)
+
+
+def _times(doses: Sequence[Ends]) -> str:
+    low, high = (f"{ratio:.2g}" for ratio in _ratios(doses))
+    return f"{low} times" if low == high else f"{low} to {high} times"
+
+
+def _spared(doses: Sequence[Ends]) -> str:
+    """Faults that strike late spare an answer that is decided by then."""
+    spared = sum(retrieval == 0 < reasoning for retrieval, reasoning in doses)
+    return f" (which has none in {spared} of {len(doses)})" if spared else ""
 
 
 def _by_series(pairs: Sequence[TaskPair], series: Sequence[str]) -> str:

@@ -1,0 +1,64 @@
+"""Whether retrieval and reasoning were exposed alike, where one is said to fail more often.
+
+A worked answer states its operands and then the result: at equal rates it is exposed for longer than the answer that
+only states them, and would fail first even if computing were no harder than copying. What decides an answer is a token
+of it, so exposure counts up to that token: the tokens sampled, each of which may go wrong, and the flips that strike
+by then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvspec.score.tasks import TaskPair, TaskScores
+
+ALIKE = 1.1
+"""Exposures are alike up to this ratio. If losses went with the exposure alone, a tenth more of it would turn a share
+q of right answers into q^1.1, at most 3.5 points less: hundreds of pairs do not tell that apart after Holm. Less would
+leave out what differs by one token in 25, for reads of generated tokens grow with the square of the length."""
+
+Ends = tuple[float, float]
+"""A figure of retrieval, and that of reasoning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """What both sides of a pair are exposed to. `None` where that is not known."""
+
+    whole: Ends | None
+    """Expected flips per request, over whole golden answers."""
+    flips: Ends | None
+    """The same up to the tokens that decide them."""
+    tokens: Ends | None
+    """Tokens up to these, themselves included."""
+
+    @property
+    def known(self) -> Ends | None:
+        """Expected flips up to the tokens that decide, of whole answers where that is not known."""
+        return self.flips or self.whole
+
+    @property
+    def equal(self) -> bool:
+        """Whether both sides are known to be exposed alike."""
+        return self.flips is not None and self.tokens is not None and _alike(self.flips) and _alike(self.tokens)
+
+
+def exposures_of(tasks: TaskScores) -> list[tuple[TaskPair, Exposure]]:
+    """Every pair, with what its sides are exposed to."""
+    flips = {(f.cell, f.context, f.task): (f.expected_flips, f.deciding_flips) for f in tasks.faulted}
+    tokens = {(clean.context, clean.task): clean.decided_after for clean in tasks.clean}
+    found = []
+    for pair in tasks.pairs:
+        sides = pair.retrieval, pair.reasoning
+        whole, deciding = zip(*(flips[pair.cell, pair.context, task] for task in sides), strict=True)
+        decided = [tokens[pair.context, task] for task in sides]
+        found.append((pair, Exposure(_both(*whole), _both(*deciding), _both(*decided))))
+    return found
+
+
+def _both(retrieval: float | None, reasoning: float | None) -> Ends | None:
+    return None if retrieval is None or reasoning is None else (retrieval, reasoning)
+
+
+def _alike(ends: Ends) -> bool:
+    return max(ends) <= ALIKE * min(ends)
