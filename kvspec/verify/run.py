@@ -258,7 +258,7 @@ class _Suite:
             add(f"{name} token {prompt}", WRITE, row, prompt, range(width), bit)
             step = prompt + number % 2
             add(f"{name} read event {step}", step, row, token, range(width), bit)
-            if scaled:
+            if scaled and head == layer % shape.kv_heads:
                 add(f"{name} token {token} scale", WRITE, row, token, [0], SCALE_BITS - 1, SCALES)  # its sign
         for bit in range(bits):
             add(f"bit {bit}", WRITE, (0, 1, 0), prompt - 1, range(width), bit)
@@ -271,7 +271,7 @@ class _Suite:
         silent = [n for n, a in zip(names, answers, strict=True) if a.logits == golden[: len(a.logits)]]
         found = f"{len(names) - len(silent)} of {len(names)} sites change the logits: {shape.layers} layers x K, V x "
         found += f"{shape.kv_heads} heads in prompt, decode and reads, {bits} bits, {width} elements"
-        found += ", and each scale" if scaled else ""
+        found += f", scales of {shape.layers} layers x K, V" if scaled else ""
         if lost:
             found += f"; not as listed: {_some(lost)}"
         if silent:

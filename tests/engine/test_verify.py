@@ -71,8 +71,8 @@ def test_scales_are_tested_where_a_format_has_them(spec: Path, tmp_path: Path) -
         assert (row["mask"], row["unit"], row["as_planned"]) == ("ffffffff", "bits", True)
         assert row["flips_planned"] == row["flips_measured"] > 0
     (sites,) = [check for check in certificate["checks"] if check["name"] == "sites"]
-    assert sites["found"].startswith("168 of 168 sites change the logits: ")  # 4 * 2 * 4 rows four times, 8 bits, 32
-    assert sites["found"].endswith(", and each scale")
+    assert sites["found"].startswith("144 of 144 sites change the logits: ")  # 4 * 2 * 4 rows three times, 8, 32, 4 * 2
+    assert sites["found"].endswith(", scales of 4 layers x K, V")
 
 
 def no_drawn_scales(monkeypatch: pytest.MonkeyPatch) -> None:
