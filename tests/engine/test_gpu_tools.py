@@ -19,8 +19,9 @@ from kvspec.spec import load_spec
 from kvspec.spec.model import STORAGE_FORMATS, EngineSpec, ModelSpec
 from tools import gpu_session
 from tools.gpu import guide
-from tools.gpu.campaign import interleaved, ratios
+from tools.gpu.campaign import STRETCH, floor, floors, interleaved, ratios
 from tools.gpu.floor import _difference
+from tools.gpu.look import watched
 from tools.gpu.report import markdown
 from tools.gpu.variants import compared
 
@@ -99,6 +100,8 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
+    perf_counter = monotonic
+
 
 def test_sides_take_turns_and_are_saved_after_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, order, saved = Clock(), [], []
@@ -127,6 +130,77 @@ def test_sides_take_turns_and_are_saved_after_each_round(monkeypatch: pytest.Mon
     text = markdown({"machine": {"gpus": []}, "command": "x", "speed": {"speed": speed, "process": {"exit": 0}}})
     assert "3 rounds, **fewer than 5**;" in text
     assert "the campaign: 3.000 s, 0.7500 and 0.7500 of the requests on stock vLLM, 1.5000 and 1.5000 of on" in text
+
+
+def rounds_of(each: int, outside: float, noise: dict[int, int]) -> tuple[list[float], list[dict[str, Any]]]:
+    """A round for each noisy step, 2 x STRETCH steps of `each` us: their seconds and what `watched` found."""
+    looks = []
+    for step, more in noise.items():
+        looks.append({"each_us": [each] * (2 * STRETCH), "ended": [[50, 256], [101, 9]]})
+        looks[-1]["each_us"][step] += more
+    return [sum(look["each_us"]) / 1e6 + outside + 0.01 * n for n, look in enumerate(looks)], looks
+
+
+def test_a_floor_takes_the_noise_out_and_only_of_rounds_that_do_the_same_steps() -> None:
+    stock, seen = rounds_of(5000, 0.1, {3: 700_000, 99: 400_000, 7: 900_000})
+    base = 2 * STRETCH * 0.005 + 0.1
+    assert min(stock) > 1.6 * base  # no round is free of noise
+    assert floor(stock, seen, 1) == pytest.approx(base)
+    assert floor(stock, seen, STRETCH) == pytest.approx(base)  # each half is free of it in another round
+    assert floor(stock[:1], seen[:1], 1) == pytest.approx(stock[0])
+    # work that a timer moves is in every round, each time in another step of the second half: stretches keep it
+    moved, looked = rounds_of(5100, 0.2, {60: 300_000, 70: 300_000, 80: 300_000})
+    assert floor(moved, looked, 1) == pytest.approx(2 * STRETCH * 0.0051 + 0.2)
+    assert floor(moved, looked, STRETCH) == pytest.approx(2 * STRETCH * 0.0051 + 0.2 + 0.3)
+    one_more = {**seen[1], "each_us": [*seen[1]["each_us"], 5000]}
+    elsewhere = {**seen[1], "ended": [[49, 256], [101, 9]]}
+    for other in (one_more, elsewhere, {}):
+        assert floor(stock, [seen[0], other, seen[2]], 1) is None
+    times = {"stock": stock, "stock_ids": stock, "armed": stock, "campaign": moved}
+    found = floors(
+        times, {"stock": seen, "stock_ids": [seen[0], elsewhere, seen[2]], "armed": seen, "campaign": looked}
+    )
+    assert found["steps"]["campaign_to_stock"] == pytest.approx((2 * STRETCH * 0.0051 + 0.2) / base)
+    assert found["stretches"]["campaign_to_stock"] == pytest.approx((2 * STRETCH * 0.0051 + 0.5) / base)
+    assert found["steps"]["stock_ids"] is found["steps"]["campaign_to_stock_ids"] is None
+    speed = {**ratios(times), "floors": json.loads(json.dumps(found))}
+    text = markdown({"machine": {"gpus": []}, "command": "x", "speed": {"speed": speed, "process": {"exit": 0}}})
+    told = (
+        "all steps as in their fastest rounds: the requests on stock vLLM: 0.610 s; on stock vLLM without texts: none, "
+    )
+    assert told + "its rounds differ in their steps; as many trials" in text
+    assert "the campaign: 0.720 s, 1.1807 of the requests on stock vLLM\n- all stretches as" in text
+    assert "the campaign: 1.020 s, 1.6725 of the requests on stock vLLM\n" in text
+
+
+def test_steps_are_watched_from_the_last_table_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("tools.gpu.look.time", clock)
+
+    class Session:
+        made = 0
+
+        def step(self) -> list[int]:
+            clock.now += 0.5 if self.made < 2 else 0.25
+            self.made += 1
+            return [7] * (self.made == 4)
+
+        def rpc(self, method: str, *_: Any) -> str:
+            clock.now += 1.0
+            return method
+
+    session = Session()
+    with watched(session) as found:
+        assert session.rpc("kvspec_load", "the canary's") == "kvspec_load"
+        session.step()
+        session.step()
+        session.rpc("kvspec_load", "the campaign's")
+        session.rpc("kvspec_tally")
+        session.step()
+        session.step()
+    assert (found["each_us"], found["ended"]) == ([250_000, 250_000], [[1, 1]])
+    assert (found["steps"], found["before"], found["between"], found["in_steps"]) == (4, 1.0, 2.0, 1.5)
+    assert not vars(session).keys() - {"made"}  # as it was
 
 
 @pytest.mark.parametrize("gpus", [["0"], ["0", "1"]])

@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tools.gpu.look import Sampler, counted, traced, watched
 from tools.gpu.quiet import wait
 from tools.gpu.worker import WORKER
@@ -64,6 +66,8 @@ NAN = {
     "trials": 20,
 }  # fmt: skip
 ROUNDS = 5
+STRETCH = 51
+"""Steps in which a batch of requests comes and goes: one for each token, and the one in which they end."""
 
 
 class Silent:
@@ -208,6 +212,39 @@ def ratios(times: dict[str, list[float]]) -> dict[str, float]:
     return found
 
 
+def floor(seconds: list[float], looks: list[dict[str, Any]], stretch: int) -> float | None:
+    """Seconds of a side if nothing of the host's had come between: every `stretch` steps as fast as in their fastest
+    round, and what is not a step as short as in the shortest one. `None` if its rounds do not correspond step by step:
+    other counts of steps, or other requests that end in them."""
+    if not all("each_us" in look for look in looks):
+        return None
+    if any((len(look["each_us"]), look["ended"]) != (len(looks[0]["each_us"]), looks[0]["ended"]) for look in looks):
+        return None
+    each = np.array([look["each_us"] for look in looks])  # rounds x steps
+    stretches = np.add.reduceat(each, np.arange(0, each.shape[1], stretch), axis=1)
+    outside = np.array(seconds) - each.sum(axis=1) / 1e6
+    return float(stretches.min(axis=0).sum() / 1e6 + outside.min())
+
+
+def floors(times: dict[str, list[float]], steps: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, float | None]]:
+    """The floor of each side, of `steps` and of `stretches` of them, and `a_to_b`: its ratio to each stock side.
+
+    All rounds of a side do the same steps with the same requests, so a step that noise struck in one round has another
+    round that it did not strike, where every whole round has some. But work that falls into another step in each round
+    (threads that count in the background) goes with the noise: of `steps` a floor is a lower bound. In a `stretch` such
+    work stays where it is. What is not a step (submitting, recording) is taken as a whole for the same reason."""
+    found: dict[str, dict[str, float | None]] = {}
+    for name, stretch in (("steps", 1), ("stretches", STRETCH)):
+        least = {side: floor(times[side], steps[side], stretch) for side in times}
+        ratio = {
+            f"{side}_to_{base}": seconds / below if seconds and (below := least[base]) else None
+            for base in ("stock", "stock_ids")
+            for side, seconds in least.items()
+        }
+        found[name] = {**least, **ratio}
+    return found
+
+
 def measure(
     results: dict[str, Any], out: Path, deadline: float, model: Path, *, rounds: int = ROUNDS, more: bool = True
 ) -> None:
@@ -251,7 +288,7 @@ def measure(
         sides[warm]()
 
     def save(times: dict[str, list[float]], steps: dict[str, list[dict[str, Any]]]) -> None:
-        results["speed"] = {**ratios(times), "all": times, "steps": steps}
+        results["speed"] = {**ratios(times), "floors": floors(times, steps), "all": times, "steps": steps}
 
     interleaved(sides, lambda: watched(session), rounds, deadline, save, least=25 if more else 0)
     print("campaign", {k: v for k, v in results["speed"].items() if isinstance(v, float)}, flush=True)

@@ -102,23 +102,35 @@ def counted(run: Callable[[], object]) -> dict[str, Any]:
 
 @contextmanager
 def watched(session: Any) -> Iterator[dict[str, Any]]:
-    """How long each step of a session takes, and what lies between, before and after the steps."""
-    step = session.step
+    """How long each step of a session takes, and what lies between, before and after the steps. `each_us`: microseconds
+    of the steps since a table was last loaded, which a campaign does after its canary, whose steps are not among the
+    seconds that it tells; `ended`: the requests that ended in which of them, as `[step, requests]`."""
+    step, rpc = session.step, session.rpc
     spans: list[tuple[float, float]] = []
+    ends: list[int] = []
+    first = 0
 
     def timed() -> Any:
         began = time.perf_counter()
         result = step()
         spans.append((began, time.perf_counter()))
+        ends.append(len(result))
         return result
 
+    def called(method: str, *arguments: Any) -> Any:
+        nonlocal first
+        if method == "kvspec_load":
+            first = len(spans)
+        return rpc(method, *arguments)
+
     found: dict[str, Any] = {}
-    session.step = timed
+    session.step, session.rpc = timed, called
     began = time.perf_counter()
     try:
         yield found
     finally:
         session.__dict__.pop("step")
+        session.__dict__.pop("rpc")
     ended = time.perf_counter()
     inside = sorted(b - a for a, b in spans)
     if spans:
@@ -129,6 +141,8 @@ def watched(session: Any) -> Iterator[dict[str, Any]]:
             "between": spans[-1][1] - spans[0][0] - sum(inside),
             "after": ended - spans[-1][1],
             "median_step_ms": 1000 * inside[len(inside) // 2],
+            "each_us": [round(1e6 * (b - a)) for a, b in spans[first:]],
+            "ended": [[number, ended] for number, ended in enumerate(ends[first:]) if ended],
         }
 
 

@@ -109,6 +109,7 @@ def _campaign(part: dict[str, Any]) -> list[str]:
                 if side in ("armed", "campaign")
             ]
             lines.append(f"- {words}: {speed[side]:.3f} s" + "".join(f", {ratio}" for ratio in ratios))
+        lines += _floors(speed.get("floors", {}))
     for name in ("writes", "reads", "isolation"):
         if name in part:
             p = part[name]
@@ -119,6 +120,25 @@ def _campaign(part: dict[str, Any]) -> list[str]:
             )
     both = [name for name in ("shuffled_identical", "reads_shuffled_identical") if name in part]
     return lines + [f"- {name}: {part[name][0]} of {part[name][1]}" for name in both]
+
+
+def _floors(floors: dict[str, dict[str, float | None]]) -> list[str]:
+    """Speeds with the host's noise taken out."""
+    lines = []
+    for name, found in floors.items():
+        each = []
+        for side, words in SIDES.items():
+            if (seconds := found[side]) is None:
+                each.append(f"{words}: none, its rounds differ in their steps")
+                continue
+            ratios = [
+                f", {ratio:.4f} of {SIDES[base]}"
+                for base in ("stock", "stock_ids")
+                if side in ("armed", "campaign") and (ratio := found[f"{side}_to_{base}"])
+            ]
+            each.append(f"{words}: {seconds:.3f} s{''.join(ratios)}")
+        lines.append(f"- all {name} as in their fastest rounds: " + "; ".join(each))
+    return lines
 
 
 def _guide(part: dict[str, Any]) -> list[str]:
