@@ -359,7 +359,7 @@ def test_what_breaks_first_at_equal_exposure_is_told_apart(apart: str, flips: fl
     ("apart", "tokens", "text"),
     [
         ("ab", 25, "At equal exposure reasoning breaks first wherever the two can be told apart."),
-        ("", 25, "At equal exposure it cannot be told which breaks first."),
+        ("", 25, "At equal exposure they are not told apart."),
         ("ab", 40, "Not answered: no comparison is at equal exposure."),
     ],
 )

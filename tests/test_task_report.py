@@ -374,7 +374,7 @@ def test_the_dose_stands_beside_every_rate(tmp_path: Path) -> None:
     assert found[1, 60, "sum"] == pytest.approx(104 * 0.5)
     assert found[1, 300, "sum"] == pytest.approx(404 * 0.5)
     (compared,) = (sentence for sentence in scores.verdict if "on common items" in sentence)
-    assert "at equal rates (1 to 1 times the expected flips in reasoning)" in compared
+    assert "at equal rates (1.01 to 1.03 times the expected flips in reasoning)" in compared
     assert any("retrieve_b 100% [70%, 100%] at 25 expected flips" in sentence for sentence in scores.verdict)
     (row,) = (line for line in render_text(scores).splitlines() if "F[1e-06]" in line and " 200 / 202 " in line)
     assert "1e-06/bit" in row

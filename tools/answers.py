@@ -12,7 +12,7 @@ from itertools import combinations
 from typing import Any
 
 from kvspec.score import CellScore, Scores
-from kvspec.score.exposure import exposures_of
+from kvspec.score.exposure import exposures_of, failures
 from kvspec.score.tasks import TaskPair
 from kvspec.score.trend import series_label
 from kvspec.score.verdict import LARGE_DESIGN_EFFECT
@@ -223,8 +223,12 @@ def _first(run: Measured, declared: Mapping[str, Any]) -> Answer:
         text = f"{text}{where}."
     beside = ""
     if only:
-        text = f"At equal exposure {text[0].lower()}{text[1:]}"
-        beside = f"; at unequal exposure {_counts(others)}" if others else ""
+        text = (
+            f"At equal exposure {text[0].lower()}{text[1:]}" if apart else "At equal exposure they are not told apart."
+        )
+        retrieval, failed, n = failures(pairs)
+        beside = f"; in all, reasoning fails {failed:,} and retrieval {retrieval:,} times in {n:,} pairs"
+        beside += f"; at unequal exposure {_counts(others)}" if others else ""
     elif alike:
         text += f" At equal exposure up to the token that decides: {_counts(alike)}."
     elif known:

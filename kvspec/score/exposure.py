@@ -8,6 +8,7 @@ by then.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kvspec.score.tasks import TaskPair, TaskScores
@@ -54,6 +55,13 @@ def exposures_of(tasks: TaskScores) -> list[tuple[TaskPair, Exposure]]:
         decided = [tokens[pair.context, task] for task in sides]
         found.append((pair, Exposure(_both(*whole), _both(*deciding), _both(*decided))))
     return found
+
+
+def failures(pairs: Iterable[TaskPair]) -> tuple[int, int, int]:
+    """Pairs in which retrieval failed, in which reasoning failed, and all of them."""
+    counts = [(pair.both + pair.only_retrieval, pair.both + pair.only_reasoning, pair.pairs) for pair in pairs]
+    retrieval, reasoning, n = (sum(some) for some in zip(*counts, strict=True)) if counts else (0, 0, 0)
+    return retrieval, reasoning, n
 
 
 def _both(retrieval: float | None, reasoning: float | None) -> Ends | None:

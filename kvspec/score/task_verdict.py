@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import inf
+from statistics import median
 
-from kvspec.score.exposure import ALIKE, Ends, Exposure, exposures_of
+from kvspec.score.exposure import ALIKE, Ends, Exposure, exposures_of, failures
 from kvspec.score.lengths import length_sentences
 from kvspec.score.tasks import CleanTask, FaultedTask, TaskPair, TaskScores
 from kvspec.score.zombie import zombie_states
@@ -83,7 +85,7 @@ def _at_equal_exposure(pairs: Pairs, retrieval: str, names: Sequence[str], serie
         tasks = dict.fromkeys(f"{pair.reasoning} against {pair.retrieval}" for pair, _ in equal)
         yield (
             f"At equal exposure up to the token that decides ({', '.join(tasks)}; tokens and expected flips within "
-            f"{ALIKE - 1:.0%} of each other): {_counts(equal, names, series)}."
+            f"{ALIKE - 1:.0%} of each other): {_counts(equal, names, series)}{_failures(equal)}."
         )
     elif tokens and any(map(all, flips)):
         yield (
@@ -91,6 +93,19 @@ def _at_equal_exposure(pairs: Pairs, retrieval: str, names: Sequence[str], serie
             f"the tokens and {_times(flips)} the expected flips of {retrieval}{_spared(flips)}, so what fails more "
             "often may only be exposed for longer."
         )
+
+
+def _failures(pairs: Pairs) -> str:
+    """How near to each other the two are, whatever the tests reject."""
+    found = [pair.sensitivity for pair, _ in pairs if pair.sensitivity is not None]
+    if not found:
+        return ""
+    ratios = sorted(inf if ratio.value is None else ratio.value for ratio in found)
+    retrieval, reasoning, n = failures(pair for pair, _ in pairs)
+    return (
+        f"; in all, reasoning fails {reasoning:,} and retrieval {retrieval:,} times in {n:,} pairs, ratios by "
+        f"comparison {ratios[0]:.3g} to {ratios[-1]:.3g}, median {median(ratios):.3g}"
+    )
 
 
 def _counts(pairs: Pairs, names: Sequence[str], series: Sequence[str]) -> str:
@@ -111,9 +126,8 @@ def _doses(pairs: Pairs) -> str:
     doses = [ends for _, exposure in pairs if (ends := exposure.flips if decided else exposure.whole)]
     if not any(map(all, doses)):
         return ""
-    low, high = _ratios(doses)
     up_to = ", up to the token that decides" if decided else ""
-    return f" ({low:.2g} to {high:.2g} times the expected flips in reasoning{up_to})"
+    return f" ({_times(doses)} the expected flips in reasoning{up_to})"
 
 
 def _ratios(doses: Sequence[Ends]) -> Ends:
@@ -123,7 +137,8 @@ def _ratios(doses: Sequence[Ends]) -> Ends:
 
 
 def _times(doses: Sequence[Ends]) -> str:
-    low, high = (f"{ratio:.2g}" for ratio in _ratios(doses))
+    ratios = _ratios(doses)
+    low, high = (f"{ratio:.{2 if max(ratios) > ALIKE else 3}g}" for ratio in ratios)
     return f"{low} times" if low == high else f"{low} to {high} times"
 
 
