@@ -127,7 +127,8 @@ def _doses(pairs: Pairs) -> str:
     if not any(map(all, doses)):
         return ""
     up_to = ", up to the token that decides" if decided else ""
-    return f" ({_times(doses)} the expected flips in reasoning{up_to})"
+    times = _times(doses)
+    return f" ({'as many' if times == '1 times' else f'{times} the'} expected flips in reasoning{up_to})"
 
 
 def _ratios(doses: Sequence[Ends]) -> Ends:
