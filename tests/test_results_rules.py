@@ -8,12 +8,13 @@ import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tools import spec_index
 from tools.answers import answer
-from tools.findings import fisher, p_value
+from tools.findings import p_value
 from tools.results import RESULTS, Page, index, render, see
 from tools.spec_index import SPECS, decision_at, declared, notes
 
@@ -23,7 +24,7 @@ def _closest(silent: bool, verdict: str, state: str) -> dict[str, object]:
 
 
 def test_a_state_that_an_earlier_search_found_is_not_undone_by_one_without_another_seed() -> None:
-    searches = [
+    searches: list[dict[str, Any]] = [
         {
             "where": "a GPU, 2026-11-29, plan `b`",
             "closest": [_closest(False, "Shown once", "x"), _closest(True, "Shown once", "y")],
@@ -41,23 +42,28 @@ def test_a_state_that_an_earlier_search_found_is_not_undone_by_one_without_anoth
         "; silent: shown by both intervals of one search, not yet with another seed (search of 2026-11-29" in both.text
     )
     assert both.figure == "By the answers: z; silent: y"
+    searches[1]["closest"][0]["missing_again"] = 7
+    short = answer({"test": "search"}, [], {"searches": searches})
+    assert "again with another seed, 7 trials of which are missing (search of 2026-11-28" in short.text
     alone = answer({"test": "search"}, [], {"searches": searches[:1]})
     assert alone.text.startswith("By the answers and silent: shown by both intervals of one search")
     assert "2026" not in alone.text
 
 
 def test_a_rule_that_is_younger_than_a_run_is_told_for_that_run() -> None:
-    """The first run of scale_faults was made under Fisher's test, the second one under today's rule."""
-    page = Page.read(json.loads((RESULTS / "scale_faults.json").read_text(encoding="utf-8")))
-    ((what, rule),) = page.earlier.items()
-    assert "int8_per_token_head, native on NVIDIA H100" in what
-    assert "Fisher's exact test" in rule
-    assert f"- That rule was written after {what}. The one of then: {rule}" in render(page)
-    today = replace(page, runs=page.runs[1:])
-    assert not today.earlier
-    assert " † ‡ |" in index(RESULTS, [page]), "and it asked five prompts"
-    (row,) = [line for line in index(RESULTS, [today]).splitlines() if line.startswith("| [scale_faults]")]
+    """As if the first run of scale_faults had been made of five prompts under another rule."""
+    made = Page.read(json.loads((RESULTS / "scale_faults.json").read_text(encoding="utf-8")))
+    assert not made.earlier
+    (row,) = [line for line in index(RESULTS, [made]).splitlines() if line.startswith("| [scale_faults]")]
     assert not {"†", "‡"} & set(row)
+    first, scores = made.runs[0], made.runs[0].measured.scores
+    few = replace(first.measured, scores=replace(scores, run=replace(scores.run, requests=5)))
+    page = replace(made, runs=[replace(first, measured=few, decision="Another."), made.runs[1]])
+    ((what, rule),) = page.earlier.items()
+    assert "int8_per_token_head, native on NVIDIA H200" in what
+    assert rule == "Another."
+    assert f"- That rule was written after {what}. The one of then: Another.\n" in render(page)
+    assert " † ‡ |" in index(RESULTS, [page])
     searched = Page.read(json.loads((RESULTS / "zombie_search.json").read_text(encoding="utf-8")))
     assert [what for what in searched.earlier if "2026-11-28" in what]
 
@@ -92,6 +98,9 @@ def test_a_row_points_to_single_flips_that_show_what_its_own_test_does_not() -> 
     assert anatomy.runs[0].measured.scores.anatomy is not None
     tests = {one.name: one for one in anatomy.runs[0].measured.scores.anatomy.tests}
     assert f"layers differ ({p_value(tests['layers'].p_holm)})" in see(layers, [anatomy, layers])
+    assert see(layers, [anatomy, layers]).startswith(" But see [")
+    phases = Page.read(json.loads((RESULTS / "prompt_vs_decode.json").read_text(encoding="utf-8")))
+    assert see(phases, [anatomy, phases]).startswith(" See also ["), "its own test shows it, too"
     assert see(layers, [layers]) == "", "without that page there is nothing to see"
     assert see(anatomy, [anatomy, layers]) == ""
 
@@ -104,16 +113,6 @@ def test_what_a_row_points_to_exists(path: Path) -> None:
         assert anatomy is not None
         assert wanted["test"] in {one.name for one in anatomy.tests}
         assert wanted["shown"]
-
-
-def test_the_rule_of_then_is_applied_to_the_run_of_then() -> None:
-    scores = Page.read(json.loads((RESULTS / "msb.json").read_text(encoding="utf-8"))).runs[0].measured.scores
-    one = ["Policy[FP16_EXPONENT, 1e-06]", "AllBits[1e-06]"]
-    found = fisher(scores, [one])
-    assert found is not None
-    assert "in 0 of 1 the first is right less often, in 1 more often" in found.sentences[0]
-    assert "543 of 1,000 and 496 of 1,000 are right, p = 0.039" in found.sentences[0]
-    assert fisher(scores, [one, ["Policy[FP16_EXPONENT, 1.6e-06]", "AllBits[1.6e-06]"]]) is None
 
 
 def test_without_a_history_no_rule_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

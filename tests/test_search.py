@@ -273,7 +273,21 @@ def test_a_cell_that_lacks_trials_counts_and_stands_back(tmp_path: Path) -> None
     assert " lacks " not in turned.verdict(True)
     alone = replace(less, series=less.series[1:])
     assert alone.closest(True) == others
-    assert "The cell lacks 40 trials, those that had not ended when the run was interrupted." in alone.verdict(True)
+    assert (
+        "The cell lacks 40 trials, those that had not ended when the run was interrupted: those recorded are no random "
+        "part." in alone.verdict(True)
+    )
+
+
+def test_another_seed_that_lacks_trials_says_so(whole: tuple[Found, list[Plan]], tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(whole[0].folder, folder)
+    cut(folder / "state", 160)
+    less = read_search(folder)
+    assert less.shown(True)
+    assert less.sentences()[0].startswith("The search was interrupted: state has ")
+    assert "That with another seed lacks 40 trials, those that had not ended" in less.verdict(True)
+    assert [one["missing_again"] for one in measured.searched(folder)["closest"] if one["silent"]] == [40]
 
 
 def test_a_cell_that_both_seeds_show_is_told_before_one_that_is_as_close(whole: tuple[Found, list[Plan]]) -> None:

@@ -290,7 +290,7 @@ def _search(searches: Sequence[Data]) -> Answer:
     ]
     several = len({at for at, _ in best}) > 1 or any(at for at, _ in best)
     days = [f" (search of {searches[at]['where'].split(', ')[-2]})" if several else "" for at, _ in best]
-    said = [SEARCHED[one["verdict"]] + day for (_, one), day in zip(best, days, strict=True)]
+    said = [SEARCHED[one["verdict"]] + _lacking(one) + day for (_, one), day in zip(best, days, strict=True)]
     spared = [_spared(one) for _, one in best]
     if len(set(spared)) > 1:
         said = [text + (f" ({how})" if how else "") for text, how in zip(said, spared, strict=True)]
@@ -306,6 +306,12 @@ def _spared(closest: Data) -> str:
     """A state that is there by when its faults strike says so."""
     told = closest["verdict"] in ("Found", "Shown once") and closest["spared"]
     return f"faults that spare the first {closest['spared']} tokens of the answer" if told else ""
+
+
+def _lacking(closest: Data) -> str:
+    """A state whose other seed was interrupted says so; figures from before that was counted had none."""
+    missing = closest.get("missing_again", 0)
+    return f", {missing} trials of which are missing" if missing and closest["verdict"] == "Found" else ""
 
 
 DEFINITIONS = ("By the answers", "silent")

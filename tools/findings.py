@@ -12,7 +12,7 @@ from itertools import combinations
 from typing import Any
 
 from kvspec.score import Proportion, Scores
-from kvspec.stats.exact import ALPHA, Strata, holm
+from kvspec.stats.exact import ALPHA, holm
 
 TESTS = {"exact": "exact test within prompts", "McNemar": "McNemar", "trend": "Mantel's trend"}
 Data = Mapping[str, Any]
@@ -75,26 +75,6 @@ def contrasts(scores: Scores, measured: Sequence[Data]) -> Findings | None:
     used = " and ".join(dict.fromkeys(TESTS[one["test"]] for one in measured))
     lead = f"Contrasts ({used}, Holm): {shown} of {len(measured)} differ"
     return Findings("Contrasts", (f"{lead}{': ' if said else ''}{'; '.join(said)}.",), tuple(table))
-
-
-def fisher(scores: Scores, pairs: Sequence[Sequence[str]]) -> Findings | None:
-    """The `x-fisher` of a spec: what a rule of an earlier day says, Fisher's exact test, two-sided, Holm over all.
-
-    `None` for a run that has other cells than those of then."""
-    cells = {cell.plan.name: cell.exact_match for cell in scores.cells}
-    if not pairs or not all(name in cells for pair in pairs for name in pair):
-        return None
-    found = [(cells[first], cells[second]) for first, second in pairs]
-    # one stratum: the test within prompts is Fisher's
-    p_values = holm([Strata.of([a.k], [a.n], [b.k], [b.n]).different() for a, b in found])
-    told = [
-        f"{first} against {second}: {a.k:,} of {a.n:,} and {b.k:,} of {b.n:,} are right, {p_value(p)}"
-        for (first, second), (a, b), p in zip(pairs, found, p_values, strict=True)
-    ]
-    lower = sum(a.k * b.n < b.k * a.n and p < ALPHA for (a, b), p in zip(found, p_values, strict=True))
-    higher = sum(a.k * b.n > b.k * a.n and p < ALPHA for (a, b), p in zip(found, p_values, strict=True))
-    lead = f"Fisher's exact test, Holm over all: in {lower} of {len(pairs)} the first is right less often, in"
-    return Findings("By the rule of then", (f"{lead} {higher} more often: {'; '.join(told)}.",))
 
 
 def equal_flips(measured: Sequence[Data]) -> Findings | None:

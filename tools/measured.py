@@ -178,12 +178,15 @@ def searched(folder: Path) -> Data:
             )
     closest = []
     for silent in BOTH:
-        point = found.closest(silent)
+        point, again = found.closest(silent), found.again(silent)
         word = found.verdict(silent).partition(":")[0]
-        if point.closest(silent).shown and found.again(silent) is None:
+        if point.closest(silent).shown and again is None:
             word = "Shown once"
         state = f"{replace(point.closest(silent), flips=(None, None))} under {point.label}"
-        closest.append({"silent": silent, "verdict": word, "state": state, "spared": point.spared})
+        missing = again[0].missing if again else 0
+        closest.append(
+            {"silent": silent, "verdict": word, "state": state, "spared": point.spared, "missing_again": missing}
+        )
     landed = list(_landed(RunStore.open(folder / "state"))) if found.confirmed else []
     return {"where": where, "sentences": found.sentences(), "rows": rows, "closest": closest, "landed": landed}
 

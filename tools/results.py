@@ -164,7 +164,6 @@ class Page:
         for run in self.runs:
             scores, beyond = run.measured.scores, run.measured.beyond
             mine = [findings.equal_flips(beyond["equal_flips"]), findings.contrasts(scores, beyond["contrasts"])]
-            mine.append(findings.fisher(scores, self.declared.get("fisher") or []))
             if figures := self.declared.get("published"):
                 mine.append(findings.published(scores, figures))
             of = f": {scores.run.storage_format} on {run.device}" if len(self.runs) > 1 else ""
@@ -276,6 +275,8 @@ def kept(name: str) -> Iterator[str]:
 def see(page: Page, pages: Sequence[Page]) -> str:
     """What single flips on another page show of the question of this one, if their test shows it (`x-see`)."""
     wanted: Mapping[str, str] = page.declared.get("see") or {}
+    nothing = str((page.declared.get("answer") or {}).get("neither"))
+    lead = "But see" if page.answer().text.startswith(nothing) else "See also"
     for other in pages:
         anatomy = other.runs[0].measured.scores.anatomy
         if other.name != wanted.get("page") or anatomy is None:
@@ -283,7 +284,7 @@ def see(page: Page, pages: Sequence[Page]) -> str:
         (test,) = [one for one in anatomy.tests if one.name == wanted["test"]]
         if test.p_holm < ALPHA:
             of = f"{anatomy.trials:,} single flips, {other.runs[0].measured.scores.run.requests:,} prompts"
-            return f" But see [{other.name}]({other.name}.md) ({of}): {wanted['shown']} ({p_value(test.p_holm)})."
+            return f" {lead} [{other.name}]({other.name}.md) ({of}): {wanted['shown']} ({p_value(test.p_holm)})."
     return ""
 
 

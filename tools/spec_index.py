@@ -22,7 +22,7 @@ SPECS = Path(__file__).parent.parent / "specs"
 INDEX = SPECS / "README.md"
 PAGES = SPECS.parent / "docs" / "results"
 NOTES = ("question", "hypothesis", "decision")
-LISTS = ("contrasts", "equal-flips", "fisher")
+LISTS = ("contrasts", "equal-flips")
 
 HEAD = """# Specs
 
@@ -69,9 +69,8 @@ def declared(path: Path) -> dict[str, Any]:
     """What `tools/results.py` makes of a spec's runs, as plain data or `None`.
 
     `contrasts`: lists of cell names, two to compare or more for a trend. `equal-flips`: pairs of series of cells.
-    `published`: figures of others by bit. `answer`: the test that decides, and its outcomes in words. `fisher`:
-    pairs of cells that the rule of an earlier day compares. `see`: a test of single flips of another spec that bears on
-    the question, and what it shows in words. `model`: its id.
+    `published`: figures of others by bit. `answer`: the test that decides, and its outcomes in words. `see`: a
+    test of single flips of another spec that bears on the question, and what it shows in words. `model`: its id.
     """
     root = load_tree(path)
     nodes = {name: root.get(f"x-{name}") for name in (*LISTS, "published", "answer", "see")}

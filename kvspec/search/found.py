@@ -92,8 +92,11 @@ class Found:
             said = f"Undecided: a {state.name} by its shares, but not by their intervals: {said}."
         else:
             said = f"None: no {state.name} is shown. The closest point is {said}."
-        if point.missing:
-            said += f" The cell lacks {point.missing} trials, those that had not ended when the run was interrupted."
+        lacking = {"The cell": point.missing, "That with another seed": again[0].missing if again else 0}
+        for which, missing in lacking.items():
+            if missing:
+                ended = "those that had not ended when the run was interrupted: those recorded are no random part"
+                said += f" {which} lacks {missing} trials, {ended}."
         split = again[1] if again else state
         return f"{said} Trials{' with another seed' if again else ''}: {split.split}."
 
