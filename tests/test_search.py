@@ -284,10 +284,14 @@ def test_another_seed_that_lacks_trials_says_so(whole: tuple[Found, list[Plan]],
     shutil.copytree(whole[0].folder, folder)
     cut(folder / "state", 160)
     less = read_search(folder)
-    assert less.shown(True)
+    assert whole[0].shown(True)
+    assert not less.shown(True), "the trials that are there had ended first"
     assert less.sentences()[0].startswith("The search was interrupted: state has ")
+    assert less.verdict(True).startswith("Undecided: a silent zombie state")
+    assert "is shown by both intervals, of the trials that are there:" in less.verdict(True)
     assert "That with another seed lacks 40 trials, those that had not ended" in less.verdict(True)
-    assert [one["missing_again"] for one in measured.searched(folder)["closest"] if one["silent"]] == [40]
+    (silent,) = (one for one in measured.searched(folder)["closest"] if one["silent"])
+    assert (silent["missing_again"], silent["verdict"]) == (40, "Shown once")
 
 
 def test_a_cell_that_both_seeds_show_is_told_before_one_that_is_as_close(whole: tuple[Found, list[Plan]]) -> None:

@@ -309,9 +309,9 @@ def _spared(closest: Data) -> str:
 
 
 def _lacking(closest: Data) -> str:
-    """A state whose other seed was interrupted says so; figures from before that was counted had none."""
+    """Another seed whose run was interrupted confirms nothing; figures from before that was counted had none."""
     missing = closest.get("missing_again", 0)
-    return f", {missing} trials of which are missing" if missing and closest["verdict"] == "Found" else ""
+    return f", whose run lacks {missing} trials" if missing and closest["verdict"] == "Shown once" else ""
 
 
 DEFINITIONS = ("By the answers", "silent")

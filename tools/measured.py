@@ -180,10 +180,10 @@ def searched(folder: Path) -> Data:
     for silent in BOTH:
         point, again = found.closest(silent), found.again(silent)
         word = found.verdict(silent).partition(":")[0]
-        if point.closest(silent).shown and again is None:
+        missing = again[0].missing if again else 0
+        if point.closest(silent).shown and not point.missing and (again is None or missing):
             word = "Shown once"
         state = f"{replace(point.closest(silent), flips=(None, None))} under {point.label}"
-        missing = again[0].missing if again else 0
         closest.append(
             {"silent": silent, "verdict": word, "state": state, "spared": point.spared, "missing_again": missing}
         )

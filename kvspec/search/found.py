@@ -51,12 +51,14 @@ class Found:
         return self._again(self.closest(silent), silent)
 
     def shown(self, silent: bool) -> bool:
-        """Whether both intervals show the state, in the search and with the other seed."""
+        """Whether both intervals show the state, in the search and with the other seed, where neither lacks trials."""
         return self._twice(self.closest(silent), silent)
 
     def _twice(self, point: Point, silent: bool) -> bool:
         again = self._again(point, silent)
-        return point.closest(silent).shown and again is not None and again[1].shown
+        if again is None or point.missing or again[0].missing:
+            return False
+        return point.closest(silent).shown and again[1].shown
 
     def _again(self, point: Point, silent: bool) -> tuple[Point, ZombieState] | None:
         for other in self.confirmed:
@@ -88,6 +90,8 @@ class Found:
                 said += f" These faults spare {spared}."
         elif state.shown and again is None:
             said = f"Undecided: a {state.name} is shown by both intervals in the search alone: {said}."
+        elif state.shown and again is not None and again[1].shown:
+            said = f"Undecided: a {state.name} is shown by both intervals, of the trials that are there: {said}."
         elif state.distance <= 0 and (again is None or again[1].distance <= 0):
             said = f"Undecided: a {state.name} by its shares, but not by their intervals: {said}."
         else:
