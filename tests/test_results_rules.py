@@ -42,9 +42,10 @@ def test_a_state_that_an_earlier_search_found_is_not_undone_by_one_without_anoth
         "; silent: shown by both intervals of one search, not yet with another seed (search of 2026-11-29" in both.text
     )
     assert both.figure == "By the answers: z; silent: y"
-    searches[1]["closest"][0]["missing_again"] = 7
+    searches[0]["closest"][1]["missing_again"] = 7
     short = answer({"test": "search"}, [], {"searches": searches})
-    assert "again with another seed, 7 trials of which are missing (search of 2026-11-28" in short.text
+    assert "not yet with another seed, whose run lacks 7 trials (search of 2026-11-29" in short.text
+    searches[0]["closest"][1]["missing_again"] = 0
     alone = answer({"test": "search"}, [], {"searches": searches[:1]})
     assert alone.text.startswith("By the answers and silent: shown by both intervals of one search")
     assert "2026" not in alone.text
