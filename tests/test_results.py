@@ -486,6 +486,9 @@ def test_the_committed_index_is_what_todays_code_says() -> None:
     rows = index(RESULTS, pages)
     assert rows == (RESULTS / "README.md").read_text(encoding="utf-8"), "run: python3 tools/results.py --again"
     assert all(len(line) < 900 for line in rows.splitlines()), "a cell of the table holds a sentence and a figure"
+    legend, _, table = (part.lower() for part in rows.partition("\n| spec |"))
+    for term in ("equal exposure", "token that decides", "comparisons", "pairs", "equal flips", "†", "‡"):
+        assert term in legend or term not in table, f"the legend does not explain {term}"
 
 
 def test_the_processes_of_the_gpu_tools_find_kvspec_in_one_place(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 from kvspec.errors import KvspecError  # noqa: E402
 from kvspec.records import RunStore  # noqa: E402
 from kvspec.report import render_text, to_json  # noqa: E402
+from kvspec.score.exposure import ALIKE  # noqa: E402
 from kvspec.score.scores import score_whole  # noqa: E402
 from kvspec.score.verdict import FEW_PROMPTS  # noqa: E402
 from kvspec.search.found import GRID  # noqa: E402
@@ -42,9 +43,14 @@ in the spec, and its test chooses among them.
 
 - A percentage is the share of answers that equal the golden ones, those without faults, unless it says otherwise. Names
   such as `Page16` or `Plane[K, 1e-06]` are cells of the spec: a fault, where it strikes, its rate.
-- n counts trials. Square brackets are 95 % intervals for the prompts that were asked; where trials of one prompt are
-  alike, "for other prompts" is the interval with prompts as clusters.
+- n counts trials; "n = ... pairs" counts pairs of them, of one prompt in two cells or of one item in two tasks. Square
+  brackets are 95 % intervals for the prompts that were asked; where trials of one prompt are alike, "for other prompts"
+  is the interval with prompts as clusters.
 - "At equal flips": trials in which equally many flips landed; "at equal expected flips": cells that expect as many.
+- "Reasoning in 16, retrieval in 0 of 32 comparisons": a comparison is a retrieval and a reasoning task under one fault;
+  reasoning fails significantly more often (McNemar, Holm) in 16 of the 32, retrieval in none.
+- "The token that decides" is the one from which on a clean answer is graded right. "At equal exposure": the tokens up
+  to it, and the flips expected by then, are within {ALIKE - 1:.0%} of each other in both tasks.
 - † marks a decision rule that is younger than a run or a search of the page; the page has the rule of then, too.
 - ‡ marks a run of fewer than {FEW_PROMPTS} prompts, which say little of others.
 - The floor is the share of requests without faults, golden repeats and null trials, that equal golden.

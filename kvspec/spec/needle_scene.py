@@ -6,7 +6,8 @@
 words that no other name resembles, which lets a small model find and copy them. The two-hop task asks for one of the
 values, so every task needs the same two numbers.
 
-`retrieve_twice` is the control of length: its answer goes on as long as that of a sum and computes nothing.
+`retrieve_twice` is the control of length: it computes nothing, and in `Goods` with values of one digit its answer goes
+on about as long as that of a sum.
 """
 
 from __future__ import annotations
