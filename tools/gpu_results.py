@@ -40,10 +40,8 @@ HUNDRED = f"--set trials=10 {TWICE}"
 """n = 1,000 a cell over the hundred prompts of specs/prompts.txt, and 400 controls."""
 BATCH = "--set engine.max_num_batched_tokens=131072 --set engine.max_num_seqs=192"
 """For prompts of at most 650 tokens: as many as may run fit into one step whole. It makes no cleaner floor: of needle
-55 of 3,920 golden answers differ from a control (2 of 2,695 at 16,384 tokens and 512 requests, which cut prompts into
-chunks), of zombie 12 of 300 (17 of 600). Golden comes first, up to 192 prompts in a step, controls about 10: of the
-golden answers of needle that were computed beside more than 24 prompts, as no control was, 32 of 966 differ, of the
-others 23 of 2,954 (steps rebuilt from the recorded lengths)."""
+46 of 4,900 golden answers differ from both controls, of zombie_search 15 of 600 controls from golden. Golden
+comes first, up to 192 prompts in a step, controls about 10. docs/design/architecture.md (E) has what was looked at."""
 WHOLE = "--set engine.max_num_batched_tokens=65536 --set engine.max_num_seqs=32"
 """The same for prompts of 1,900 tokens, of which 12 of 308 controls differ from golden (13 at vLLM's own settings)."""
 MIXED = f"{BATCH} --set engine.submission_seed=1"
@@ -77,8 +75,8 @@ JOBS = {
     "zombie_int8": f"search specs/zombie_int8.yaml --set prompts.items=150 --steps 3 {BATCH}",
 }
 HOURS = ("needle", "needle_reads", "needle_lengths", "zombie", "zombie_int8")
-"""Not unless asked for: 93,100 requests of 630 tokens each for the first two, 60,480 for the third. With 560 items
-needle, needle_reads and zombie together on one H200 took 365 s (at 16,384 tokens a step and 512 requests)."""
+"""Not unless asked for: 93,100 requests of 630 tokens each for the first two, 60,480 for the third. Beside five to
+seven engines on one H200 these took 584, 566 and 473 s; the searches were interrupted after 687 and 696 s."""
 CACHE_GIB = {"context_length": 14, **dict.fromkeys(HOURS, 14)}
 """Contents of the cache that fit at once; four workers share a card of 80 GB."""
 
