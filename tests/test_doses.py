@@ -239,18 +239,27 @@ def test_a_longer_answer_is_no_more_fragile_step(tmp_path: Path) -> None:
     """At equal rates the sum fails first; beside an answer that is as long and computes nothing, neither does."""
     lost = {(1, "sum"): 0.3, (1, "retrieve_twice"): 0.3}
     _, scores = run(tmp_path, lossy(lost), tasks=ALL, items=50)
-    rates, exposure = first(scores)
+    rates, unequal, exposure = first(scores)
     assert rates.startswith(
         "Reasoning breaks before retrieval of the same operands wherever the two can be told apart: "
     )
-    assert "of 6 comparisons on common items at equal rates" in rates
-    assert "reasoning fails more often in 1, retrieval in 0, undecided 5" in rates
+    assert "of 3 comparisons on common items at equal rates" in rates
+    assert "reasoning fails more often in 1, retrieval in 0, undecided 2 (McNemar, Holm over all 6; " in rates
+    assert unequal.startswith(
+        "Equal rates are not equal exposure here: up to the token that decides, reasoning has 1.5"
+    )
     assert exposure == (
         "At equal exposure up to the token that decides (sum against retrieve_twice; tokens and expected flips within "
         "10% of each other): of 3 comparisons on common items at equal rates (0.948 to 0.992 times the expected flips "
         "in reasoning, up to the token that decides) reasoning fails more often in 0, retrieval in 0, undecided 3 "
-        "(McNemar, Holm); in all, reasoning fails 30 and retrieval 30 times in 300 pairs, ratios by comparison 1 to 1, "
-        "median 1."
+        "(McNemar, Holm over all 6)."
+    )
+    (over,) = (sentence for sentence in scores.verdict if sentence.startswith("Failures over all cells"))
+    assert over == (
+        "Failures over all cells, with items as clusters: sum less retrieve_twice (exposed alike) +0.0% [+0.0%, +0.0%] "
+        "(30 and 30 of 300, 0 and 0 of them detected errors); retrieve_twice less retrieve_both +10.0% [+6.0%, +14.7%] "
+        "(30 and 0 of 300, 0 and 0 of them detected errors); sum less retrieve_both +10.0% [+6.0%, +14.7%] "
+        "(30 and 0 of 300, 0 and 0 of them detected errors)."
     )
     assert {one.task: one.decided_after for one in scores.tasks.clean} == {
         "retrieve_both": 13, "retrieve_twice": 21, "sum": 20,
@@ -262,7 +271,7 @@ def test_a_longer_answer_is_no_more_fragile_step(tmp_path: Path) -> None:
 
 def test_a_fragile_step_is_seen_at_equal_exposure(tmp_path: Path) -> None:
     _, scores = run(tmp_path, lossy({(1, "sum"): 0.3}), tasks=ALL, items=50)
-    _, exposure = first(scores)
+    *_, exposure = first(scores)
     assert "of 3 comparisons" in exposure
     assert "reasoning fails more often in 1, retrieval in 0, undecided 2" in exposure
     (seen,) = (p for p in scores.tasks.pairs if (p.cell, p.retrieval) == (1, "retrieve_twice"))
@@ -294,4 +303,7 @@ def test_what_older_runs_do_not_tell_is_not_said(tmp_path: Path) -> None:
     _, scores = run(tmp_path, lossy({}), told=False, tasks=ALL, items=5)
     (rates,) = first(scores)
     most = (len(ends(RAMBLE)) - 1) / (len(ends(TWICE)) - 1)  # both and sum have one answer, that of twice is shorter
-    assert f"at equal rates (1 to {most:.2g} times the expected flips in reasoning) reasoning fails" in rates
+    assert (
+        f"at equal rates (1 to {most:.2g} times the expected flips in reasoning, over whole answers) reasoning fails"
+        in rates
+    )

@@ -22,6 +22,7 @@ from kvspec.report import to_json
 from kvspec.score import Proportion, Scores
 from kvspec.score.anatomy import Anatomy, SiteMap, Square
 from kvspec.score.model import PairTest
+from kvspec.score.pooled import PooledPair
 from kvspec.score.scores import score_whole
 from kvspec.score.tasks import TaskPair
 from kvspec.spec import load_spec
@@ -39,6 +40,7 @@ from tools.results import Page, index, render
 from tools.spec_index import SPECS, declared
 
 ROOT = Path(__file__).parents[1]
+OVER_ALL = "Over all cells, wrong answers less those of both: sum +29.0% [+20.0%, +38.0%]."
 RESULTS = ROOT / "docs" / "results"
 PAGES = sorted(RESULTS.glob("*.json"))
 
@@ -358,8 +360,16 @@ def test_what_breaks_first_at_equal_exposure_is_told_apart(apart: str, flips: fl
 @pytest.mark.parametrize(
     ("apart", "tokens", "text"),
     [
-        ("ab", 25, "At equal exposure reasoning breaks first wherever the two can be told apart."),
-        ("", 25, "At equal exposure they are not told apart."),
+        (
+            "ab",
+            25,
+            f"At equal exposure reasoning breaks first wherever the two can be told apart. {OVER_ALL}",
+        ),
+        (
+            "",
+            25,
+            f"At equal exposure no single comparison tells them apart. {OVER_ALL}",
+        ),
         ("ab", 40, "Not answered: no comparison is at equal exposure."),
     ],
 )
@@ -390,7 +400,8 @@ def what_breaks_first(
         for task, dose, _ in sides
     ]
     clean = [SimpleNamespace(context=100, task=task, decided_after=count) for task, _, count in sides]
-    tasks = SimpleNamespace(pairs=pairs, faulted=faulted, clean=clean)
+    pooled = (PooledPair(100, "both", "sum", 200, 100, (2, 60), (0, 9), Difference(0.29, 0.2, 0.38)),)
+    tasks = SimpleNamespace(pairs=pairs, faulted=faulted, clean=clean, pooled=pooled)
     scores = SimpleNamespace(tasks=tasks, cells=[cell(0, "A", "prompt"), cell(1, "B", "decode")])
     return TESTS["what breaks first"](cast("Measured", SimpleNamespace(scores=scores)), declared)
 

@@ -182,8 +182,9 @@ def test_each_verdict_is_true_of_its_counts(
 ) -> None:
     spec = load(tmp_path, "{generator: math_needle, contexts: [60], items: 100, tasks: [retrieve_both, sum]}")
     scores: Scores = score(tmp_path, spec, flaky(spec, lost))  # type: ignore[assignment]
-    first, second = scores.verdict[_place(scores, "ombie") - 1 :][:2]
+    first, over, second = scores.verdict[_place(scores, "ombie") - 2 :][:3]
     assert first.startswith(head)
+    assert over.startswith("Failures over all cells, with items as clusters: sum less retrieve_both ")
     assert second.startswith(zombie)
     apart = [pair for pair in scores.tasks.pairs if pair.p_holm < 0.05]
     assert all(pair.same_operands for pair in scores.tasks.pairs)
@@ -374,7 +375,7 @@ def test_the_dose_stands_beside_every_rate(tmp_path: Path) -> None:
     assert found[1, 60, "sum"] == pytest.approx(104 * 0.5)
     assert found[1, 300, "sum"] == pytest.approx(404 * 0.5)
     (compared,) = (sentence for sentence in scores.verdict if "on common items" in sentence)
-    assert "at equal rates (1.01 to 1.03 times the expected flips in reasoning)" in compared
+    assert "at equal rates (1.01 to 1.03 times the expected flips in reasoning, over whole answers)" in compared
     assert any("retrieve_b 100% [70%, 100%] at 25 expected flips" in sentence for sentence in scores.verdict)
     (row,) = (line for line in render_text(scores).splitlines() if "F[1e-06]" in line and " 200 / 202 " in line)
     assert "1e-06/bit" in row

@@ -12,7 +12,9 @@ from itertools import combinations
 from typing import Any
 
 from kvspec.score import CellScore, Scores
-from kvspec.score.exposure import exposures_of, failures
+from kvspec.score.exposure import alike as alike_tasks
+from kvspec.score.exposure import exposures_of
+from kvspec.score.pooled import PooledPair
 from kvspec.score.tasks import TaskPair
 from kvspec.score.trend import series_label
 from kvspec.score.verdict import LARGE_DESIGN_EFFECT
@@ -221,22 +223,30 @@ def _first(run: Measured, declared: Mapping[str, Any]) -> Answer:
         at, never = ([kind for kind, shown in told.items() if shown == wanted] for wanted in (True, False))
         where = f", which is under {' and '.join(at)}; under {' and '.join(never)} they cannot" if never else ""
         text = f"{text}{where}."
-    beside = ""
+    most = min(apart or pairs, key=lambda pair: pair.p)
+    where = run.scores.cells[most.cell].plan.name
+    figure = f"{_counts(pairs)} comparisons; under {where} failures of {most.reasoning} over {most.retrieval} "
+    figure += f"{most.sensitivity or '-'}, n = {most.pairs:,} pairs, {p_value(most.p_holm)}"
     if only:
-        text = (
-            f"At equal exposure {text[0].lower()}{text[1:]}" if apart else "At equal exposure they are not told apart."
-        )
-        retrieval, failed, n = failures(pairs)
-        beside = f"; in all, reasoning fails {failed:,} and retrieval {retrieval:,} times in {n:,} pairs"
-        beside += f"; at unequal exposure {_counts(others)}" if others else ""
+        verdict = f"{text[0].lower()}{text[1:]}" if apart else "no single comparison tells them apart."
+        text = f"At equal exposure {verdict}"
+        if over := _over_all(run):
+            more = ", ".join(f"{one.second} {one}" for one in over)
+            text += f" Over all cells, wrong answers less those of {over[0].first}: {more}."
+            figure = f"{_counts(pairs)} comparisons; n = {' and '.join(f'{one.pairs:,}' for one in over)} pairs"
+        figure += f"; at unequal exposure {_counts(others)}" if others else ""
     elif alike:
         text += f" At equal exposure up to the token that decides: {_counts(alike)}."
     elif known:
         text += " No comparison is at equal exposure up to the token that decides."
-    most = min(apart or pairs, key=lambda pair: pair.p)
-    where = run.scores.cells[most.cell].plan.name
-    ratio = f"failures of {most.reasoning} over {most.retrieval} {most.sensitivity or '-'}, n = {most.pairs:,} pairs"
-    return Answer(text, f"{_counts(pairs)} comparisons; under {where} {ratio}{beside}")
+    return Answer(text, figure)
+
+
+def _over_all(run: Measured) -> list[PooledPair]:
+    """Tasks that are exposed alike, over all cells."""
+    tasks = run.scores.tasks
+    equal = alike_tasks(exposures_of(tasks))
+    return [one for one in tasks.pooled if (one.context, one.first, one.second) in equal]
 
 
 def _apart(pairs: Sequence[TaskPair]) -> tuple[list[TaskPair], int]:

@@ -12,6 +12,7 @@ from kvspec.score.anatomy import Anatomy
 from kvspec.score.cells import CellPlan, RunInfo
 from kvspec.score.lengths import LengthEffect
 from kvspec.score.model import Flips, LogprobScore, Sample
+from kvspec.score.pooled import PooledPair
 from kvspec.score.tasks import CleanTask, FaultedTask, TaskPair, TaskScores
 from kvspec.score.trials import DRIFTS
 from kvspec.score.verdict import verdict, warnings
@@ -54,6 +55,8 @@ def scores(report: Data) -> Scores:
             faulted=tuple(named(FaultedTask, one, "cell") for one in tasks["faulted"]),
             pairs=tuple(named(TaskPair, one, "cell") for one in tasks["pairs"]),
             lengths=tuple(build(LengthEffect, one) for one in tasks["lengths"]),
+            # figures from before it was counted have none
+            pooled=tuple(build(PooledPair, one) for one in tasks.get("pooled", ())),
         ),
         samples=tuple(build(Sample, one) for one in report["samples"]),
         verdict=(),

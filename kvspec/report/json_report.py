@@ -160,6 +160,7 @@ def _tasks(scores: Scores) -> dict[str, Any]:
         "faulted": [{**asdict(found), "cell": names[found.cell]} for found in tasks.faulted],
         "pairs": [{**asdict(pair), "cell": names[pair.cell]} for pair in tasks.pairs],
         "lengths": [{**asdict(found), "trials": list(found.trials)} for found in tasks.lengths],
+        "pooled": [{**asdict(pair), "lost": list(pair.lost), "detected": list(pair.detected)} for pair in tasks.pooled],
     }
 
 

@@ -8,17 +8,18 @@ by then.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvspec.score.tasks import TaskPair, TaskScores
 
 ALIKE = 1.1
 """Exposures are alike up to this ratio. If losses went with the exposure alone, a tenth more of it would turn a share
-q of right answers into q^1.1, at most 3.5 points less: hundreds of pairs do not tell that apart after Holm. Less would
-leave out what differs by one token in 25, for reads of generated tokens grow with the square of the length."""
+q of right answers into q^1.1, at most 3.5 points less: the hundreds of pairs of one comparison do not tell that apart,
+all cells together may (`kvspec.score.pooled`). Less would leave out what differs by one token in 25, for reads of
+generated tokens grow with the square of the length."""
 
-Ends = tuple[float, float]
+Sides = tuple[float, float]
 """A figure of retrieval, and that of reasoning."""
 
 
@@ -26,15 +27,15 @@ Ends = tuple[float, float]
 class Exposure:
     """What both sides of a pair are exposed to. `None` where that is not known."""
 
-    whole: Ends | None
+    whole: Sides | None
     """Expected flips per request, over whole golden answers."""
-    flips: Ends | None
+    flips: Sides | None
     """The same up to the tokens that decide them."""
-    tokens: Ends | None
+    tokens: Sides | None
     """Tokens up to these, themselves included."""
 
     @property
-    def known(self) -> Ends | None:
+    def known(self) -> Sides | None:
         """Expected flips up to the tokens that decide, of whole answers where that is not known."""
         return self.flips or self.whole
 
@@ -57,16 +58,17 @@ def exposures_of(tasks: TaskScores) -> list[tuple[TaskPair, Exposure]]:
     return found
 
 
-def failures(pairs: Iterable[TaskPair]) -> tuple[int, int, int]:
-    """Pairs in which retrieval failed, in which reasoning failed, and all of them."""
-    counts = [(pair.both + pair.only_retrieval, pair.both + pair.only_reasoning, pair.pairs) for pair in pairs]
-    retrieval, reasoning, n = (sum(some) for some in zip(*counts, strict=True)) if counts else (0, 0, 0)
-    return retrieval, reasoning, n
+def alike(exposed: Sequence[tuple[TaskPair, Exposure]]) -> set[tuple[int, str, str]]:
+    """Context, retrieval and reasoning task of those that are exposed alike under every cell."""
+    found: dict[tuple[int, str, str], list[bool]] = {}
+    for pair, exposure in exposed:
+        found.setdefault((pair.context, pair.retrieval, pair.reasoning), []).append(exposure.equal)
+    return {tasks for tasks, equal in found.items() if all(equal)}
 
 
-def _both(retrieval: float | None, reasoning: float | None) -> Ends | None:
+def _both(retrieval: float | None, reasoning: float | None) -> Sides | None:
     return None if retrieval is None or reasoning is None else (retrieval, reasoning)
 
 
-def _alike(ends: Ends) -> bool:
-    return max(ends) <= ALIKE * min(ends)
+def _alike(sides: Sides) -> bool:
+    return max(sides) <= ALIKE * min(sides)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import inf
-from statistics import median
+from statistics import mean
 
-from kvspec.score.exposure import ALIKE, Ends, Exposure, exposures_of, failures
+from kvspec.score.exposure import ALIKE, Exposure, Sides, alike, exposures_of
 from kvspec.score.lengths import length_sentences
 from kvspec.score.tasks import CleanTask, FaultedTask, TaskPair, TaskScores
 from kvspec.score.zombie import zombie_states
@@ -24,11 +23,12 @@ def sentences(tasks: TaskScores, names: Sequence[str], series: Sequence[str]) ->
     said: list[str] = []
     if tasks.pairs:
         said += _what_breaks_first(exposures_of(tasks), names, series)
+        said += _over_all_cells(tasks)
         said += _zombie(tasks, names)
+    elif {"retrieval", "reasoning"} <= {clean.kind for clean in tasks.clean}:
+        said.append("Retrieval and reasoning were not compared: the clean model solves no item in both.")
     said += [
-        _step(clean, tasks.faulted, names, series)
-        for clean in tasks.clean
-        if clean.kind == "reasoning" and clean.stated.n
+        _step(clean, tasks, names, series) for clean in tasks.clean if clean.kind == "reasoning" and clean.stated.n
     ]
     said += length_sentences(tasks.lengths)
     for clean in tasks.clean:
@@ -52,14 +52,37 @@ def _chance(clean: CleanTask) -> str:
 
 
 def _what_breaks_first(pairs: Pairs, names: Sequence[str], series: Sequence[str]) -> Iterator[str]:
-    """Reasoning against the retrieval of its own operands decides; against other retrieval it is told apart."""
+    """Reasoning against the retrieval of its own operands decides; against other retrieval it is told apart, and so are
+    those exposed alike."""
     same = [one for one in pairs if one[0].same_operands]
     other = [one for one in pairs if not one[0].same_operands]
     deciding, retrieval = (same, "retrieval of the same operands") if same else (other, "retrieval")
-    yield _compared(deciding, retrieval, _counts(deciding, names, series))
-    yield from _at_equal_exposure(deciding, retrieval, names, series)
+    equal = [one for one in deciding if one[1].equal]
+    if unequal := [one for one in deciding if not one[1].equal]:
+        yield _compared(unequal, retrieval, _counts(unequal, len(deciding), names, series))
+        yield from _unequal(unequal, retrieval)
+    if equal:
+        tasks = dict.fromkeys(f"{pair.reasoning} against {pair.retrieval}" for pair, _ in equal)
+        yield (
+            f"At equal exposure up to the token that decides ({', '.join(tasks)}; tokens and expected flips within "
+            f"{ALIKE - 1:.0%} of each other): {_counts(equal, len(deciding), names, series)}."
+        )
     if same and other:
-        yield f"Against retrieval of other facts: {_counts(other, names, series)}."
+        yield f"Against retrieval of other facts: {_counts(other, len(other), names, series)}."
+
+
+def _over_all_cells(tasks: TaskScores) -> Iterator[str]:
+    """How much more often one fails than the other, which no comparison under one fault has the trials for."""
+    equal = alike(exposures_of(tasks))
+    found = sorted(tasks.pooled, key=lambda one: (one.context, one.first, one.second) not in equal)
+    said = [
+        f"{one.second} less {one.first}{' (exposed alike)' if (one.context, one.first, one.second) in equal else ''} "
+        f"{one} ({one.lost[1]:,} and {one.lost[0]:,} of {one.pairs:,}, {one.detected[1]:,} and {one.detected[0]:,} of "
+        "them detected errors)"
+        for one in found
+    ]
+    if said:
+        yield f"Failures over all cells, with items as clusters: {_some(said, 8)}."
 
 
 def _compared(pairs: Pairs, retrieval: str, counts: str) -> str:
@@ -76,18 +99,11 @@ def _compared(pairs: Pairs, retrieval: str, counts: str) -> str:
     return f"{head}: {counts}."
 
 
-def _at_equal_exposure(pairs: Pairs, retrieval: str, names: Sequence[str], series: Sequence[str]) -> Iterator[str]:
-    """What is left of it where no side is exposed for longer; nothing where that is not known."""
-    known = [(exposure.flips, exposure.tokens) for _, exposure in pairs]
-    flips, tokens = [ends for ends, _ in known if ends], [ends for _, ends in known if ends]
-    equal = [one for one in pairs if one[1].equal]
-    if equal:
-        tasks = dict.fromkeys(f"{pair.reasoning} against {pair.retrieval}" for pair, _ in equal)
-        yield (
-            f"At equal exposure up to the token that decides ({', '.join(tasks)}; tokens and expected flips within "
-            f"{ALIKE - 1:.0%} of each other): {_counts(equal, names, series)}{_failures(equal)}."
-        )
-    elif tokens and any(map(all, flips)):
+def _unequal(pairs: Pairs, retrieval: str) -> Iterator[str]:
+    """By how much exposures differ; nothing where that is not known."""
+    flips = [exposure.flips for _, exposure in pairs if exposure.flips]
+    tokens = [exposure.tokens for _, exposure in pairs if exposure.tokens]
+    if tokens and any(map(all, flips)):
         yield (
             f"Equal rates are not equal exposure here: up to the token that decides, reasoning has {_times(tokens)} "
             f"the tokens and {_times(flips)} the expected flips of {retrieval}{_spared(flips)}, so what fails more "
@@ -95,26 +111,16 @@ def _at_equal_exposure(pairs: Pairs, retrieval: str, names: Sequence[str], serie
         )
 
 
-def _failures(pairs: Pairs) -> str:
-    """How near to each other the two are, whatever the tests reject."""
-    found = [pair.sensitivity for pair, _ in pairs if pair.sensitivity is not None]
-    if not found:
-        return ""
-    ratios = sorted(inf if ratio.value is None else ratio.value for ratio in found)
-    retrieval, reasoning, n = failures(pair for pair, _ in pairs)
-    return (
-        f"; in all, reasoning fails {reasoning:,} and retrieval {retrieval:,} times in {n:,} pairs, ratios by "
-        f"comparison {ratios[0]:.3g} to {ratios[-1]:.3g}, median {median(ratios):.3g}"
-    )
-
-
-def _counts(pairs: Pairs, names: Sequence[str], series: Sequence[str]) -> str:
+def _counts(pairs: Pairs, family: int, names: Sequence[str], series: Sequence[str]) -> str:
+    """Significant ones by direction; `family` is how many tests Holm's adjustment is over."""
     apart = sorted((pair for pair, _ in pairs if pair.p_holm < ALPHA), key=lambda pair: pair.p)
     reasoning = sum(pair.only_reasoning > pair.only_retrieval for pair in apart)
+    over = f" over all {family}" if family > len(pairs) else ""
+    kinds = _by_series([pair for pair, _ in pairs], series) if apart else ""
     said = (
         f"of {_count(len(pairs), 'comparison')} on common items at equal rates{_doses(pairs)} reasoning fails "
         f"more often in {reasoning}, retrieval in {len(apart) - reasoning}, undecided {len(pairs) - len(apart)} "
-        f"(McNemar, Holm{_by_series([pair for pair, _ in pairs], series) if apart else ''})"
+        f"(McNemar, Holm{over}{kinds})"
     )
     shown = [f"{p.reasoning} against {p.retrieval} under {names[p.cell]}, ratio {p.sensitivity}" for p in apart]
     return f"{said}: {_some(shown)}" if shown else said
@@ -126,24 +132,24 @@ def _doses(pairs: Pairs) -> str:
     doses = [ends for _, exposure in pairs if (ends := exposure.flips if decided else exposure.whole)]
     if not any(map(all, doses)):
         return ""
-    up_to = ", up to the token that decides" if decided else ""
+    up_to = ", up to the token that decides" if decided else ", over whole answers"
     times = _times(doses)
     return f" ({'as many' if times == '1 times' else f'{times} the'} expected flips in reasoning{up_to})"
 
 
-def _ratios(doses: Sequence[Ends]) -> Ends:
+def _ratios(doses: Sequence[Sides]) -> Sides:
     """The least and the greatest of reasoning over retrieval, where both have any."""
     found = [reasoning / retrieval for retrieval, reasoning in doses if retrieval and reasoning]
     return min(found), max(found)
 
 
-def _times(doses: Sequence[Ends]) -> str:
+def _times(doses: Sequence[Sides]) -> str:
     ratios = _ratios(doses)
     low, high = (f"{ratio:.{2 if max(ratios) > ALIKE else 3}g}" for ratio in ratios)
     return f"{low} times" if low == high else f"{low} to {high} times"
 
 
-def _spared(doses: Sequence[Ends]) -> str:
+def _spared(doses: Sequence[Sides]) -> str:
     """Faults that strike late spare an answer that is decided by then."""
     spared = sum(retrieval == 0 < reasoning for retrieval, reasoning in doses)
     return f" (which has none in {spared} of {len(doses)})" if spared else ""
@@ -168,8 +174,10 @@ def _by_kind(tests: Sequence[tuple[str, bool, bool]]) -> str:
     return _some(counts, 8) if len(kinds) > 1 else ""
 
 
-def _step(clean: CleanTask, faulted: Sequence[FaultedTask], names: Sequence[str], series: Sequence[str]) -> str:
-    """P(right | operands stated), clean and under faults, and whether it falls."""
+def _step(clean: CleanTask, tasks: TaskScores, names: Sequence[str], series: Sequence[str]) -> str:
+    """P(right | operands stated), clean and under faults, and whether it falls; and whether it falls as much for an
+    answer that is as long and takes no step."""
+    faulted = tasks.faulted
     task = f"{clean.task}{_at(clean)}"
     tested = [f for f in faulted if (f.task, f.context) == (clean.task, clean.context) and f.p_holm is not None]
     if not tested:
@@ -194,8 +202,25 @@ def _step(clean: CleanTask, faulted: Sequence[FaultedTask], names: Sequence[str]
         f"{head}: P(right | operands stated) is {_share(clean.right_given_stated)} clean, lower in {len(worse)} of "
         f"{_count(len(tested), 'cell')}, higher in {len(apart) - len(worse)}, undecided {len(tested) - len(apart)} "
         f"(exact test within prompts against clean, Holm{by_kind})"
-        f"{': ' if apart else '; the nearest to a difference: '}{_some(cells, 4 if apart else 1, rest=bool(apart))}."
+        f"{': ' if apart else '; the nearest to a difference: '}{_some(cells, 4 if apart else 1, rest=bool(apart))}"
+        f"{_without_step(clean, tasks)}."
     )
+
+
+def _without_step(clean: CleanTask, tasks: TaskScores) -> str:
+    """The same share of retrieval tasks that are exposed alike: what only the length of an answer costs."""
+    equal = alike(exposures_of(tasks))
+    names = [recall for context, recall, step in sorted(equal) if (context, step) == (clean.context, clean.task)]
+    if not names:
+        return ""
+    ends = []
+    for name in (clean.task, *names):
+        golden = next(one for one in tasks.clean if (one.task, one.context) == (name, clean.context))
+        mine = [one for one in tasks.faulted if (one.task, one.context) == (name, clean.context)]
+        kept = mean(one.right_given_stated.rate or 0.0 for one in mine)
+        ends.append(f"from {golden.right_given_stated.rate or 0.0:.1%} to {kept:.1%}")
+    others = [f"{name}, exposed alike and without a step, {end}" for name, end in zip(names, ends[1:], strict=True)]
+    return f"; from clean to the mean of the cells it goes {ends[0]}, and that of {', of '.join(others)}"
 
 
 def _change(found: FaultedTask) -> float:

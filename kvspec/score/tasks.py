@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from kvspec.score.doses import Lengths
 from kvspec.score.grading import RIGHT, STATED, Graders
 from kvspec.score.lengths import LengthEffect, Sample, length_effects
 from kvspec.score.outcome import DUE
+from kvspec.score.pooled import PooledPair, pooled
 from kvspec.score.trials import GOLDEN, TrialScores
 from kvspec.stats.exact import Strata, holm, mcnemar
 from kvspec.stats.intervals import Difference, Proportion, Ratio, ratio_paired
@@ -149,6 +151,8 @@ class TaskScores:
     pairs: tuple[TaskPair, ...] = ()
     lengths: tuple[LengthEffect, ...] = ()
     """Every pair of contexts of every task; empty for one context."""
+    pooled: tuple[PooledPair, ...] = ()
+    """Every retrieval task against every reasoning and every later retrieval task of the same operands."""
 
 
 class Answers:
@@ -212,9 +216,8 @@ class Answers:
         lengths = length_effects(
             {key: self._sample(requests) for key, requests in groups.items()} if self._flips.size else {}
         )
-        return TaskScores(
-            clean, tuple(_adjusted(faulted)), tuple(next(families[pair.same_operands]) for pair in pairs), lengths
-        )
+        adjusted = (next(families[pair.same_operands]) for pair in pairs)
+        return TaskScores(clean, tuple(_adjusted(faulted)), tuple(adjusted), lengths, tuple(self._pooled(groups)))
 
     def _sample(self, requests: list[int]) -> Sample:
         solved = self._solved(requests)
@@ -289,12 +292,7 @@ class Answers:
                 if other != context or (recall["kind"], step["kind"]) != ("retrieval", "reasoning"):
                     continue
                 same = bool(step["operands"]) and recall["operands"] == step["operands"]
-                mine, theirs = self._items(requests), self._items(partners)
-                common = [
-                    (mine[item], theirs[item])
-                    for item in mine
-                    if item in theirs and self._golden[mine[item]] & self._golden[theirs[item]] & RIGHT
-                ]
+                common = self._common(requests, partners)
                 for cell in range(len(self._faulted)) if common else ():
                     a, b = (self._faulted[cell, [pair[side] for pair in common]] for side in (0, 1))
                     seen = (a & b & SEEN) > 0
@@ -315,6 +313,28 @@ class Answers:
                         p=mcnemar(only_a, only_b),
                         p_holm=1.0,
                     )
+
+    def _pooled(self, groups: Mapping[tuple[int, str], list[int]]) -> Iterator[PooledPair]:
+        kinds = {key: str(self._task(requests)["kind"]) for key, requests in groups.items()}
+        ordered = [key for kind in ("retrieval", "reasoning") for key in groups if kinds[key] == kind]
+        for (context, first), (other, second) in combinations(ordered, 2):
+            sides = groups[context, first], groups[other, second]
+            operands = [self._task(side)["operands"] for side in sides]
+            common = np.array(self._common(*sides), np.int64).reshape(-1, 2)
+            alike = context == other and operands[0] and operands[0] == operands[1]
+            if alike and kinds[context, first] == "retrieval" and len(common) and len(self._faulted):
+                flags = self._faulted[:, common.T].swapaxes(0, 1)
+                seen: NDArray[np.bool_] = (flags[0] & flags[1] & SEEN) > 0
+                yield pooled(context, (first, second), seen, (flags & RIGHT) == 0, (flags & DETECTED) > 0)
+
+    def _common(self, requests: list[int], partners: list[int]) -> list[tuple[int, int]]:
+        """Requests of two tasks for one item, of the items that golden solves in both."""
+        mine, theirs = self._items(requests), self._items(partners)
+        return [
+            (mine[item], theirs[item])
+            for item in mine
+            if item in theirs and self._golden[mine[item]] & self._golden[theirs[item]] & RIGHT
+        ]
 
     def _task(self, requests: list[int]) -> Mapping[str, Any]:
         task = self._tasks[requests[0]]
