@@ -217,7 +217,9 @@ def estimate(plan: Plan, info: ModelInfo, prompts: list[int], exact: bool) -> Es
         if wrong := check_selector(cell, geometry, prompts, max_tokens):
             errors += wrong
             continue
-        per_trial = [expected_flips(cell, parameters, geometry, bits, p, p + max_tokens - 1) for p in prompts]
+        # thousands of prompts have tens of lengths, and a sampler is made for each
+        of = {p: expected_flips(cell, parameters, geometry, bits, p, p + max_tokens - 1) for p in set(prompts)}
+        per_trial = [of[p] for p in prompts]
         total = sum(per_trial) * spec.trials.per_prompt
         if total < 1.0:
             warnings.append(
