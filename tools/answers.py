@@ -12,9 +12,7 @@ from itertools import combinations
 from typing import Any
 
 from kvspec.score import CellScore, Scores
-from kvspec.score.exposure import alike as alike_tasks
-from kvspec.score.exposure import exposures_of
-from kvspec.score.pooled import PooledPair
+from kvspec.score.exposure import exposures_of, pooled_alike
 from kvspec.score.tasks import TaskPair
 from kvspec.score.trend import series_label
 from kvspec.score.verdict import LARGE_DESIGN_EFFECT
@@ -230,7 +228,8 @@ def _first(run: Measured, declared: Mapping[str, Any]) -> Answer:
     if only:
         verdict = f"{text[0].lower()}{text[1:]}" if apart else "no single comparison tells them apart."
         text = f"At equal exposure {verdict}"
-        if over := _over_all(run):
+        over, _ = pooled_alike(run.scores.tasks)
+        if over:
             more = ", ".join(f"{one.second} {one}" for one in over)
             text += f" Over all cells, wrong answers less those of {over[0].first}: {more}."
             figure = f"{_counts(pairs)} comparisons; n = {' and '.join(f'{one.pairs:,}' for one in over)} pairs"
@@ -240,13 +239,6 @@ def _first(run: Measured, declared: Mapping[str, Any]) -> Answer:
     elif known:
         text += " No comparison is at equal exposure up to the token that decides."
     return Answer(text, figure)
-
-
-def _over_all(run: Measured) -> list[PooledPair]:
-    """Tasks that are exposed alike, over all cells."""
-    tasks = run.scores.tasks
-    equal = alike_tasks(exposures_of(tasks))
-    return [one for one in tasks.pooled if (one.context, one.first, one.second) in equal]
 
 
 def _apart(pairs: Sequence[TaskPair]) -> tuple[list[TaskPair], int]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from kvspec.report import words
 from kvspec.score import Proportion, Scores
-from kvspec.score.exposure import exposures_of
+from kvspec.score.exposure import doses, exposures_of
 
 ANSWERS = (
     "Context", "Task", "Cell", "Rate", "Flips", "Right", "n", "Of solved", "95 % interval", "n", "Given retrieval", "n",
@@ -40,11 +40,12 @@ def answer_rows(scores: Scores) -> Iterator[tuple[str, ...]]:
 def pair_rows(scores: Scores) -> Iterator[tuple[str, ...]]:
     """Retrieval against reasoning per context and cell. Columns as `PAIRS`."""
     plans = {cell.plan.index: cell.plan for cell in scores.cells}
-    for pair, exposure in exposures_of(scores.tasks):
-        doses = exposure.known or (None, None)
+    exposed = exposures_of(scores.tasks)
+    flips, _ = doses([exposure for _, exposure in exposed])
+    for (pair, _), sides in zip(exposed, flips, strict=True):
         yield (
             context(pair.context), plans[pair.cell].name, words.rate(plans[pair.cell].fault),
-            " / ".join(map(words.expected, doses)),
+            " / ".join(map(words.expected, sides or (None, None))),
             pair.retrieval, pair.reasoning, f"{pair.pairs:,}",
             f"{pair.only_retrieval:,}", f"{pair.only_reasoning:,}", f"{pair.both:,}",
             words.DASH if pair.sensitivity is None else str(pair.sensitivity), f"{pair.p_holm:.2g}",

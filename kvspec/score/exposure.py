@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kvspec.score.pooled import PooledPair
 from kvspec.score.tasks import TaskPair, TaskScores
 
 ALIKE = 1.1
@@ -35,11 +36,6 @@ class Exposure:
     """Tokens up to these, themselves included."""
 
     @property
-    def known(self) -> Sides | None:
-        """Expected flips up to the tokens that decide, of whole answers where that is not known."""
-        return self.flips or self.whole
-
-    @property
     def equal(self) -> bool:
         """Whether both sides are known to be exposed alike."""
         return self.flips is not None and self.tokens is not None and _alike(self.flips) and _alike(self.tokens)
@@ -58,12 +54,29 @@ def exposures_of(tasks: TaskScores) -> list[tuple[TaskPair, Exposure]]:
     return found
 
 
-def alike(exposed: Sequence[tuple[TaskPair, Exposure]]) -> set[tuple[int, str, str]]:
+def doses(exposures: Sequence[Exposure]) -> tuple[list[Sides | None], bool]:
+    """Expected flips of each, and whether they count up to the tokens that decide: one rule for all that are told
+    together, since whole answers and parts of them are no figures to compare."""
+    decided = all(exposure.flips for exposure in exposures)
+    return [exposure.flips if decided else exposure.whole for exposure in exposures], decided
+
+
+def tasks_alike(tasks: TaskScores) -> set[tuple[int, str, str]]:
     """Context, retrieval and reasoning task of those that are exposed alike under every cell."""
     found: dict[tuple[int, str, str], list[bool]] = {}
-    for pair, exposure in exposed:
+    for pair, exposure in exposures_of(tasks):
         found.setdefault((pair.context, pair.retrieval, pair.reasoning), []).append(exposure.equal)
-    return {tasks for tasks, equal in found.items() if all(equal)}
+    return {names for names, equal in found.items() if all(equal)}
+
+
+def pooled_alike(tasks: TaskScores) -> tuple[list[PooledPair], list[PooledPair]]:
+    """Tasks over all cells: those that are exposed alike, and the others."""
+    alike = tasks_alike(tasks)
+    equal, others = (
+        [one for one in tasks.pooled if ((one.context, one.first, one.second) in alike) == wanted]
+        for wanted in (True, False)
+    )
+    return equal, others
 
 
 def _both(retrieval: float | None, reasoning: float | None) -> Sides | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from statistics import mean
 
-from kvspec.score.exposure import ALIKE, Exposure, Sides, alike, exposures_of
+from kvspec.score.exposure import ALIKE, Exposure, Sides, doses, exposures_of, pooled_alike, tasks_alike
 from kvspec.score.lengths import length_sentences
 from kvspec.score.tasks import CleanTask, FaultedTask, TaskPair, TaskScores
 from kvspec.score.zombie import zombie_states
@@ -73,13 +73,11 @@ def _what_breaks_first(pairs: Pairs, names: Sequence[str], series: Sequence[str]
 
 def _over_all_cells(tasks: TaskScores) -> Iterator[str]:
     """How much more often one fails than the other, which no comparison under one fault has the trials for."""
-    equal = alike(exposures_of(tasks))
-    found = sorted(tasks.pooled, key=lambda one: (one.context, one.first, one.second) not in equal)
     said = [
-        f"{one.second} less {one.first}{' (exposed alike)' if (one.context, one.first, one.second) in equal else ''} "
-        f"{one} ({one.lost[1]:,} and {one.lost[0]:,} of {one.pairs:,}, {one.detected[1]:,} and {one.detected[0]:,} of "
-        "them detected errors)"
-        for one in found
+        f"{one.second} less {one.first}{how} {one} ({one.lost[1]:,} and {one.lost[0]:,} of {one.pairs:,}, "
+        f"{one.detected[1]:,} and {one.detected[0]:,} of them detected errors)"
+        for some, how in zip(pooled_alike(tasks), (" (exposed alike)", ""), strict=True)
+        for one in some
     ]
     if said:
         yield f"Failures over all cells, with items as clusters: {_some(said, 8)}."
@@ -128,31 +126,31 @@ def _counts(pairs: Pairs, family: int, names: Sequence[str], series: Sequence[st
 
 def _doses(pairs: Pairs) -> str:
     """Answers of reasoning tasks are longer, so that at equal rates more flips are expected in them."""
-    decided = all(exposure.flips for _, exposure in pairs)
-    doses = [ends for _, exposure in pairs if (ends := exposure.flips if decided else exposure.whole)]
-    if not any(map(all, doses)):
+    flips, decided = doses([exposure for _, exposure in pairs])
+    known = [sides for sides in flips if sides]
+    if not any(map(all, known)):
         return ""
     up_to = ", up to the token that decides" if decided else ", over whole answers"
-    times = _times(doses)
+    times = _times(known)
     return f" ({'as many' if times == '1 times' else f'{times} the'} expected flips in reasoning{up_to})"
 
 
-def _ratios(doses: Sequence[Sides]) -> Sides:
+def _ratios(flips: Sequence[Sides]) -> Sides:
     """The least and the greatest of reasoning over retrieval, where both have any."""
-    found = [reasoning / retrieval for retrieval, reasoning in doses if retrieval and reasoning]
+    found = [reasoning / retrieval for retrieval, reasoning in flips if retrieval and reasoning]
     return min(found), max(found)
 
 
-def _times(doses: Sequence[Sides]) -> str:
-    ratios = _ratios(doses)
+def _times(flips: Sequence[Sides]) -> str:
+    ratios = _ratios(flips)
     low, high = (f"{ratio:.{2 if max(ratios) > ALIKE else 3}g}" for ratio in ratios)
     return f"{low} times" if low == high else f"{low} to {high} times"
 
 
-def _spared(doses: Sequence[Sides]) -> str:
+def _spared(flips: Sequence[Sides]) -> str:
     """Faults that strike late spare an answer that is decided by then."""
-    spared = sum(retrieval == 0 < reasoning for retrieval, reasoning in doses)
-    return f" (which has none in {spared} of {len(doses)})" if spared else ""
+    spared = sum(retrieval == 0 < reasoning for retrieval, reasoning in flips)
+    return f" (which has none in {spared} of {len(flips)})" if spared else ""
 
 
 def _by_series(pairs: Sequence[TaskPair], series: Sequence[str]) -> str:
@@ -209,8 +207,9 @@ def _step(clean: CleanTask, tasks: TaskScores, names: Sequence[str], series: Seq
 
 def _without_step(clean: CleanTask, tasks: TaskScores) -> str:
     """The same share of retrieval tasks that are exposed alike: what only the length of an answer costs."""
-    equal = alike(exposures_of(tasks))
-    names = [recall for context, recall, step in sorted(equal) if (context, step) == (clean.context, clean.task)]
+    names = [
+        recall for context, recall, step in sorted(tasks_alike(tasks)) if (context, step) == (clean.context, clean.task)
+    ]
     if not names:
         return ""
     ends = []

@@ -321,8 +321,8 @@ class Answers:
             sides = groups[context, first], groups[other, second]
             operands = [self._task(side)["operands"] for side in sides]
             common = np.array(self._common(*sides), np.int64).reshape(-1, 2)
-            alike = context == other and operands[0] and operands[0] == operands[1]
-            if alike and kinds[context, first] == "retrieval" and len(common) and len(self._faulted):
+            same = context == other and operands[0] and operands[0] == operands[1]
+            if same and kinds[context, first] == "retrieval" and len(common) and len(self._faulted):
                 flags = self._faulted[:, common.T].swapaxes(0, 1)
                 seen: NDArray[np.bool_] = (flags[0] & flags[1] & SEEN) > 0
                 yield pooled(context, (first, second), seen, (flags & RIGHT) == 0, (flags & DETECTED) > 0)

@@ -19,7 +19,7 @@ from kvspec.spec import load_spec
 from kvspec.spec.model import STORAGE_FORMATS, EngineSpec, ModelSpec
 from tools import gpu_session
 from tools.gpu import guide
-from tools.gpu.campaign import STRETCH, floor, floors, interleaved, ratios
+from tools.gpu.campaign import STRETCH, fastest, interleaved, ratios, undisturbed
 from tools.gpu.floor import _difference
 from tools.gpu.look import watched
 from tools.gpu.report import markdown
@@ -141,29 +141,29 @@ def rounds_of(each: int, outside: float, noise: dict[int, int]) -> tuple[list[fl
     return [sum(look["each_us"]) / 1e6 + outside + 0.01 * n for n, look in enumerate(looks)], looks
 
 
-def test_a_floor_takes_the_noise_out_and_only_of_rounds_that_do_the_same_steps() -> None:
+def test_the_fastest_rounds_take_the_noise_out_and_only_of_rounds_that_do_the_same_steps() -> None:
     stock, seen = rounds_of(5000, 0.1, {3: 700_000, 99: 400_000, 7: 900_000})
     base = 2 * STRETCH * 0.005 + 0.1
     assert min(stock) > 1.6 * base  # no round is free of noise
-    assert floor(stock, seen, 1) == pytest.approx(base)
-    assert floor(stock, seen, STRETCH) == pytest.approx(base)  # each half is free of it in another round
-    assert floor(stock[:1], seen[:1], 1) == pytest.approx(stock[0])
+    assert fastest(stock, seen, 1) == pytest.approx(base)
+    assert fastest(stock, seen, STRETCH) == pytest.approx(base)  # each half is free of it in another round
+    assert fastest(stock[:1], seen[:1], 1) == pytest.approx(stock[0])
     # work that a timer moves is in every round, each time in another step of the second half: stretches keep it
     moved, looked = rounds_of(5100, 0.2, {60: 300_000, 70: 300_000, 80: 300_000})
-    assert floor(moved, looked, 1) == pytest.approx(2 * STRETCH * 0.0051 + 0.2)
-    assert floor(moved, looked, STRETCH) == pytest.approx(2 * STRETCH * 0.0051 + 0.2 + 0.3)
+    assert fastest(moved, looked, 1) == pytest.approx(2 * STRETCH * 0.0051 + 0.2)
+    assert fastest(moved, looked, STRETCH) == pytest.approx(2 * STRETCH * 0.0051 + 0.2 + 0.3)
     one_more = {**seen[1], "each_us": [*seen[1]["each_us"], 5000]}
     elsewhere = {**seen[1], "ended": [[49, 256], [101, 9]]}
     for other in (one_more, elsewhere, {}):
-        assert floor(stock, [seen[0], other, seen[2]], 1) is None
+        assert fastest(stock, [seen[0], other, seen[2]], 1) is None
     times = {"stock": stock, "stock_ids": stock, "armed": stock, "campaign": moved}
-    found = floors(
+    found = undisturbed(
         times, {"stock": seen, "stock_ids": [seen[0], elsewhere, seen[2]], "armed": seen, "campaign": looked}
     )
     assert found["steps"]["campaign_to_stock"] == pytest.approx((2 * STRETCH * 0.0051 + 0.2) / base)
     assert found["stretches"]["campaign_to_stock"] == pytest.approx((2 * STRETCH * 0.0051 + 0.5) / base)
     assert found["steps"]["stock_ids"] is found["steps"]["campaign_to_stock_ids"] is None
-    speed = {**ratios(times), "floors": json.loads(json.dumps(found))}
+    speed = {**ratios(times), "undisturbed": json.loads(json.dumps(found))}
     text = markdown({"machine": {"gpus": []}, "command": "x", "speed": {"speed": speed, "process": {"exit": 0}}})
     told = (
         "all steps as in their fastest rounds: the requests on stock vLLM: 0.610 s; on stock vLLM without texts: none, "

@@ -212,7 +212,7 @@ def ratios(times: dict[str, list[float]]) -> dict[str, float]:
     return found
 
 
-def floor(seconds: list[float], looks: list[dict[str, Any]], stretch: int) -> float | None:
+def fastest(seconds: list[float], looks: list[dict[str, Any]], stretch: int) -> float | None:
     """Seconds of a side if nothing of the host's had come between: every `stretch` steps as fast as in their fastest
     round, and what is not a step as short as in the shortest one. `None` if its rounds do not correspond step by step:
     other counts of steps, or other requests that end in them."""
@@ -226,16 +226,18 @@ def floor(seconds: list[float], looks: list[dict[str, Any]], stretch: int) -> fl
     return float(stretches.min(axis=0).sum() / 1e6 + outside.min())
 
 
-def floors(times: dict[str, list[float]], steps: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, float | None]]:
-    """The floor of each side, of `steps` and of `stretches` of them, and `a_to_b`: its ratio to each stock side.
+def undisturbed(
+    times: dict[str, list[float]], steps: dict[str, list[dict[str, Any]]]
+) -> dict[str, dict[str, float | None]]:
+    """The fastest of each side, of `steps` and of `stretches` of them, and `a_to_b`: its ratio to each stock side.
 
     All rounds of a side do the same steps with the same requests, so a step that noise struck in one round has another
     round that it did not strike, where every whole round has some. But work that falls into another step in each round
-    (threads that count in the background) goes with the noise: of `steps` a floor is a lower bound. In a `stretch` such
-    work stays where it is. What is not a step (submitting, recording) is taken as a whole for the same reason."""
+    (threads that count in the background) goes with the noise: the fastest of `steps` is a lower bound. In a `stretch`
+    such work stays where it is. What is not a step (submitting, recording) is taken as a whole for the same reason."""
     found: dict[str, dict[str, float | None]] = {}
     for name, stretch in (("steps", 1), ("stretches", STRETCH)):
-        least = {side: floor(times[side], steps[side], stretch) for side in times}
+        least = {side: fastest(times[side], steps[side], stretch) for side in times}
         ratio = {
             f"{side}_to_{base}": seconds / below if seconds and (below := least[base]) else None
             for base in ("stock", "stock_ids")
@@ -288,7 +290,7 @@ def measure(
         sides[warm]()
 
     def save(times: dict[str, list[float]], steps: dict[str, list[dict[str, Any]]]) -> None:
-        results["speed"] = {**ratios(times), "floors": floors(times, steps), "all": times, "steps": steps}
+        results["speed"] = {**ratios(times), "undisturbed": undisturbed(times, steps), "all": times, "steps": steps}
 
     interleaved(sides, lambda: watched(session), rounds, deadline, save, least=25 if more else 0)
     print("campaign", {k: v for k, v in results["speed"].items() if isinstance(v, float)}, flush=True)

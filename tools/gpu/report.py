@@ -109,7 +109,7 @@ def _campaign(part: dict[str, Any]) -> list[str]:
                 if side in ("armed", "campaign")
             ]
             lines.append(f"- {words}: {speed[side]:.3f} s" + "".join(f", {ratio}" for ratio in ratios))
-        lines += _floors(speed.get("floors", {}))
+        lines += _undisturbed(speed.get("undisturbed", {}))
     for name in ("writes", "reads", "isolation"):
         if name in part:
             p = part[name]
@@ -122,10 +122,10 @@ def _campaign(part: dict[str, Any]) -> list[str]:
     return lines + [f"- {name}: {part[name][0]} of {part[name][1]}" for name in both]
 
 
-def _floors(floors: dict[str, dict[str, float | None]]) -> list[str]:
+def _undisturbed(undisturbed: dict[str, dict[str, float | None]]) -> list[str]:
     """Speeds with the host's noise taken out."""
     lines = []
-    for name, found in floors.items():
+    for name, found in undisturbed.items():
         each = []
         for side, words in SIDES.items():
             if (seconds := found[side]) is None:
