@@ -145,7 +145,7 @@ def test_attention_sees_the_faults_and_the_cache_keeps_none(
     counts = injector.counts([0, 1, 2])
     planned = PlannedFlips(data, Geometry(LAYERS, HEADS, DIM))
     assert counts["written"] == [PROMPT + NEW - 1] * 3
-    assert counts["landed"] == [planned.count(i, PROMPT + NEW - 1) for i in range(3)]
+    assert counts["landed"] == planned.count_all(range(3), [PROMPT + NEW - 1] * 3)
     assert counts["exposed"] == counts["restored"]
     assert counts["exposed"][0] == 0 < counts["exposed"][1]
     changed = np.array(counts["changed"]) / counts["landed"]

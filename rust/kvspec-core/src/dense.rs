@@ -1,6 +1,11 @@
 //! Rows at level dense: one draw per unit, as sets of bits.
 
-use pulp::Arch;
+#![expect(
+    clippy::inline_always,
+    reason = "has to inherit the instruction set of its caller"
+)]
+
+use pulp::{Arch, Simd, WithSimd};
 
 use crate::fault::Sampler;
 use crate::philox::{Domain, LANES, Lanes, bounded, draw};
@@ -43,27 +48,30 @@ impl Sampler {
         let Some(&threshold) = self.table.first() else {
             return;
         };
-        let words = bits.iter_mut().zip((0..self.units).step_by(64));
+        let words = &mut bits[..self.units.div_ceil(64) as usize];
         if threshold == 0 {
             // every draw reaches it
-            words.for_each(|(word, _)| *word = u64::MAX);
+            words.fill(u64::MAX);
         } else {
-            Arch::new().dispatch(
-                #[inline(always)]
-                || {
-                    for (word, first) in words {
-                        let low = stream.lanes(Domain::Dense, first / 2);
-                        let high = stream.lanes(Domain::Dense, first / 2 + LANES as u32);
-                        *word = u64::from(reaching(&high, threshold)) << 32
-                            | u64::from(reaching(&low, threshold));
-                    }
-                },
-            );
+            Arch::new().dispatch(Reaching {
+                stream,
+                threshold,
+                words,
+            });
         }
         let (last, live) = ((self.units / 64) as usize, self.units % 64);
         if live > 0 {
             bits[last] &= (1 << live) - 1;
         }
+    }
+
+    /// The units of the row that are hit.
+    pub(crate) fn count_units(&self, stream: &Stream, dense: &mut Dense) -> u64 {
+        let units = &mut dense.units;
+        units.clear();
+        units.resize(self.units.div_ceil(64) as usize, 0);
+        self.draw_units(stream, units);
+        units.iter().map(|word| u64::from(word.count_ones())).sum()
     }
 
     /// Reads the hits of `row` out of `dense`; bits beyond the row are left alone, which clips bursts.
@@ -86,8 +94,30 @@ impl Sampler {
     }
 }
 
+/// Sets bit `u` of the words if draw `u` reaches the threshold. A type of its own: a closure is called through a shim
+/// that no instruction set is inlined into.
+struct Reaching<'a> {
+    stream: &'a Stream,
+    threshold: u64,
+    words: &'a mut [u64],
+}
+
+impl WithSimd for Reaching<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for (word, first) in self.words.iter_mut().zip((0..).step_by(32)) {
+            let low = self.stream.lanes(Domain::Dense, first);
+            let high = self.stream.lanes(Domain::Dense, first + LANES as u32);
+            *word = u64::from(reaching(&high, self.threshold)) << 32
+                | u64::from(reaching(&low, self.threshold));
+        }
+    }
+}
+
 /// Bit `d` is set if draw `d` of the lanes, counted from their first block, reaches the threshold.
-#[inline]
+#[inline(always)]
 fn reaching(lanes: &Lanes, threshold: u64) -> u32 {
     let [a, b, c, d] = &lanes.words;
     let (high, low) = ((threshold >> 32) as u32, threshold as u32);

@@ -53,23 +53,6 @@ impl Sampler {
         Ok(FaultMap { columns })
     }
 
-    /// The number of flips that [`Self::enumerate`] would return, without holding them.
-    ///
-    /// # Errors
-    /// [`Error::Range`] if the grid leaves the limits.
-    pub fn count(&self, key: Key, grid: &Grid, selector: &Selector) -> Result<u64, Error> {
-        check_limits(grid)?;
-        let rows = selector.rows(self.geometry());
-        let mut flips = 0;
-        self.visit_layers_of(key, grid, selector, &rows, |_, _, hits| {
-            flips += hits
-                .iter()
-                .map(|hit| u64::from(hit.mask.count_ones()))
-                .sum::<u64>();
-        });
-        Ok(flips)
-    }
-
     /// Visits each shown layer as `visit(layer, Some(token), hits)` and at its end as `visit(layer, None, &[])`.
     fn visit_layers_of(
         &self,
@@ -119,7 +102,7 @@ pub(crate) fn check_flips(expected: f64) -> Result<(), Error> {
     Ok(())
 }
 
-fn check_limits(grid: &Grid) -> Result<(), Error> {
+pub(crate) fn check_limits(grid: &Grid) -> Result<(), Error> {
     let layers = u64::from(grid.layers.start)..u64::from(grid.layers.end);
     check_range("layers", &layers, MAX_LAYERS)?;
     check_range("tokens", &grid.tokens, MAX_TOKENS)

@@ -11,6 +11,7 @@
 //! - A [`Format`] encodes and decodes the stored elements. Where rows have scales, those are a [`Target`] of their own.
 
 mod cache;
+mod count;
 mod dense;
 pub mod drift;
 mod eligible;
@@ -24,6 +25,7 @@ mod inject;
 mod map;
 mod pattern;
 mod philox;
+mod planned;
 mod sample;
 mod scatter;
 mod select;

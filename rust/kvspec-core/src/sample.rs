@@ -37,7 +37,7 @@ pub(crate) struct Scratch {
     draws: Vec<u64>,
     chosen: Vec<u32>,
     anchors: Vec<u32>,
-    dense: Dense,
+    pub(crate) dense: Dense,
     hits: Vec<Hit>,
 }
 
@@ -91,7 +91,8 @@ impl Sampler {
         for (span, planes) in self.page_spans(place, tokens) {
             if self.level == Level::Token {
                 let start = self.token_stream(place, span.start as u32);
-                self.scan::<0>(&start, 1, span.end - span.start, |i, block| {
+                let len = span.end - span.start;
+                self.scan::<0>(&start, Domain::Token, 1, len, |i, block| {
                     let token = start.token + i;
                     self.draw_token(&Stream { token, ..start }, block, scratch);
                     self.hide(rows, planes, scratch);
@@ -107,12 +108,7 @@ impl Sampler {
                     if !planes[kv as usize] {
                         continue;
                     }
-                    let stream = Stream {
-                        key: place.key,
-                        token: token as u32,
-                        word1: word1(place.layer, u32::from(kv), u32::from(head)),
-                        request: place.request,
-                    };
+                    let stream = row_stream(place, token as u32, kv, head);
                     self.draw_row(&stream, row, scratch);
                     if !scratch.hits.is_empty() {
                         visit(stream.token, &scratch.hits);
@@ -140,7 +136,7 @@ impl Sampler {
         let layer = layers.start;
         let start = self.token_stream(&Place { layer, ..*place }, token);
         let len = u64::from(layers.end - layers.start);
-        self.scan::<1>(&start, LAYER_STRIDE, len, |i, block| {
+        self.scan::<1>(&start, Domain::Token, LAYER_STRIDE, len, |i, block| {
             let layer = layers.start + i;
             let place = Place { layer, ..*place };
             let planes = self.planes_hit(&place, u64::from(token));
@@ -155,7 +151,7 @@ impl Sampler {
         });
     }
 
-    fn token_stream(&self, place: &Place, token: u32) -> Stream {
+    pub(crate) fn token_stream(&self, place: &Place, token: u32) -> Stream {
         Stream {
             key: place.key,
             token,
@@ -164,12 +160,13 @@ impl Sampler {
         }
     }
 
-    /// Block 0 of `len` token cells whose counter word `WORD` grows by `stride`; visits those that may hold a
+    /// Block 0 of `len` cells whose counter word `WORD` grows by `stride`; visits those that may hold a
     /// hit as `visit(index, block)`. Comparing the high halves first lets almost all lanes go unread.
     #[inline]
-    fn scan<const WORD: usize>(
+    pub(crate) fn scan<const WORD: usize>(
         &self,
         start: &Stream,
+        domain: Domain,
         stride: u32,
         len: u64,
         mut visit: impl FnMut(u32, &Block),
@@ -182,7 +179,7 @@ impl Sampler {
         for base in (0..len).step_by(SCAN * LANES) {
             let live = (len - base).min((SCAN * LANES) as u64) as usize;
             let lanes = &mut lanes[..live.div_ceil(LANES)];
-            let mut counter = start.counter(Domain::Token, 0);
+            let mut counter = start.counter(domain, 0);
             counter[WORD] = counter[WORD].wrapping_add(stride.wrapping_mul(base as u32));
             philox_fill::<WORD>(lanes, counter, stride, start.key);
             for (first, lanes) in (0..live).step_by(LANES).zip(&*lanes) {
@@ -221,6 +218,13 @@ impl Sampler {
         }
     }
 
+    /// Units of a cell that are hit, given its block 0, at levels token and head.
+    #[inline]
+    pub(crate) fn hits_of(&self, block: &Block) -> u32 {
+        let count = draw(block, 0);
+        self.table.iter().take_while(|&&t| count >= t).count() as u32
+    }
+
     /// A count and Floyd's sample of that many units: ascending anchors, each a unit and one of its alternatives.
     fn draw_anchors(&self, stream: &Stream, domain: Domain, block: &Block, scratch: &mut Scratch) {
         let Scratch {
@@ -230,8 +234,7 @@ impl Sampler {
             ..
         } = scratch;
         anchors.clear();
-        let count = draw(block, 0);
-        let hits = self.table.iter().take_while(|&&t| count >= t).count() as u32;
+        let hits = self.hits_of(block);
         if hits == 0 {
             return;
         }
@@ -325,7 +328,7 @@ impl Sampler {
     }
 
     /// Cuts `tokens` at page borders and keeps the spans whose page is hit in some plane.
-    fn page_spans(
+    pub(crate) fn page_spans(
         &self,
         place: &Place,
         tokens: Range<u64>,
@@ -344,6 +347,17 @@ impl Sampler {
             }
             None
         })
+    }
+}
+
+/// The draws of one row.
+#[inline]
+pub(crate) fn row_stream(place: &Place, token: u32, kv: u8, head: u16) -> Stream {
+    Stream {
+        key: place.key,
+        token,
+        word1: word1(place.layer, u32::from(kv), u32::from(head)),
+        request: place.request,
     }
 }
 

@@ -112,28 +112,28 @@ impl StepRows<'_> {
 /// The fault entries of all trials of a campaign.
 #[derive(Clone, Debug)]
 pub struct TrialTable {
-    layers: u32,
+    pub(crate) layers: u32,
     /// Of the codes; `None` if all faults are of scales.
     bits: Option<u32>,
-    samplers: Vec<Sampler>,
-    selectors: Vec<Selector>,
+    pub(crate) samplers: Vec<Sampler>,
+    pub(crate) selectors: Vec<Selector>,
     /// Shown rows of each (sampler, selector) in use.
-    rows: Vec<Rows>,
-    entries: Vec<Entry>,
+    pub(crate) rows: Vec<Rows>,
+    pub(crate) entries: Vec<Entry>,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
-    sampler: usize,
-    selector: usize,
-    rows: usize,
-    site: Site,
+    pub(crate) sampler: usize,
+    pub(crate) selector: usize,
+    pub(crate) rows: usize,
+    pub(crate) site: Site,
     op: Op,
     target: Target,
-    write_key: Key,
-    read_master: Key,
-    request: u32,
-    prompt_len: u32,
+    pub(crate) write_key: Key,
+    pub(crate) read_master: Key,
+    pub(crate) request: u32,
+    pub(crate) prompt_len: u32,
 }
 
 /// Index of a row in the step's columns, its entry, and the tokens it writes.

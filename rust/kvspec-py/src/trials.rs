@@ -65,6 +65,19 @@ impl TrialTable {
         self.0.len()
     }
 
+    #[pyo3(signature = (entry, written))]
+    #[expect(clippy::needless_pass_by_value, reason = "arguments from Python")]
+    fn planned<'py>(
+        &self,
+        py: Python<'py>,
+        entry: PyReadonlyArray1<'py, u32>,
+        written: PyReadonlyArray1<'py, u32>,
+    ) -> PyResult<Bound<'py, PyArray1<u64>>> {
+        let (entry, written) = (column(&entry), column(&written));
+        let flips = py.detach(|| self.0.planned(&entry, &written));
+        Ok(flips.map_err(value_error)?.into_pyarray(py))
+    }
+
     #[pyo3(signature = (*, entry, row, start, count))]
     #[expect(clippy::needless_pass_by_value, reason = "arguments from Python")]
     fn write_step(

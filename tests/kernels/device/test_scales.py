@@ -157,7 +157,7 @@ def test_drawn_faults_strike_codes_and_scales_byte_for_byte(storage, site, op, p
         data, storage, packed, drawn(data, op), reads=True, stuck_reads=op != "flip", scales=storage != "bf16"
     )
     planned = PlannedFlips(data, SHAPE)
-    assert counts["landed"] == [planned.count(i, PROMPT + NEW) for i in range(4)]
+    assert counts["landed"] == planned.count_all(range(4), [PROMPT + NEW] * 4)
     assert all(landed > 0 for landed in counts["landed"][:3])
     assert all(exposed > 0 for exposed in counts["exposed"][:3])
     assert counts["landed"][3] == counts["exposed"][3] == 0
@@ -169,7 +169,7 @@ def test_two_ranks_hold_the_faults_of_one_model_each_in_its_heads():
     struck = drawn(data, "flip", WHOLE)
     found = [drive(data, "bf16", False, struck, shard=rank)[0]["landed"] for rank in ranks]
     planned = PlannedFlips(data, WHOLE)
-    assert [sum(landed) for landed in zip(*found, strict=True)] == [planned.count(i, PROMPT + NEW) for i in range(4)]
+    assert [sum(landed) for landed in zip(*found, strict=True)] == planned.count_all(range(4), [PROMPT + NEW] * 4)
     assert min(found[0][0], found[1][0], found[0][1], found[1][1]) > 0
 
 
