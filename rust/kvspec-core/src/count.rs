@@ -62,7 +62,7 @@ impl Sampler {
             flips += if self.burst_len > 1 || hidden {
                 self.count_sampled(place, span, rows, scratch)
             } else {
-                self.count_hits(place, &span, planes, rows, scratch)
+                self.count_hits(place, &span, planes, rows)
             };
         }
         flips
@@ -100,7 +100,6 @@ impl Sampler {
         tokens: &Range<u64>,
         planes: [bool; 2],
         rows: &Rows,
-        scratch: &mut Scratch,
     ) -> u64 {
         let (first, len) = (tokens.start as u32, tokens.end - tokens.start);
         let mut hits = 0;
@@ -124,7 +123,7 @@ impl Sampler {
             } else {
                 for token in tokens.clone() {
                     let stream = row_stream(place, token as u32, kv, head);
-                    hits += self.count_units(&stream, &mut scratch.dense);
+                    hits += self.count_units(&stream);
                 }
             }
         }

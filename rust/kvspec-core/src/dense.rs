@@ -65,13 +65,18 @@ impl Sampler {
         }
     }
 
-    /// The units of the row that are hit.
-    pub(crate) fn count_units(&self, stream: &Stream, dense: &mut Dense) -> u64 {
-        let units = &mut dense.units;
-        units.clear();
-        units.resize(self.units.div_ceil(64) as usize, 0);
-        self.draw_units(stream, units);
-        units.iter().map(|word| u64::from(word.count_ones())).sum()
+    /// How many units of the row are hit. Sums in lanes, which is faster than counting the bits of a set.
+    pub(crate) fn count_units(&self, stream: &Stream) -> u64 {
+        match self.table.first() {
+            None => 0,
+            // every draw reaches it
+            Some(0) => self.units.into(),
+            Some(&threshold) => Arch::new().dispatch(Counting {
+                stream,
+                threshold,
+                units: self.units,
+            }),
+        }
     }
 
     /// Reads the hits of `row` out of `dense`; bits beyond the row are left alone, which clips bursts.
@@ -113,6 +118,38 @@ impl WithSimd for Reaching<'_> {
             *word = u64::from(reaching(&high, self.threshold)) << 32
                 | u64::from(reaching(&low, self.threshold));
         }
+    }
+}
+
+/// The draws of so many units that reach the threshold.
+struct Counting<'a> {
+    stream: &'a Stream,
+    threshold: u64,
+    units: u32,
+}
+
+impl WithSimd for Counting<'_> {
+    type Output = u64;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> u64 {
+        let reaches = |draw: u64| u64::from(draw >= self.threshold);
+        let whole = self.units / (2 * LANES as u32) * LANES as u32;
+        let mut hits = [0; LANES];
+        for first in (0..whole).step_by(LANES) {
+            let [a, b, c, d] = &self.stream.lanes(Domain::Dense, first).words;
+            for lane in 0..LANES {
+                let even = u64::from(a[lane]) << 32 | u64::from(b[lane]);
+                let odd = u64::from(c[lane]) << 32 | u64::from(d[lane]);
+                hits[lane] += reaches(even) + reaches(odd);
+            }
+        }
+        let rest = self.stream.lanes(Domain::Dense, whole);
+        let rest = (2 * whole..self.units).map(|unit| {
+            let block = rest.block((unit / 2 - whole) as usize);
+            reaches(draw(&block, unit))
+        });
+        hits.iter().sum::<u64>() + rest.sum::<u64>()
     }
 }
 

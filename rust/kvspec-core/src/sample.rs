@@ -37,7 +37,7 @@ pub(crate) struct Scratch {
     draws: Vec<u64>,
     chosen: Vec<u32>,
     anchors: Vec<u32>,
-    pub(crate) dense: Dense,
+    dense: Dense,
     hits: Vec<Hit>,
 }
 
