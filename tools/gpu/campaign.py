@@ -66,6 +66,10 @@ NAN = {
     "trials": 20,
 }  # fmt: skip
 ROUNDS = 5
+PROFILES = 50
+"""Seconds that the profiles take after the rounds."""
+DENSEST = 590
+"""Among the steps of `WRITES`, one with 256 trials of its highest rate."""
 STRETCH = 51
 """Steps in which a batch of requests comes and goes: one for each token, and the one in which they end."""
 
@@ -247,10 +251,32 @@ def undisturbed(
     return found
 
 
+def profile(
+    results: dict[str, Any], out: Path, session: Any, sides: dict[str, Callable[[], float]], deadline: float
+) -> None:
+    """Fill `results` with where the time of each side goes; none is begun after the deadline (`time.monotonic`)."""
+    for side, once in sides.items():
+        if time.monotonic() > deadline:
+            return
+        with Sampler(0.001) as sampler:
+            once()
+        sampler.write(out / f"campaign-{side}.folded")
+        results[f"sampled_{side}"] = sampler.result()
+    # a campaign goes from its lowest rate to its highest, where most of its flips are
+    for side, first in (("stock", 200), ("armed", 200), ("campaign", DENSEST)):
+        if time.monotonic() < deadline:
+            with traced(session, first, 60) as found:
+                sides[side]()
+            results[f"traced_{side}"] = found
+    for side in ("stock", "armed", "campaign"):
+        if time.monotonic() < deadline:
+            results[f"calls_{side}"] = counted(sides[side])
+
+
 def measure(
     results: dict[str, Any], out: Path, deadline: float, model: Path, *, rounds: int = ROUNDS, more: bool = True
 ) -> None:
-    """Fill `results`: speed in up to `rounds` rounds, then, if `more`, profiles and what must be equal."""
+    """Fill `results`: speed in up to `rounds` rounds, then profiles and, if `more`, what must be equal."""
     from kvspec.engine import session as sessions
     from kvspec.engine.campaign import Inputs
     from kvspec.engine.session import Session, Shape
@@ -292,26 +318,11 @@ def measure(
     def save(times: dict[str, list[float]], steps: dict[str, list[dict[str, Any]]]) -> None:
         results["speed"] = {**ratios(times), "undisturbed": undisturbed(times, steps), "all": times, "steps": steps}
 
-    interleaved(sides, lambda: watched(session), rounds, deadline, save, least=25 if more else 0)
+    left = 25 if more else PROFILES
+    interleaved(sides, lambda: watched(session), rounds, deadline - (0 if more else left), save, least=left)
     print("campaign", {k: v for k, v in results["speed"].items() if isinstance(v, float)}, flush=True)
-    if not more:
-        return
-    for side, once in sides.items():
-        if time.monotonic() > deadline - 40:
-            return
-        with Sampler(0.001) as sampler:
-            once()
-        sampler.write(out / f"campaign-{side}.folded")
-        results[f"sampled_{side}"] = sampler.result()
-    for side in ("stock", "armed", "campaign"):
-        if time.monotonic() < deadline - 40:
-            results[f"calls_{side}"] = counted(sides[side])
-    for side in ("stock", "armed"):
-        if time.monotonic() < deadline - 40:
-            with traced(session, 200, 60) as found:
-                sides[side]()
-            results[f"traced_{side}"] = found
-    if time.monotonic() > deadline - 30:
+    profile(results, out, session, sides, deadline - (40 if more else 10))
+    if not more or time.monotonic() > deadline - 30:
         return
     shuffled = plan_of(out, "shuffled", model, {**WRITES, "engine": {**WRITES["engine"], "submission_seed": 7}})
     results["shuffled_identical"] = same(first, injecting("shuffled", "writes", shuffled)[1])
