@@ -250,16 +250,15 @@ class LLM:
         else:
             trials = [Trial("golden", NO_CELL, request, 0) for request in range(len(texts))]
         table = build_table(plan, trials, [len(prompt) for prompt in ids], session.geometry)
-        planned = PlannedFlips(table, session.geometry)
         session.rpc("kvspec_load", table)
         sampling_seed = self._seed if spec.generation.seed is None else spec.generation.seed
         for entry, prompt in enumerate(ids):
             session.submit(entry, prompt, spec.generation, sampling_seed + entry)
         found: list[RequestOutput] = []
-        while session.pending:
-            ended = session.step()
-            if ended:
-                found += self._outputs(session, ended, texts, ids, planned, table)
+        with PlannedFlips(table, session.geometry) as planned:
+            while session.pending:
+                if ended := session.step():
+                    found += self._outputs(session, ended, texts, ids, planned, table)
         return sorted(found, key=lambda output: int(output.request_id))
 
     def _outputs(
@@ -271,11 +270,12 @@ class LLM:
         planned: PlannedFlips,
         table: TableData,
     ) -> list[RequestOutput]:
-        tally = session.rpc("kvspec_tally", [finished.entry for finished in ended])
+        entries = [finished.entry for finished in ended]
+        tally = session.rpc("kvspec_tally", entries)
+        counted = planned.count_all(entries, tally["written"])
         outputs = []
         for i, finished in enumerate(ended):
-            landed, entry = tally["landed"][i], finished.entry
-            flips = planned.count(entry, tally["written"][i])
+            landed, flips, entry = tally["landed"][i], counted[i], finished.entry
             if tally["preemptions"][i] and table.reads(entry):
                 hint = "lower max_num_seqs, so that no request loses its cache"
                 raise EngineError.one("KVS406", f"prompt {entry} was preempted, and its reads with it", hint=hint)

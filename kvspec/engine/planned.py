@@ -1,4 +1,4 @@
-"""Planned flips of a finished trial, enumerated from its key over the tokens that it really wrote.
+"""Planned flips of a finished trial, counted from its key over the tokens that it really wrote.
 
 This is the other side of the proof of injection: it shares neither the step logic nor the address arithmetic with
 what counts the landed flips in the cache (`rust/kvspec-core/src/planned.rs`).
