@@ -54,23 +54,26 @@ def test_the_guides_ratios_and_why_they_end_there(sessions: dict[int, dict[str, 
     assert f"320 cells {320 * each / many:.0f} times ({whole / many:.0f} times)" in CHANGELOG
 
 
-def test_the_speed_of_a_campaign_is_told_by_minima_means_and_medians(sessions: dict[int, dict[str, Any]]) -> None:
-    rounds = sessions[8]["speed"]["speed"]["all"]
-    stock, campaign = rounds["stock"], rounds["campaign"]
-    row = next(line for line in PAGE.splitlines() if line.startswith("| **8 (H200, alone, six rounds"))
-    assert f"stock {', '.join(f'{s:.3f}' for s in stock)}, campaign {', '.join(f'{s:.3f}' for s in campaign)}" in row
-    ratios = [a / b for a, b in zip(campaign, stock, strict=True)]
-    least = min(campaign) / min(stock)
-    assert f"{min(campaign):.3f} (**{least:.3f}**; median within rounds **{median(ratios):.3f}**)" in row
+def test_the_speed_of_a_campaign_is_told_by_minima_and_by_medians(sessions: dict[int, dict[str, Any]]) -> None:
+    speed = sessions[9]["speed"]["speed"]
+    stock, campaign = (speed["all"][side] for side in ("stock", "campaign"))
+    row = next(line for line in PAGE.splitlines() if line.startswith("| **9 (H200, alone, eight rounds"))
+    assert f"stock {', '.join(f'{s:.2f}' for s in stock)}, campaign {', '.join(f'{s:.2f}' for s in campaign)}" in row
+    within = median(a / b for a, b in zip(campaign, stock, strict=True))
+    least, medians = min(campaign) / min(stock), median(campaign) / median(stock)
+    assert f"{min(campaign):.3f} (**{least:.3f}**; median within rounds {within:.3f})" in row
+    assert len(stock) >= 5
+    assert least <= 1.03  # the goal, which is one of minima; the page says what they do not
     text = " ".join(PAGE.split())
-    by_means = mean(campaign) / mean(stock)
-    assert f"{least:.3f} by minima, {by_means:.2f} by means, {median(ratios):.3f} by the median within rounds" in text
-    assert f"({', '.join(f'{ratio:.2f}' for ratio in ratios)})" in text
-    assert least > 1.03  # not shown
-    assert len(ratios) >= 5
+    assert f"took {median(campaign):.2f} s, stock vLLM {median(stock):.2f} ({medians:.3f})" in text
+    for name, what in (("steps", "every step as in its fastest round"), ("stretches", "every 51 steps")):
+        assert f"{what} {speed['undisturbed'][name]['campaign_to_stock']:.3f}" in text
+    assert f"of medians {medians:.3f}, median within rounds {within:.3f}" in text
+    assert f"took {least:.3f} of the time of its requests on stock vLLM" in CHANGELOG
+    assert f"median of rounds {medians:.3f}" in CHANGELOG
 
 
-def test_long_contexts_and_checks(sessions: dict[int, dict[str, Any]]) -> None:
+def test_long_contexts(sessions: dict[int, dict[str, Any]]) -> None:
     contexts, prefill = (
         sessions[8]["long"]["cases"][name] for name in ("64 x 2000-token contexts", "prefill 32 x 2000")
     )
@@ -78,21 +81,33 @@ def test_long_contexts_and_checks(sessions: dict[int, dict[str, Any]]) -> None:
     assert f"{row}**{prefill['ratio']['reads']:.3f}** |" in PAGE
     row = f"| 8 | {contexts['seconds']['stock']:.3f} | | **{contexts['ratio']['reads']:.3f}** | "
     assert f"{row}{contexts['step_ms']['stock']:.3f} | | {contexts['step_ratio']['reads']:.3f} |" in PAGE
-    checks = sessions[8]["checks"]
-    assert f"{checks.pop('tests')['output'].partition(' passed')[0]} passed: fp8_e4m3 equal everywhere" in PAGE
-    for found in checks.values():
-        assert found["figures"]["planned_is_landed"] == found["figures"]["trials"]
-        assert f"{found['figures']['flips']:,}" in PAGE
-    replays = {name: [found[what] for what in ("replay", "replay_reads")] for name, found in checks.items()}
-    for name, (writes, reads) in replays.items():
-        assert isinstance(reads, str) == name.startswith("V1-")  # did not run, and the page says so
-        for replay in (writes, reads):
-            if isinstance(replay, dict):
-                assert replay["proven"] == replay["trials"] == 60
-                assert replay["mismatches"] == 0
-                assert replay["planned"] == replay["landed"] == replay["read_back"]
-                assert f"{replay['planned']:,}" in PAGE
-    assert {name for name, found in checks.items() if "replay_scales" in found} == {
-        "TRITON_ATTN-int8_per_token_head", "TRITON_ATTN-int4_per_token_head",
-    }  # fmt: skip
-    assert "**What did not run in session 8**: the replays of reads under the V1 runner" in PAGE
+
+
+def test_checks(sessions: dict[int, dict[str, Any]]) -> None:
+    checks = sessions[9]["checks"]
+    passed = checks.pop("tests")["output"].partition(" passed")[0]
+    assert f"{passed} tests passed (2 min 0 s)" in PAGE
+    assert f"{passed} passed: fp8_e4m3 equal everywhere" in PAGE
+    assert len(checks) == 7
+    for name, found in checks.items():
+        figures = found["figures"]
+        assert figures["planned_is_landed"] == figures["trials"]
+        assert f"{figures['flips']:,}" in PAGE
+        floor = figures["controls_identical"][0] == figures["controls_identical"][1]
+        assert floor == (found["shuffled_identical"][0] == figures["trials"]) == ("int4" not in name)
+        replays = [found[what] for what in ("replay", "replay_reads")]
+        scales = [found["replay_scales"]] if "per_token_head" in name else []
+        for replay, trials in (*((one, 60) for one in replays), *((one, 100) for one in scales)):
+            assert replay["proven"] == replay["trials"] == trials
+            assert replay["mismatches"] == 0
+            assert replay["planned"] == replay["landed"] == replay["read_back"]
+            assert f"{replay['planned']:,}" in PAGE
+    int4 = checks["TRITON_ATTN-int4_per_token_head"]
+    controls, shuffled = int4["figures"]["controls_identical"], int4["shuffled_identical"]
+    assert f"int4: controls {controls[0]} of {controls[1]}, shuffled {shuffled[0]} of {shuffled[1]})" in PAGE
+    v1 = [checks[f"V1-{backend}"]["replay_reads"] for backend in ("FLASH_ATTN", "TRITON_ATTN")]
+    assert f"60 trials and {v1[0]['planned']:,} flips each: listed" in PAGE
+    assert f"{v1[0]['identical']} and {v1[1]['identical']} answers as under graphs" in PAGE
+    int8 = checks["TRITON_ATTN-int8_per_token_head"]["replay_scales"]
+    assert f"100 trials and {int8['planned']:,} flips each: the same" in PAGE
+    assert f"{int8['identical']} and {int4['replay_scales']['identical']} answers |" in PAGE
