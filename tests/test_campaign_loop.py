@@ -260,6 +260,8 @@ def test_flips_counted_ahead_are_those_of_the_tokens_really_written() -> None:
             assert found == fresh.count_all(entries, written)
         assert found != planned.count_all(entries, [WRITTEN] * len(entries))
         assert planned.count_all(entries, written) == found  # nothing of before is left
+        with pytest.raises(ValueError, match="twice"):
+            planned.count_all([0, 0], written[:2])
 
 
 @pytest.mark.parametrize("many", [1, 7, 10**6])

@@ -83,3 +83,35 @@ def test_entries_and_positions_go_together() -> None:
         table.planned(u32([3]), u32([1]))
     with pytest.raises(ValueError, match="written"):
         table.planned(u32([0, 1]), u32([1]))
+
+
+def test_each_entry_has_its_own_sampler_selector_site_and_keys() -> None:
+    """The engine of a CPU has the same table, so nothing else would tell that it mixes them up."""
+    models = [{"head_size": 8, "bits": 16, "heads": 2, "mask": 0xFFFF, "rate": rate} for rate in (0.3, 0.02, 0.004)]
+    samplers = [_native.Sampler(**model) for model in models]  # type: ignore[arg-type]
+    selectors = [native_selector(where) for where in (Selector(), Selector(cache=("V",)), Selector(tokens="prompt"))]
+    sites = ["KV_READ", "BOTH", "KV_WRITE"]
+    rng = np.random.default_rng(7)
+    sampler, selector, request, prompts = (rng.integers(0, 3, 9).astype(np.uint32) for _ in range(4))
+    write, master = (rng.integers(0, 2**32, (9, 2), np.uint32) for _ in range(2))
+    table = _native.TrialTable(
+        layers=LAYERS, samplers=samplers, selectors=selectors, sampler=sampler, selector=selector, write_key=write,
+        request=request, prompt_len=prompts, site=sites, read_master=master,
+    )  # fmt: skip
+
+    def flips(i: int, key: Key, tokens: int) -> int:
+        listed = samplers[sampler[i]].enumerate(
+            key=key, request=int(request[i]), layers=(0, LAYERS), tokens=(0, tokens), prompt_len=int(prompts[i]),
+            selector=selectors[selector[i]],
+        )  # fmt: skip
+        return len(listed["token"])
+
+    written, expected = u32(range(3, 12)), []
+    for i in range(9):
+        site, prompt = sites[sampler[i]], int(prompts[i])
+        flipped = flips(i, tuple(write[i].tolist()), int(written[i])) if site != "KV_READ" else 0
+        for step in read_events(prompt, int(written[i])) if site != "KV_WRITE" else ():
+            flipped += flips(i, _native.read_key(tuple(master[i].tolist()), int(request[i]), step), step)
+        expected.append(flipped)
+    assert table.planned(u32(range(9)), written).tolist() == expected
+    assert len(set(expected)) == 9

@@ -60,7 +60,8 @@ PARTS = {
     "cost": 500, "step": 240, "long": 330, "speed": 340, "checks": 330, "campaign": 400, "launch": 120, "guide": 560,
     "pair": 330, "floor": 200, "fleet": 240,
 }  # fmt: skip
-"""Most seconds of each part, the wait for others (tools/gpu/quiet.py) included."""
+"""Most seconds of each of several parts, the wait for others (tools/gpu/quiet.py) included; one alone may use all that
+there are."""
 TESTS = [
     "-m", "pytest", "-c", os.devnull, f"--rootdir={ROOT}", "--import-mode=importlib", "-p", "no:cacheprovider", "-q",
     "tests/kernels/test_gpu.py", "tests/kernels/device", "tests/engine/test_native_codes.py",
@@ -224,6 +225,7 @@ def machine() -> dict[str, Any]:
     import torch
 
     found: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -253,9 +255,13 @@ def main() -> int:
     parser.add_argument(
         "--lane", nargs="+", action="append", metavar=("GPUS", "CORES PART"), help="parts side by side; may be repeated"
     )
-    parser.add_argument("--seconds", type=float, default=3600, help="stop starting parts after this")
+    parser.add_argument("--seconds", type=float, default=3600, help="stop after this; one part alone uses all of it")
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if not (args.model / "config.json").is_file():
+        parser.error(f"{args.model} is no folder of a model")
+    if unknown := {part for lane in args.lane or () for part in lane[2:]} - PARTS.keys():
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
     args.out.mkdir(parents=True, exist_ok=True)
     if args.part:
         module, file, seconds, *rest = args.part
@@ -278,9 +284,10 @@ def main() -> int:
     results |= {"command": command, "machine": machine()}
     for name in args.only:
         left = args.seconds - (time.monotonic() - began)
-        limit = min(PARTS[name], left)
+        limit = left if len(args.only) == 1 else min(PARTS[name], left)
         if limit < 30:
             results[name] = {"skipped": f"{left:.0f} s were left"}
+            print(f"{name}: skipped, {left:.0f} s were left", flush=True)
         elif name == "checks":
             results[name] = checks(args.out, args.model, limit)
         elif name == "pair":

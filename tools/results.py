@@ -49,6 +49,7 @@ in the spec, and its test chooses among them.
 - "At equal flips": trials in which equally many flips landed; "at equal expected flips": cells that expect as many.
 - "Reasoning in 16, retrieval in 0 of 32 comparisons": a comparison is a retrieval and a reasoning task under one fault;
   reasoning fails significantly more often (McNemar, Holm) in 16 of the 32, retrieval in none.
+- "With another seed": other faults in the same prompts.
 - "The token that decides" is the one from which on a clean answer is graded right. "At equal exposure": the tokens up
   to it, and the flips expected by then, are within {ALIKE - 1:.0%} of each other in both tasks.
 - † marks a decision rule that is younger than a run or a search of the page; the page has the rule of then, too.

@@ -66,12 +66,17 @@ NAN = {
     "trials": 20,
 }  # fmt: skip
 ROUNDS = 5
+ROUND = 25
+"""Seconds for which a first round is begun."""
 PROFILES = 50
-"""Seconds that the profiles take after the rounds."""
-DENSEST = 590
-"""Among the steps of `WRITES`, one with 256 trials of its highest rate."""
+"""Seconds that the profiles take after the rounds, a `PROFILE` each."""
+PROFILE = 10
+EQUAL = 40
+"""Seconds that the campaigns take which must be equal."""
 STRETCH = 51
 """Steps in which a batch of requests comes and goes: one for each token, and the one in which they end."""
+DENSEST = 11 * STRETCH + 30
+"""Among the 663 steps of `WRITES`, one with 256 trials of its highest rate, the last of eight."""
 
 
 class Silent:
@@ -184,8 +189,8 @@ def interleaved(
     least: float = 0.0,
 ) -> None:
     """Every side once in each round, another one first and the other way round each time, inside `look`; saved after
-    each round. A round is
-    begun if the slowest one before it, or `least` seconds, fit before the deadline (`time.monotonic`)."""
+    each round. A round is begun if the slowest one before it, or `least` seconds, fit before the deadline
+    (`time.monotonic`)."""
     times: dict[str, list[float]] = {side: [] for side in sides}
     steps: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     slowest = least
@@ -318,10 +323,10 @@ def measure(
     def save(times: dict[str, list[float]], steps: dict[str, list[dict[str, Any]]]) -> None:
         results["speed"] = {**ratios(times), "undisturbed": undisturbed(times, steps), "all": times, "steps": steps}
 
-    left = 25 if more else PROFILES
-    interleaved(sides, lambda: watched(session), rounds, deadline - (0 if more else left), save, least=left)
+    last = deadline if more else deadline - PROFILES
+    interleaved(sides, lambda: watched(session), rounds, last, save, least=ROUND)
     print("campaign", {k: v for k, v in results["speed"].items() if isinstance(v, float)}, flush=True)
-    profile(results, out, session, sides, deadline - (40 if more else 10))
+    profile(results, out, session, sides, deadline - (EQUAL if more else PROFILE))
     if not more or time.monotonic() > deadline - 30:
         return
     shuffled = plan_of(out, "shuffled", model, {**WRITES, "engine": {**WRITES["engine"], "submission_seed": 7}})

@@ -1,7 +1,7 @@
 //! The flips that trials must have received, counted from their keys over the tokens that they really wrote.
 //!
 //! The other side of the proof of injection: it shares neither the logic of steps nor the arithmetic of addresses
-//! with what counts the landed flips in the cache.
+//! with what counts the landed flips in the cache. It shares the table, and on a CPU the draws.
 
 use std::ops::Range;
 
@@ -13,7 +13,7 @@ use crate::step::{Entry, Site, TrialTable, check_index, check_length};
 
 impl TrialTable {
     /// Flips of each of `entries` whose request wrote the positions `0 .. written`; those of reads once for each read
-    /// event that is shown.
+    /// event that is shown, the prefill's among them whatever was written.
     ///
     /// # Errors
     /// [`Error::Length`] for columns of unequal length, [`Error::Index`] for an entry that is not there.
