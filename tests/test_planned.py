@@ -115,3 +115,15 @@ def test_each_entry_has_its_own_sampler_selector_site_and_keys() -> None:
         expected.append(flipped)
     assert table.planned(u32(range(9)), written).tolist() == expected
     assert len(set(expected)) == 9
+
+
+@pytest.mark.parametrize(("rate", "level"), [(3e-4, "token"), (0.1, "head"), (0.3, "dense")])
+def test_long_requests_are_counted_to_their_end(rate: float, level: str) -> None:
+    """Cells are drawn many at a time; the last of them may be alone."""
+    sampler = _native.Sampler(head_size=16, bits=16, heads=3, rate=rate, mask=0xFFFF)
+    assert sampler.level == level
+    model = {"head_size": 16, "bits": 16, "heads": 3, "rate": rate, "mask": 0xFFFF}
+    table = table_of(model, (5, 6), "KV_WRITE", Selector())
+    for written in (255, 256, 257, 600):
+        flips = sampler.enumerate(key=(5, 6), request=REQUEST, layers=(0, LAYERS), tokens=(0, written))
+        assert table.planned(u32([0]), u32([written])).tolist() == [len(flips["token"])]

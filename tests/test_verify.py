@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,14 @@ import pytest
 from jsonschema import Draft7Validator
 
 from kvspec import _native
-from kvspec.errors import RecordsError
+from kvspec.errors import PlanError, RecordsError
 from kvspec.models import Geometry
 from kvspec.plan.dose import SamplerParameters, sampler_parameters
+from kvspec.spec import load_spec
 from kvspec.verify import measure
 from kvspec.verify.certificate import Certificate, Check, FaultRow, write_certificate
 from kvspec.verify.plan import policies, standard_faults
+from kvspec.verify.run import verify
 
 SHAPE = Geometry(4, 3, 16)
 TOKENS = 43
@@ -137,3 +140,28 @@ def test_the_report_shows_the_certificate_of_its_run(tmp_path: Path) -> None:
     assert "NOT OF THIS RUN: model is other in the certificate" in render_text(score_run(run))
     (run / "certificate.json").write_text('{"checks": 3}', encoding="utf-8")
     assert "NOT READABLE" in render_text(score_run(run))
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "place"),
+    [
+        ("model.kv_cache_dtype=int8_per_token_head", "KVS304", "$.faults[2]"),  # its exponent bits
+        ("faults.0.rate.per_bit=[0.1]", "", ""),
+    ],
+)
+def test_what_cannot_be_injected_is_refused_before_the_engine_starts(change: str, code: str, place: str) -> None:
+    """With its place in the user's spec, not among the standard faults that come first."""
+    spec = load_spec(Path(__file__).parents[1] / "specs" / "quickstart.yaml", [change])
+
+    def phase(text: str) -> None:
+        if text != "preparing the model":
+            raise RuntimeError(text)
+
+    if not code:
+        with pytest.raises(RuntimeError, match="starting vLLM"):
+            verify(spec.model, spec, SimpleNamespace(phase=phase))  # type: ignore[arg-type]
+        return
+    with pytest.raises(PlanError) as caught:
+        verify(spec.model, spec, SimpleNamespace(phase=phase))  # type: ignore[arg-type]
+    (problem,) = caught.value.diagnostics
+    assert (problem.code, problem.path) == (code, place)

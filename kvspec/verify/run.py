@@ -21,7 +21,7 @@ from kvspec.maps.model import OPS
 from kvspec.maps.trial import maps_of_trial
 from kvspec.models import describe
 from kvspec.plan import Plan, Trial
-from kvspec.plan.dose import SCALE_BITS, sampler_parameters
+from kvspec.plan.dose import SCALE_BITS, eligible_mask, sampler_parameters
 from kvspec.plan.events import read_events
 from kvspec.spec.model import TARGETS, Fault, ModelSpec, Selector, Spec
 from kvspec.verify import measure
@@ -54,10 +54,15 @@ def verify(model: ModelSpec, own: Spec | None, observer: Observer) -> Certificat
     """
     begun = time.monotonic()
     observer.phase("preparing the model")
+    info = describe(model)
+    for fault in () if own is None else own.faults:
+        # before the engine starts, and with the places of the user's spec: in the plan others come before them
+        eligible_mask(fault, model.storage_format)
+        if info.geometry is not None:
+            sampler_parameters(fault, model.storage_format, info.geometry)
     plan = self_test(model, own)
     source = materialize(model)
     prompts = tokenize(plan.spec, load_tokenizer(model, source))
-    info = describe(model)
     longest = max(map(len, prompts)) + NEW_TOKENS
     observer.phase("starting vLLM")
     shape = Shape(min(longest, info.max_model_len or longest), 10**6, info.geometry)

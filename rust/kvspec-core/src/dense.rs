@@ -190,3 +190,50 @@ fn smear(bits: &mut [u64], len: u32) {
         covered += by;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fault::{FaultModel, Geometry, Per};
+    use crate::sample::{Place, row_stream};
+
+    /// Each draw is the threshold once, which random thresholds never are.
+    #[test]
+    fn a_count_is_that_of_the_set_at_every_length_and_threshold() {
+        let place = Place {
+            key: [1, 2],
+            request: 9,
+            layer: 3,
+        };
+        let stream = row_stream(&place, 5, 1, 2);
+        let model = FaultModel {
+            rate: 0.9,
+            per: Per::Bit,
+            mask: 1,
+            burst_len: 1,
+            page: None,
+        };
+        for units in [36, 63, 64, 65, 96, 97, 127, 128, 129] {
+            let geometry = Geometry {
+                head_size: units,
+                bits: 1,
+                heads: 3,
+                planes: 2,
+                first_plane: 0,
+            };
+            let mut sampler = Sampler::new(&model, &geometry).expect("legal");
+            let draws: Vec<u64> = (0..units)
+                .map(|unit| draw(&stream.block(Domain::Dense, unit / 2), unit))
+                .collect();
+            for &threshold in &draws {
+                sampler.table = vec![threshold];
+                let reaching = draws.iter().filter(|&&draw| draw >= threshold).count() as u64;
+                assert_eq!(sampler.count_units(&stream), reaching, "{units}");
+                let mut set = vec![0; units.div_ceil(64) as usize];
+                sampler.draw_units(&stream, &mut set);
+                let set: u64 = set.iter().map(|word| u64::from(word.count_ones())).sum();
+                assert_eq!(set, reaching, "{units}");
+            }
+        }
+    }
+}
