@@ -57,8 +57,9 @@ def verify(model: ModelSpec, own: Spec | None, observer: Observer) -> Certificat
     info = describe(model)
     for fault in () if own is None else own.faults:
         # before the engine starts, and with the places of the user's spec: in the plan others come before them
-        eligible_mask(fault, model.storage_format)
-        if info.geometry is not None:
+        if info.geometry is None:
+            eligible_mask(fault, model.storage_format)
+        else:
             sampler_parameters(fault, model.storage_format, info.geometry)
     plan = self_test(model, own)
     source = materialize(model)

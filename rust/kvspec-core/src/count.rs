@@ -33,12 +33,7 @@ impl Sampler {
         scratch: &mut Scratch,
     ) -> u64 {
         let mut flips = 0;
-        for layer in selector.layer_spans(grid.layers.clone()).flatten() {
-            let place = Place {
-                key,
-                request: grid.request,
-                layer,
-            };
+        for place in grid.places(key, selector) {
             for tokens in selector.token_spans(grid.tokens.clone(), grid.prompt_len) {
                 flips += self.count_tokens(&place, tokens, rows, scratch);
             }

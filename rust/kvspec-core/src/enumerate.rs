@@ -29,6 +29,19 @@ pub struct Grid {
     pub prompt_len: u32,
 }
 
+impl Grid {
+    /// Where the cells of each shown layer are drawn.
+    pub(crate) fn places(&self, key: Key, selector: &Selector) -> impl Iterator<Item = Place> {
+        let request = self.request;
+        let layers = selector.layer_spans(self.layers.clone()).flatten();
+        layers.map(move |layer| Place {
+            key,
+            request,
+            layer,
+        })
+    }
+}
+
 impl Sampler {
     /// All flips of `grid` that `selector` shows.
     ///
@@ -39,43 +52,16 @@ impl Sampler {
         let rows = selector.rows(self.geometry());
         self.check_grid(grid, selector, &rows)?;
         let mut sorter = RowSorter::new(self.geometry());
-        let mut columns = Columns::default();
-        self.visit_layers_of(
-            key,
-            grid,
-            selector,
-            &rows,
-            |layer, token, hits| match token {
-                Some(token) => sorter.push(token, hits),
-                None => sorter.drain(grid.request, layer as u16, &mut columns),
-            },
-        );
-        Ok(FaultMap { columns })
-    }
-
-    /// Visits each shown layer as `visit(layer, Some(token), hits)` and at its end as `visit(layer, None, &[])`.
-    fn visit_layers_of(
-        &self,
-        key: Key,
-        grid: &Grid,
-        selector: &Selector,
-        rows: &Rows,
-        mut visit: impl FnMut(u32, Option<u32>, &[Hit]),
-    ) {
-        let mut scratch = Scratch::default();
-        for layer in selector.layer_spans(grid.layers.clone()).flatten() {
-            let place = Place {
-                key,
-                request: grid.request,
-                layer,
-            };
+        let (mut columns, mut scratch) = (Columns::default(), Scratch::default());
+        for place in grid.places(key, selector) {
             for tokens in selector.token_spans(grid.tokens.clone(), grid.prompt_len) {
-                self.visit_tokens(&place, tokens, rows, &mut scratch, |token, hits| {
-                    visit(layer, Some(token), hits);
+                self.visit_tokens(&place, tokens, &rows, &mut scratch, |token, hits| {
+                    sorter.push(token, hits);
                 });
             }
-            visit(layer, None, &[]);
+            sorter.drain(grid.request, place.layer as u16, &mut columns);
         }
+        Ok(FaultMap { columns })
     }
 
     fn check_grid(&self, grid: &Grid, selector: &Selector, rows: &Rows) -> Result<(), Error> {
